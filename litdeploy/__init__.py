@@ -1,0 +1,36 @@
+"""litdeploy makes a trained deep network shallower by LIT, exports it, verifies it and measures what it gained.
+
+The public verbs, imported when they are first used:
+
+    load(file, ...)            → Network      weights in, network recognised
+    compress(teacher, ...)     → Bundle       a shallower student, trained
+    export(bundle, ...)        → Manifest     ONNX, held against PyTorch
+    profile(bundle, ...)       → Report       teacher and student in every runner
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from litdeploy.exporter import export as export
+    from litdeploy.networks import load as load
+    from litdeploy.profiler import profile as profile
+    from litdeploy.trainer import compress as compress
+
+_VERBS = {
+    "load": "litdeploy.networks",
+    "compress": "litdeploy.trainer",
+    "export": "litdeploy.exporter",
+    "profile": "litdeploy.profiler",
+}
+__all__ = ["compress", "export", "load", "profile"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(import_module(_VERBS[name]), name)
+    raise AttributeError(f"module 'litdeploy' has no attribute '{name}'")

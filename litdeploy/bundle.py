@@ -1,0 +1,272 @@
+"""The folder `deploy/`: manifest, hashes, atomic writes.
+
+    manifest.json          what this folder holds; written last
+    student.safetensors    weights; the header's metadata rebuilds the network without the manifest
+    metrics.jsonl          one line an epoch
+    export/                artefacts, each with a sidecar NAME.json
+    profile/               report.json, report.html, samples.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from litdeploy.errors import BundleError
+from litdeploy.recipe import Recipe
+from litdeploy.spec import NetworkSpec
+
+SCHEMA_VERSION = 1
+DEFAULT_PATH = Path("deploy")
+_OURS = ("manifest.json", "student.safetensors", "metrics.jsonl", "tensorboard", "checkpoints", "export", "profile")
+
+
+class Record(BaseModel):
+    """Base of what the manifest holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Accuracy(Record):
+    """Accuracy on one split.
+
+    Attributes:
+        top1: share of images whose highest logit is the label's, 0–1.
+        loss: mean cross-entropy, in nats.
+        images: how many images it is the mean of.
+    """
+
+    top1: float
+    loss: float
+    images: int
+
+
+class TeacherRecord(Record):
+    """The teacher: where it was, the SHA-256 of the file, and what it is."""
+
+    path: str
+    sha256: str
+    spec: NetworkSpec
+
+
+class DataRecord(Record):
+    """The dataset: source, fingerprint of its contents, and the number of images in each split used."""
+
+    source: str
+    fingerprint: str
+    images: dict[str, int]
+    test_is_held_out: bool = False
+
+
+class RunRecord(Record):
+    """How the training ran. `seconds` is wall-clock time, `images_per_second` counts training images."""
+
+    started: str
+    seconds: float
+    images_per_second: float
+    epochs: int
+    device: str
+    precision: str
+    versions: dict[str, str]
+
+
+class Artefact(Record):
+    """One exported file: path relative to the bundle, SHA-256, precision, library versions and what else matters."""
+
+    path: str
+    sha256: str
+    precision: str
+    versions: dict[str, str]
+    details: dict[str, Any]
+
+
+class Manifest(Record):
+    """All that is known of a bundle.
+
+    Attributes:
+        status: `interrupted` when the run was stopped by its user before its last epoch.
+        metrics: `teacher` or `student` → split → accuracy. The test split is used once, after the last epoch.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    litdeploy: str
+    status: Literal["complete", "interrupted"]
+    teacher: TeacherRecord
+    student: NetworkSpec
+    student_sha256: str
+    recipe: Recipe
+    data: DataRecord
+    run: RunRecord
+    metrics: dict[str, dict[str, Accuracy]]
+    artefacts: dict[str, Artefact] = {}
+
+
+class Bundle:
+    """A folder that holds a student and all that was made of it. Paths are properties; nothing is read until asked."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def student_path(self) -> Path:
+        return self.path / "student.safetensors"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def export_path(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def profile_path(self) -> Path:
+        return self.path / "profile"
+
+    def exists(self) -> bool:
+        """Whether anything of a bundle is there, whole or not."""
+        return any((self.path / name).exists() for name in _OURS)
+
+    def read(self) -> Manifest:
+        """Reads the manifest and holds the student's file against its hash.
+
+        Raises:
+            BundleError: no bundle here, another schema, an unreadable manifest, or an altered student.
+        """
+        if not self.path.exists():
+            raise BundleError(
+                f"{self.path}: no such folder. Make a bundle first: litdeploy compress teacher.pt --student-depth 20"
+                + ("" if self.path == DEFAULT_PATH else f" --out {self.path}")
+            )
+        if not self.manifest_path.is_file():
+            unfinished = "holds a run that did not finish" if self.exists() else "is no bundle"
+            raise BundleError(
+                f"{self.path}: {unfinished} (there is no manifest.json). Run `litdeploy compress … --out {self.path}"
+                f"{' --overwrite' if self.exists() else ''}`."
+            )
+        try:
+            manifest = Manifest.model_validate_json(self.manifest_path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(key) for key in first["loc"])
+            raise BundleError(
+                f"{self.manifest_path}: not a manifest that this version reads ({at}: {first['msg']}). "
+                "Compress again with --overwrite."
+            ) from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{self.manifest_path}: schema version {manifest.schema_version}; this litdeploy reads {SCHEMA_VERSION}."
+            )
+        if not self.student_path.is_file() or sha256_of(self.student_path) != manifest.student_sha256:
+            raise BundleError(
+                f"{self.student_path}: missing, or altered since the manifest was written (its SHA-256 differs). "
+                "Restore it, or compress again with --overwrite."
+            )
+        return manifest
+
+    def read_complete(self) -> Manifest:
+        """Like `read`, for the stages after training.
+
+        Raises:
+            BundleError: also when the training was interrupted.
+        """
+        manifest = self.read()
+        if manifest.status == "interrupted":
+            raise BundleError(
+                f"{self.path}: its training was interrupted after {manifest.run.epochs} of {manifest.recipe.epochs} "
+                "epochs. Compress again with --overwrite; its weights so far can be measured with "
+                f"`litdeploy evaluate {self.student_path}`."
+            )
+        return manifest
+
+    def claim(self, overwrite: bool) -> None:
+        """Makes the folder ready for a new run.
+
+        Raises:
+            BundleError: the folder holds another run and `overwrite` is not given, or holds files of somebody else's.
+        """
+        if self.path.is_dir():
+            strange = sorted(path.name for path in self.path.iterdir() if path.name not in _OURS)
+            if strange and not self.exists():
+                raise BundleError(
+                    f"{self.path}: holds files that are not litdeploy's ({', '.join(strange[:3])}). "
+                    "Choose another folder with --out."
+                )
+            if self.exists() and not overwrite:
+                raise BundleError(
+                    f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
+                )
+            for name in _OURS:
+                remove(self.path / name)
+        elif self.path.exists():
+            raise BundleError(f"{self.path}: is a file; --out names a folder.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+
+    def write(self, manifest: Manifest) -> None:
+        """Writes the manifest; everything that it names is there already."""
+        with write_whole(self.manifest_path) as temporary:
+            temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def add_artefact(self, kind: str, artefact: Artefact) -> Manifest:
+        """Enters an exported file in the manifest and returns the new manifest."""
+        manifest = self.read()
+        manifest = manifest.model_copy(update={"artefacts": {**manifest.artefacts, kind: artefact}})
+        self.write(manifest)
+        return manifest
+
+    def artefact_path(self, artefact: Artefact) -> Path:
+        """Path of an exported file, once it was held against its hash.
+
+        Raises:
+            BundleError: the file is missing, was altered, or lies outside the bundle.
+        """
+        path = self.path / artefact.path
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{self.manifest_path}: names {artefact.path}, which lies outside the bundle.")
+        if not path.is_file() or sha256_of(path) != artefact.sha256:
+            raise BundleError(
+                f"{path}: missing, or altered since it was exported (its SHA-256 differs). Run `litdeploy export` again."
+            )
+        return path
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what was written there appears under `path` only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

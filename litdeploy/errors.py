@@ -1,0 +1,76 @@
+"""Every error that a user can meet.
+
+    LitdeployError                 exit code 2: the user's input, told without a traceback
+    ├── CheckpointError            a weights file that is missing, torn, not weights, or does not fit
+    ├── NetworkError               a network that is unknown, ambiguous, or has no repeated blocks
+    ├── StudentError               a depth, plan or initialisation that the teacher does not allow
+    ├── DataError                  a dataset that is missing, malformed, or not the teacher's
+    ├── SettingsError              a recipe or target with an unknown key or a wrong value
+    ├── BundleError                a folder that is no bundle, holds another run, or was altered
+    ├── DeviceError                a device that is not there
+    ├── RunnerError                a backend that cannot run what it was given
+    ├── DependencyError            an optional library that is not installed
+    ├── GateError                  exit code 3: a result beyond a stated limit
+    │   └── ParityError            an artefact that does not compute what the student computes
+    └── InterruptedRun             exit code 130: stopped by the user; what was done is kept
+
+A message says what was wrong, what was found, what would be right, and what to type.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LitdeployError(Exception):
+    """Base of all errors that are told as a message; anything else is a fault of litdeploy's own (exit code 1)."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class CheckpointError(LitdeployError):
+    pass
+
+
+class NetworkError(LitdeployError):
+    pass
+
+
+class StudentError(LitdeployError):
+    pass
+
+
+class DataError(LitdeployError):
+    pass
+
+
+class SettingsError(LitdeployError):
+    pass
+
+
+class BundleError(LitdeployError):
+    pass
+
+
+class DeviceError(LitdeployError):
+    pass
+
+
+class RunnerError(LitdeployError):
+    pass
+
+
+class DependencyError(LitdeployError):
+    pass
+
+
+class GateError(LitdeployError):
+    exit_code = 3
+
+
+class ParityError(GateError):
+    pass
+
+
+class InterruptedRun(LitdeployError):
+    exit_code = 130

@@ -1,0 +1,145 @@
+"""The recipe: what `compress` does. One YAML file a network and dataset in `recipes/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from litdeploy import settings
+from litdeploy.errors import SettingsError
+from litdeploy.settings import Settings
+
+Method = Literal["lit", "kd", "hint", "scratch"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class DataSettings(Settings):
+    """Where the images come from.
+
+    Attributes:
+        source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, or `digits`.
+        image_column, label_column: named where the columns' types do not tell.
+        image_size: (height, width) that images are resized to; None where all have the network's size already.
+        validation: share of the training images held out where the dataset has no validation split of its own.
+        resident: decode everything once into device memory; None where that is decided by the memory there is.
+    """
+
+    source: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: tuple[int, int] | None = None
+    validation: float = Field(0.1, gt=0, lt=1)
+    resident: bool | None = None
+    workers: int = Field(2, ge=0)
+
+
+class Augmentation(Settings):
+    """Random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""
+
+    padding: int = Field(4, ge=0)
+    flip: bool = True
+
+
+class Phase(Settings):
+    """One phase of training.
+
+    Attributes:
+        epochs: passes over the training images.
+        learning_rate: the highest that the schedule reaches.
+        schedule: `one-cycle` (cosine up for the first 30 % of the steps, then down) or `step` (÷10 at each milestone).
+        milestones: epochs of this phase after which a `step` schedule divides by ten.
+    """
+
+    epochs: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["one-cycle", "step"] = "one-cycle"
+    milestones: tuple[int, ...] = ()
+
+
+class Recipe(Settings):
+    """What `compress` does, complete with its defaults.
+
+    The loss is `beta · L_KD + (1 − beta) · section_weight · Σ mse(S_i(T_{i−1}), T_i)` with
+    `L_KD = alpha · CE + (1 − alpha) · temperature² · KL` (LIT, ICML 2019, section 3; `section_weight` 1 there).
+
+    Attributes:
+        network: the teacher's network, where its checkpoint does not tell.
+        normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
+        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`.
+        student_depth, student_blocks: the student; one of them.
+        init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
+        main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
+        hint_share: share of the epochs that `hint` spends on its hint, before distilling.
+    """
+
+    network: str | None = None
+    normalise: str | None = None
+    data: DataSettings = DataSettings()
+    augmentation: Augmentation = Augmentation()
+    method: Method = "lit"
+    student_depth: int | None = Field(None, ge=1)
+    student_blocks: dict[str, int] | None = None
+    init: Literal["copy", "fresh"] | None = None
+    main: Phase = Phase(epochs=4, learning_rate=0.1)
+    finetune: Phase = Phase(epochs=1, learning_rate=0.01)
+    hint_share: float = Field(0.2, gt=0, lt=1)
+    batch_size: int = Field(128, ge=2)
+    alpha: float = Field(0.1, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0)
+    beta: float = Field(0.5, ge=0, le=1)
+    section_weight: float = Field(3.0, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    precision: Precision = "auto"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_student(self) -> Recipe:
+        if self.student_depth is not None and self.student_blocks is not None:
+            raise ValueError("student_depth and student_blocks are two ways to say the same; keep one")
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of both phases together."""
+        return self.main.epochs + self.finetune.epochs
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The same recipe in `epochs` epochs: both phases and their milestones scaled by one factor."""
+        factor = epochs / self.epochs
+        finetune = round(self.finetune.epochs * factor)
+        return self.model_copy(
+            update={
+                "main": _scaled(self.main, epochs - finetune, factor),
+                "finetune": _scaled(self.finetune, finetune, factor),
+            }
+        )
+
+    def with_(self, **changes: Any) -> Recipe:
+        """The same with some fields changed, checked again.
+
+        Raises:
+            SettingsError: a value that the field does not take.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        values.update(changes)
+        return settings.parse(Recipe, values, "command line")
+
+
+def _scaled(phase: Phase, epochs: int, factor: float) -> Phase:
+    milestones = tuple(round(milestone * factor) for milestone in phase.milestones)
+    return phase.model_copy(update={"epochs": epochs, "milestones": milestones})
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads a recipe by name (`cifar10-resnet`) or path.
+
+    Raises:
+        SettingsError: see `settings.read`; also a recipe without any epoch.
+    """
+    recipe = settings.read(Recipe, name_or_path, "recipes")
+    if recipe.epochs < 1:
+        raise SettingsError(f"{name_or_path}: main.epochs and finetune.epochs are both 0; nothing would be trained.")
+    return recipe
