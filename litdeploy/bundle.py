@@ -1,10 +1,10 @@
 """The folder `deploy/`: manifest, hashes, atomic writes.
 
-    manifest.json          what this folder holds; written last
-    student.safetensors    weights; the header's metadata rebuilds the network without the manifest
-    metrics.jsonl          one line an epoch
-    export/                artefacts, each with a sidecar NAME.json
-    profile/               report.json, report.html, samples.json
+manifest.json          what this folder holds; written last
+student.safetensors    weights; the header's metadata rebuilds the network without the manifest
+metrics.jsonl          one line an epoch
+export/                artefacts, each with a sidecar NAME.json
+profile/               report.json, report.html, samples.json
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from litdeploy.spec import NetworkSpec
 
 SCHEMA_VERSION = 1
 DEFAULT_PATH = Path("deploy")
-_OURS = ("manifest.json", "student.safetensors", "metrics.jsonl", "tensorboard", "checkpoints", "export", "profile")
+_OURS = (
+    "manifest.json",
+    "student.safetensors",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "export",
+    "profile",
+)
 
 
 class Record(BaseModel):

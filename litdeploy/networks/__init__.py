@@ -1,0 +1,21 @@
+"""What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
+
+from litdeploy.networks.identify import describe
+from litdeploy.networks.load import build, load, new
+from litdeploy.networks.network import Network, logits_of
+from litdeploy.networks.registry import FAMILIES, NetworkName, request
+from litdeploy.networks.sections import Section, find_sections
+
+__all__ = [
+    "FAMILIES",
+    "Network",
+    "NetworkName",
+    "Section",
+    "build",
+    "describe",
+    "find_sections",
+    "load",
+    "logits_of",
+    "new",
+    "request",
+]

@@ -1,0 +1,204 @@
+"""Name → builder: our own families, `timm:NAME`, `hf:NAME` and `package.module:function`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from litdeploy.errors import DependencyError, NetworkError
+from litdeploy.networks import resnet, resnext
+from litdeploy.networks.family import Arguments, Family
+from litdeploy.spec import InputSpec
+
+FAMILIES: dict[str, Family] = {
+    "resnet": resnet.FAMILY,
+    "resnext": resnext.FAMILY,
+}
+
+# What a caller may name a network by. Code of the user's is run only when it was named like this, never by a file.
+NetworkName = str | Callable[..., nn.Module] | nn.Module
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network as it was asked for.
+
+    Attributes:
+        name: as a spec stores it.
+        arguments: those that were given; the builder's defaults hold for the others.
+        builder: makes a module of those arguments.
+        initialises: whether the builder gives new weights (a module that was passed in does not).
+    """
+
+    name: str
+    arguments: Arguments
+    builder: Callable[..., nn.Module]
+    initialises: bool = True
+
+    @property
+    def family(self) -> Family | None:
+        return FAMILIES.get(self.name)
+
+    def build(self, arguments: Arguments | None = None, seed: int = 0) -> nn.Module:
+        """Makes the module; the same for the same seed, whatever ran before.
+
+        Raises:
+            NetworkError: arguments that the builder does not take, or something that is no module.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                module = self.builder(**(self.arguments if arguments is None else arguments))
+            except TypeError as error:
+                raise NetworkError(f"{self.name}: {error}.") from None
+        if not isinstance(module, nn.Module):
+            raise NetworkError(f"{self.name}: gives a {type(module).__name__}, not an nn.Module.")
+        return module
+
+    def input(self, module: nn.Module, arguments: Arguments) -> InputSpec | None:
+        """The input that the network is known to take; None where nothing says so."""
+        if self.family:
+            return self.family.input(arguments)
+        return _declared_input(module)
+
+
+def is_code(name: str) -> bool:
+    """Whether a stored name stands for the user's own code."""
+    return ":" in name and not name.startswith(("timm:", "hf:"))
+
+
+def request(network: NetworkName) -> Request:
+    """Resolves a network's name.
+
+    Args:
+        network: `resnet`, `resnet56`, `resnet,depth=56,shortcut=B`, `timm:NAME`, `hf:NAME`, `package.module:function`,
+            each with `,key=value` arguments; in Python also a function or class that makes a module, or a module.
+
+    Raises:
+        NetworkError: an unknown name.
+        DependencyError: the library that it names is not installed.
+    """
+    if isinstance(network, nn.Module):
+        template = network
+        kind = type(network)
+        return Request(f"{kind.__module__}:{kind.__qualname__}", {}, lambda: copy.deepcopy(template), initialises=False)
+    if not isinstance(network, str):
+        return Request(f"{network.__module__}:{network.__qualname__}", {}, network)
+    name, *pairs = network.split(",")
+    arguments = dict(_argument(pair, network) for pair in pairs)
+    if name.startswith("timm:"):
+        return Request(name, arguments, _timm_builder(name.removeprefix("timm:")))
+    if name.startswith("hf:"):
+        return Request(name, arguments, _hf_builder(name.removeprefix("hf:")))
+    if ":" in name:
+        return Request(name, arguments, _user_builder(name))
+    if match := re.fullmatch(r"([a-z]+)(\d+)", name):
+        name, arguments = match[1], {"depth": int(match[2]), **arguments}
+    if name not in FAMILIES:
+        raise NetworkError(
+            f"no network '{network}'. Known: {', '.join(FAMILIES)} (as in resnet56 or resnet,depth=56,shortcut=B), "
+            "timm:NAME, hf:NAME, package.module:function."
+        )
+    return Request(name, arguments, FAMILIES[name].build)
+
+
+def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:
+    key, equals, value = pair.partition("=")
+    if not equals or not key.isidentifier():
+        raise NetworkError(
+            f"{network}: '{pair}' is not an argument; write key=value, as in resnet,depth=56,shortcut=B."
+        )
+    if value in ("true", "false"):
+        return key, value == "true"
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def _timm_builder(name: str) -> Callable[..., nn.Module]:
+    timm: Any = _library("timm", f"timm:{name}", "pip install timm")
+
+    def build(**arguments: Any) -> nn.Module:
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+        except RuntimeError as error:
+            raise NetworkError(f"timm:{name}: {error}.") from None
+        return module
+
+    return build
+
+
+def _hf_builder(name: str) -> Callable[..., nn.Module]:
+    transformers: Any = _library("transformers", f"hf:{name}", "pip install transformers")
+
+    def build(**arguments: Any) -> nn.Module:
+        try:
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **arguments)
+            module: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
+        except (OSError, ValueError) as error:
+            raise NetworkError(
+                f"hf:{name}: no configuration of an image classifier to be had by that name ({str(error).splitlines()[0]}). "
+                "Give a model's name at the hub, or a local folder that holds its config.json."
+            ) from None
+        return module
+
+    return build
+
+
+def _user_builder(name: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        with _working_folder_importable():
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise NetworkError(
+            f"{name}: no module '{error.name}' here or installed. The part before the colon is what `import` takes."
+        ) from None
+    builder = getattr(module, attribute, None)
+    if not callable(builder):
+        raise NetworkError(f"{name}: {module_name} has no function or class '{attribute}'.")
+    result: Callable[..., nn.Module] = builder
+    return result
+
+
+def _library(module: str, network: str, command: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DependencyError(f"{network} needs the library {module} ({error}). Install it: {command}") from None
+
+
+@contextmanager
+def _working_folder_importable() -> Any:
+    """As `python -m` does: a script's own folder is where its modules are looked for first."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _declared_input(module: nn.Module) -> InputSpec | None:
+    """What a timm module (`pretrained_cfg`) or a transformers one (`config`) says of its input."""
+    declared = getattr(module, "pretrained_cfg", None)
+    if isinstance(declared, dict) and "input_size" in declared:
+        return InputSpec(shape=tuple(declared["input_size"]), mean=tuple(declared["mean"]), std=tuple(declared["std"]))
+    config = getattr(module, "config", None)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if isinstance(size, int) and isinstance(channels, int):
+        return InputSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
+    return None

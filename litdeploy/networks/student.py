@@ -1,0 +1,97 @@
+"""From a depth to a plan, and from a plan to the shallower twin with the copied parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from litdeploy.errors import StudentError
+from litdeploy.networks.sections import Section, container
+from litdeploy.spec import DepthPlan
+
+Init = Literal["copy", "fresh"]
+
+
+def spaced(kept: int, blocks: int) -> tuple[int, ...]:
+    """Indices of `kept` of `blocks` blocks, evenly spaced and with the first, which may downsample.
+
+    >>> spaced(3, 9)
+    (0, 4, 8)
+    """
+    if kept == 1:
+        return (0,)
+    return tuple(round(index * (blocks - 1) / (kept - 1)) for index in range(kept))
+
+
+def make_plan(sections: Sequence[Section], kept: Mapping[str, int]) -> DepthPlan:
+    """The plan that keeps `kept[name]` blocks of each section named, and the others whole.
+
+    Raises:
+        StudentError: a section that is not there, no block left, or more blocks than the teacher has.
+    """
+    known = {section.name: section for section in sections}
+    for name, count in kept.items():
+        if name not in known:
+            raise StudentError(
+                f"the teacher has no section '{name}'. Its sections: "
+                + ", ".join(f"{section.name} ({section.blocks} blocks)" for section in sections)
+                + "."
+            )
+        if not 1 <= count <= known[name].blocks:
+            raise StudentError(
+                f"section '{name}' has {known[name].blocks} blocks; the student can keep 1 to {known[name].blocks} "
+                f"of them, not {count}."
+            )
+    return {name: spaced(count, known[name].blocks) for name, count in kept.items()}
+
+
+def share_out(total: int, sections: Sequence[Section]) -> dict[str, int]:
+    """Shares `total` blocks out over the sections in proportion to the teacher's, at least one each."""
+    whole = sum(section.blocks for section in sections)
+    exact = {section.name: total * section.blocks / whole for section in sections}
+    shares = {name: max(1, int(share)) for name, share in exact.items()}
+    # Largest remainder first; a section that was lifted to one block has none left to give.
+    while sum(shares.values()) != total:
+        step = 1 if sum(shares.values()) < total else -1
+        open_names = [name for name in shares if step == 1 or shares[name] > 1]
+        name = max(open_names, key=lambda name: step * (exact[name] - shares[name]))
+        shares[name] += step
+    return shares
+
+
+def shorten(module: nn.Module, plan: DepthPlan) -> None:
+    """Takes the blocks that the plan does not keep out of `module`, in place.
+
+    Raises:
+        StudentError: the plan keeps blocks that the module does not have.
+    """
+    for name, kept in plan.items():
+        blocks = container(module, name)
+        if not kept or list(kept) != sorted(set(kept)) or kept[0] != 0 or kept[-1] >= len(blocks):
+            raise StudentError(f"the plan keeps blocks {list(kept)} of section '{name}', which has {len(blocks)}.")
+        for index in reversed(range(len(blocks))):
+            if index not in kept:
+                del blocks[index]
+
+
+def make_student(teacher: nn.Module, plan: DepthPlan, fresh: nn.Module | None = None) -> nn.Module:
+    """The shallower twin: stem and head are the teacher's, blocks are copies of the teacher's or new.
+
+    Args:
+        teacher: left as it is.
+        plan: which blocks are kept.
+        fresh: a newly initialised module of the teacher's shape, whose blocks the planned sections take; None: copies.
+
+    Returns:
+        A student that shares no tensor with the teacher. With copied blocks and a plan that keeps all, it computes
+        exactly what the teacher computes.
+    """
+    student = copy.deepcopy(teacher)
+    if fresh is not None:
+        for name in plan:
+            container(student, name).load_state_dict(container(fresh, name).state_dict())
+    shorten(student, plan)
+    return student.requires_grad_(True).train()
