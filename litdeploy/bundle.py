@@ -131,6 +131,10 @@ class Bundle:
         return self.path / "student.safetensors"
 
     @property
+    def teacher_path(self) -> Path:
+        return self.path / "teacher.safetensors"
+
+    @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 

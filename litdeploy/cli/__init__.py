@@ -1,0 +1,53 @@
+"""The command line: one file a command. Each parses, calls and prints; nothing else imports typer or rich."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+from litdeploy import __version__
+from litdeploy.cli.console import errors
+from litdeploy.errors import LitdeployError
+
+app = typer.Typer(
+    name="litdeploy",
+    help="Makes a trained deep network shallower by LIT, exports it, verifies it and measures what it gained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+COMMANDS = ("compress", "export", "profile", "deploy", "inspect", "evaluate", "train", "demo")
+for _name in COMMANDS:
+    _command = import_module(f"litdeploy.cli.{_name}").command
+    app.command(_name)(_command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"litdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; errors of the user's become a message and an exit code, ours a traceback and 1."""
+    try:
+        app()
+    except LitdeployError as error:
+        errors.print(f"litdeploy: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("litdeploy: interrupted; nothing was written.", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

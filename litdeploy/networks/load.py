@@ -53,15 +53,20 @@ def load(
     return Network(module.eval(), spec, str(checkpoint.path))
 
 
-def new(network: NetworkName, *, normalise: str | None, input_shape: tuple[int, int, int] | None, seed: int) -> Network:
-    """A newly initialised network.
+def new(
+    network: NetworkName, *, normalise: str | None, input_shape: tuple[int, int, int], classes: int, seed: int
+) -> Network:
+    """A newly initialised network. One of our own families takes the channels and classes where it is not told others.
 
     Raises:
-        NetworkError: unknown, or its input is not known.
+        NetworkError: unknown.
     """
     asked = request(network)
-    module = asked.build(seed=seed)
-    return Network(module, _spec(asked, module, asked.arguments, normalise, input_shape, asked.name), asked.name)
+    arguments = dict(asked.arguments)
+    if asked.family:
+        arguments = {"classes": classes, "in_channels": input_shape[0], **arguments}
+    module = asked.build(arguments, seed)
+    return Network(module, _spec(asked, module, arguments, normalise, input_shape, asked.name), asked.name)
 
 
 def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:

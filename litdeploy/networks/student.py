@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from litdeploy.errors import StudentError
+from litdeploy.networks.family import Family, depths_of
 from litdeploy.networks.sections import Section, container
 from litdeploy.spec import DepthPlan
 
@@ -46,6 +47,25 @@ def make_plan(sections: Sequence[Section], kept: Mapping[str, int]) -> DepthPlan
                 f"of them, not {count}."
             )
     return {name: spaced(count, known[name].blocks) for name, count in kept.items()}
+
+
+def plan_for_depth(sections: Sequence[Section], depth: int, family: Family | None) -> DepthPlan:
+    """The plan of a student of that depth; every section is in it.
+
+    Raises:
+        StudentError: no such student; names the depths that there are.
+    """
+    depths = depths_of(family, sections)
+    if depth in depths:
+        return make_plan(sections, share_out(depths[depth], sections))
+    deepest = max(depths)
+    what = "layers" if family else "blocks in all"
+    wrong = (
+        f"the teacher has depth {deepest}, and a student is no deeper than its teacher"
+        if depth > deepest
+        else f"no student of this teacher has depth {depth} ({what})"
+    )
+    raise StudentError(f"--student-depth {depth}: {wrong}. Possible: {', '.join(map(str, depths))}.")
 
 
 def share_out(total: int, sections: Sequence[Section]) -> dict[str, int]:

@@ -1,0 +1,84 @@
+"""`litdeploy compress`: from a teacher's weights to a bundle with a trained, shallower student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from litdeploy.cli import options as o
+from litdeploy.cli.console import note, output, percent, print_json, training_progress
+
+if TYPE_CHECKING:
+    from litdeploy.bundle import Bundle, Manifest
+
+
+def command(
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    student_depth: o.StudentDepth = None,
+    student_blocks: o.StudentBlocks = None,
+    data: o.Data = None,
+    recipe: o.RecipeName = None,
+    method: o.Method = None,
+    init: o.Init = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    precision: o.Precision = None,
+    device: o.Device = "auto",
+    seed: o.Seed = None,
+    network: o.Network = None,
+    normalise: o.Normalise = None,
+    input_shape: o.InputShape = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    image_size: o.ImageSize = None,
+    out: o.Out = o.DEFAULT_BUNDLE,
+    overwrite: o.Overwrite = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Make a trained network shallower, by LIT."""
+    from litdeploy.trainer import compress
+
+    changes: dict[str, Any] = {
+        "student_depth": student_depth,
+        "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
+        "data": o.data_settings(data, image_column, label_column, image_size),
+        "method": method,
+        "init": init,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+        "network": network,
+        "normalise": normalise,
+        "input_shape": o.shape_of(input_shape),
+    }
+    bundle = compress(
+        teacher,
+        recipe=recipe,
+        out=out,
+        device=device,
+        overwrite=overwrite,
+        tensorboard=tensorboard,
+        progress=training_progress(),
+        **changes,
+    )
+    show(bundle, bundle.read(), json)
+
+
+def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
+    """Prints what came out of a training."""
+    if json:
+        print_json({"bundle": str(bundle.path), **manifest.model_dump(mode="json")})
+        return
+    metrics = manifest.metrics
+    for role in ("teacher", "student"):
+        splits = "   ".join(f"{split} {percent(found)}" for split, found in metrics[role].items())
+        output.print(f"{role}   {splits}", highlight=False)
+    held_out = "held out of the training images" if manifest.data.test_is_held_out else "the dataset's own"
+    note(f"The test split ({held_out}) was used once, after the last epoch.")
+    note(f"{bundle.path}: written. Next: litdeploy export --onnx{'' if bundle.path == o.DEFAULT_BUNDLE else f' {bundle.path}'}")

@@ -1,0 +1,87 @@
+"""What commands print by: results to standard output, progress and messages to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from litdeploy.bundle import Accuracy
+    from litdeploy.trainer import Progress
+
+output = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on standard output, and nothing else there."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def note(text: str) -> None:
+    """A line on standard error."""
+    errors.print(text, markup=False, highlight=False)
+
+
+def percent(accuracy: Accuracy | None) -> str:
+    """`89.67 %`, or a dash where it was not measured."""
+    return f"{accuracy.top1:.2%}".replace("%", " %") if accuracy else "–"
+
+
+def epoch_line(row: dict[str, Any]) -> str:
+    """What an epoch came to, on one line."""
+    return (
+        f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "
+        f"validation {row['validation_top1']:.2%}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} images/s"
+    )
+
+
+def training_progress() -> Progress:
+    """Somebody who shows a run: a bar with images/s and time left on a terminal, a line an epoch elsewhere."""
+    # Imported here, as the trainer imports torch, which `litdeploy --help` does without.
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from litdeploy.trainer import Progress
+    from litdeploy.trainer.metrics import Row
+
+    class ConsoleProgress(Progress):
+        def __init__(self) -> None:
+            self.bar: Bar | None = None
+
+        def note(self, text: str) -> None:
+            note(text)
+
+        def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+            if not errors.is_terminal:
+                return
+            self.bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=errors,
+                transient=True,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(f"{phase} {epoch}/{epochs}", total=images, rate="")
+
+        def advance(self, images: int) -> None:
+            if self.bar is not None:
+                speed = self.bar.tasks[0].speed
+                self.bar.update(self.task, advance=images, rate=f"{speed:.0f} images/s" if speed else "")
+
+        def end(self, row: Row) -> None:
+            self.close()
+            note(epoch_line(row))
+
+        def close(self) -> None:
+            if self.bar is not None:
+                self.bar.stop()
+                self.bar = None
+
+    return ConsoleProgress()

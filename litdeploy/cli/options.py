@@ -1,0 +1,87 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from litdeploy.bundle import DEFAULT_PATH
+from litdeploy.errors import SettingsError
+
+
+def blocks(text: str) -> dict[str, int]:
+    """Reads `layer1=3,layer2=2`."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): int(count) for name, count in pairs}
+    except ValueError:
+        raise SettingsError(
+            f"--student-blocks {text}: write section=blocks, as in layer1=3,layer3=2; `litdeploy inspect` names the "
+            "sections."
+        ) from None
+
+
+BundlePath = Annotated[Path, typer.Argument(help="The bundle.", show_default=True)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Network = Annotated[
+    str | None,
+    typer.Option(help="The network, where the file does not tell: resnet56, timm:NAME, hf:NAME, package.module:function."),
+]
+Normalise = Annotated[
+    str | None, typer.Option(help="imagenet, cifar10, cifar100, half, none, or m1,m2,m3:s1,s2,s3 on the scale 0–1.")
+]
+InputShape = Annotated[
+    str | None, typer.Option(help="Channels, height and width of one image, as in 3,32,32.", metavar="C,H,W")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="A folder of class folders, a Parquet or CSV file, a folder of them, a hub id, or digits."),
+]
+ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
+LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
+ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this height and width.", metavar="H,W")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or path.")]
+TargetName = Annotated[str | None, typer.Option("--target", help="A deployment target's name or path.")]
+Out = Annotated[Path, typer.Option(help="The folder that becomes the bundle.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run that is there.")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases together.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate of the main phase.")]
+Seed = Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")]
+StudentDepth = Annotated[int | None, typer.Option(help="The student's depth; `litdeploy inspect` lists those possible.")]
+StudentBlocks = Annotated[
+    str | None,
+    typer.Option(help="Blocks a section, as in layer1=3,layer3=2; sections not named stay whole.", metavar="NAME=N,…"),
+]
+Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with: kd, hint, scratch.")]
+Init = Annotated[str | None, typer.Option(help="copy (the teacher's blocks, evenly spaced) or fresh.")]
+
+DEFAULT_BUNDLE = DEFAULT_PATH
+
+
+def shape_of(text: str | None) -> tuple[int, int, int] | None:
+    """Reads --input-shape."""
+    return None if text is None else _whole_numbers(text, "--input-shape", 3, "3,32,32")
+
+
+def data_settings(
+    source: str | None, image_column: str | None, label_column: str | None, image_size: str | None
+) -> dict[str, object]:
+    """The fields of a recipe's `data` that were given."""
+    size = None if image_size is None else list(_whole_numbers(image_size, "--image-size", 2, "32,32"))
+    given = {"source": source, "image_column": image_column, "label_column": label_column, "image_size": size}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _whole_numbers(text: str, option: str, count: int, example: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or min(numbers) < 1:
+        raise SettingsError(f"{option} {text}: {count} whole numbers of at least 1 are needed, as in {example}.")
+    return numbers

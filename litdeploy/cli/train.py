@@ -1,0 +1,63 @@
+"""`litdeploy train`: a network from new weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from litdeploy.cli import options as o
+from litdeploy.cli.console import output, percent, print_json, training_progress
+
+
+def command(
+    network: Annotated[str, typer.Argument(help="resnet56, resnext29, timm:NAME, hf:NAME, package.module:function.")],
+    data: o.Data = None,
+    recipe: o.RecipeName = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    precision: o.Precision = None,
+    device: o.Device = "auto",
+    seed: o.Seed = None,
+    normalise: o.Normalise = None,
+    input_shape: o.InputShape = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    image_size: o.ImageSize = None,
+    out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("teacher.safetensors"),
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Train a teacher, or the from-scratch baseline."""
+    from litdeploy.trainer import train
+
+    trained = train(
+        network,
+        recipe=recipe,
+        out=out,
+        device=device,
+        overwrite=overwrite,
+        progress=training_progress(),
+        data=o.data_settings(data, image_column, label_column, image_size),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        precision=precision,
+        seed=seed,
+        normalise=normalise,
+        input_shape=o.shape_of(input_shape),
+    )
+    if json:
+        print_json(
+            {
+                "path": str(trained.path),
+                "validation": trained.validation.model_dump(),
+                "test": trained.test.model_dump(),
+            }
+        )
+    else:
+        output.print(
+            f"{trained.path}   validation {percent(trained.validation)}   test {percent(trained.test)}", highlight=False
+        )

@@ -1,0 +1,269 @@
+"""The verb `compress`: from a teacher to a bundle with a trained, shallower student."""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import litdeploy
+from litdeploy.bundle import (
+    DEFAULT_PATH,
+    Accuracy,
+    Bundle,
+    Manifest,
+    RunRecord,
+    TeacherRecord,
+    sha256_of,
+)
+from litdeploy.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.data import Data, check_against, open_data
+from litdeploy.errors import InterruptedRun, SettingsError, StudentError
+from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, request
+from litdeploy.networks.student import make_plan, make_student, plan_for_depth
+from litdeploy.recipe import Recipe, read_recipe
+from litdeploy.runtime import device_name, resolve_device, resolve_precision
+from litdeploy.spec import DepthPlan
+from litdeploy.trainer.loop import Run, evaluate, fit
+from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
+from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.teacher import Teacher
+
+
+def compress(
+    teacher: str | Path | Network,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    out: str | Path = DEFAULT_PATH,
+    device: str = "auto",
+    network: NetworkName | None = None,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Bundle:
+    """Makes a teacher shallower and trains the result, by LIT unless the recipe says otherwise.
+
+    Args:
+        teacher: a file of weights, or a network that was loaded. Left as it is.
+        recipe: a recipe, or the name or path of one; None: the defaults.
+        out: folder that becomes the bundle.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        network: the teacher's network, where its file does not tell: see `networks.load`.
+        overwrite: replace another run in `out`.
+        tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`.
+        progress: told of every epoch.
+        **changes: fields of the recipe, over what it says: `student_depth=20`, `data="digits"`, `epochs=5`.
+
+    Returns:
+        The bundle, complete.
+
+    Raises:
+        LitdeployError: one of its kinds, before anything is written.
+        InterruptedRun: the user interrupted the training; the bundle says so and holds the weights so far.
+    """
+    resolved = resolve_recipe(recipe, changes)
+    progress = progress or Progress()
+    where = resolve_device(device)
+    if tensorboard:
+        check_tensorboard()
+    loaded, record = _load_teacher(teacher, resolved, network)
+    sections = find_sections(loaded.module, loaded.example())
+    plan = plan_of(loaded, sections, resolved)
+    data = open_data(resolved.data, where, resolved.seed)
+    check_against(data, loaded.spec, loaded.class_count())
+    student = _start(loaded, plan, resolved, network)
+    bundle = Bundle(out)
+    bundle.claim(overwrite)
+    if record is None:
+        record = _keep_teacher(bundle, loaded)
+    precision = resolve_precision(resolved.precision, where)
+    names = [section.name for section in sections if section.name in plan]
+    phases = [
+        phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs > 0
+    ]
+    log = MetricsLog(bundle.metrics_path, bundle.path / "tensorboard" if tensorboard else None)
+    with log:
+        run = Run(
+            student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            teacher=Teacher(loaded.module, names, where),
+            phases=phases,
+            sections=names,
+            data=data,
+            input=loaded.spec.input,
+            recipe=resolved,
+            precision=precision,
+            device=where,
+            log=log,
+            progress=progress,
+        )
+        return _train(bundle, run, record, plan)
+
+
+def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe with the changes over it. `data` may be just the source; `epochs` scales both phases, and
+    `learning_rate` is that of the main phase.
+
+    Raises:
+        SettingsError: a field that there is not, or a value that it does not take.
+    """
+    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
+    changes = {key: value for key, value in changes.items() if value is not None}
+    epochs = changes.pop("epochs", None)
+    learning_rate = changes.pop("learning_rate", None)
+    data = changes.pop("data", {})
+    data = {"source": str(data)} if isinstance(data, str | Path) else dict(data)
+    if {"student_depth", "student_blocks"} & changes.keys():
+        base = base.model_copy(update={"student_depth": None, "student_blocks": None})
+    merged = {**base.data.model_dump(mode="json", exclude_defaults=True), **data}
+    source = merged.get("source")
+    if source is None:
+        raise SettingsError(
+            "no data to train on: name it with --data (a folder, a Parquet or CSV file, a hub id such as uoft-cs/cifar10, "
+            "or digits), or a recipe that does."
+        )
+    if Path(source).exists():
+        merged["source"] = str(Path(source).resolve())
+    if learning_rate is not None:
+        changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
+    resolved = base.with_(**changes, data=merged)
+    if epochs is not None:
+        if epochs < 1:
+            raise SettingsError(f"--epochs {epochs}: at least one epoch is needed.")
+        resolved = resolved.with_epochs(epochs)
+    return resolved
+
+
+def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthPlan:
+    """The student's plan, by the recipe's depth or blocks.
+
+    Raises:
+        StudentError: neither is given, or no such student is possible.
+    """
+    family = FAMILIES.get(teacher.spec.name)
+    if teacher.spec.plan is not None:
+        raise StudentError(
+            f"{teacher.source} is a student of litdeploy's own already. Compress its teacher to the depth that is wanted."
+        )
+    if recipe.student_blocks is not None:
+        return make_plan(sections, recipe.student_blocks)
+    if recipe.student_depth is None:
+        raise StudentError("how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…")
+    return plan_for_depth(sections, recipe.student_depth, family)
+
+
+def _load_teacher(
+    teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
+) -> tuple[Network, TeacherRecord | None]:
+    if isinstance(teacher, Network):
+        return teacher, None
+    checkpoint = read_checkpoint(teacher)
+    loaded = load(
+        checkpoint,
+        network=network if network is not None else recipe.network,
+        normalise=recipe.normalise,
+        input_shape=recipe.input_shape,
+    )
+    record = TeacherRecord(path=str(Path(teacher).resolve()), sha256=checkpoint.sha256, spec=loaded.spec)
+    return loaded, record
+
+
+def _keep_teacher(bundle: Bundle, teacher: Network) -> TeacherRecord:
+    """A teacher that came from no file is written beside its student, so that later stages find it."""
+    sha256 = write_checkpoint(bundle.teacher_path, teacher.module.state_dict(), teacher.spec)
+    return TeacherRecord(path=str(bundle.teacher_path.resolve()), sha256=sha256, spec=teacher.spec)
+
+
+def _start(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
+    """The student before its first step, as the method or the recipe's `init` has it."""
+    default = OBJECTIVES[recipe.method].init
+    if default == "scratch" and recipe.init == "copy":
+        raise StudentError("--method scratch copies nothing from the teacher; leave --init out, or choose --method kd.")
+    init = "scratch" if default == "scratch" else recipe.init or default
+    if init == "copy":
+        return make_student(teacher.module, plan)
+    asked = None if network is None else request(network)
+    if asked is not None and not asked.initialises:
+        raise StudentError("fresh blocks need a function that builds the network: pass network=build, not a module.")
+    fresh = build(teacher.spec, asked, teacher.source, recipe.seed)
+    return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
+
+
+def _train(bundle: Bundle, run: Run, teacher: TeacherRecord, plan: DepthPlan) -> Bundle:
+    assert run.teacher is not None
+    started, clock = datetime.now(UTC), time.perf_counter()
+    teacher_accuracy: dict[str, Accuracy] = {}
+    try:
+        teacher_accuracy["validation"] = _teacher_on_validation(run)
+        fit(run)
+        run.progress.note("testing teacher and student on the test split, once")
+        teacher_accuracy["test"] = evaluate(run.teacher.module, run.data.test, run.input, "fp32")
+        student_test = evaluate(run.student, run.data.test, run.input, "fp32")
+    except KeyboardInterrupt:
+        _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
+        raise InterruptedRun(
+            f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights so "
+            "far. To train again: the same command with --overwrite."
+        ) from None
+    metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
+    _finish(bundle, run, teacher, plan, started, clock, metrics, "complete")
+    return bundle
+
+
+def _teacher_on_validation(run: Run) -> Accuracy:
+    assert run.teacher is not None
+    found = evaluate(run.teacher.module, run.data.validation, run.input, run.precision)
+    run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation images")
+    chance = 1 / len(run.data.classes)
+    if found.top1 < chance + 0.1 * (1 - chance):
+        run.progress.note(
+            f"warning: that is hardly better than guessing ({chance:.0%}). Is the normalisation the teacher's own "
+            f"(now mean {run.input.mean}, std {run.input.std}; --normalise), and are these the classes it was trained on?"
+        )
+    return found
+
+
+def _finish(
+    bundle: Bundle,
+    run: Run,
+    teacher: TeacherRecord,
+    plan: DepthPlan,
+    started: datetime,
+    clock: float,
+    metrics: dict[str, dict[str, Accuracy]],
+    status: str,
+) -> None:
+    """Weights first, the manifest that names them last."""
+    spec = teacher.spec.with_(plan=plan, classes=run.data.classes)
+    sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), spec)
+    if run.validation is not None:
+        metrics = {**metrics, "student": {"validation": run.validation, **metrics.get("student", {})}}
+    record = RunRecord(
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - clock, 3),
+        images_per_second=round(run.images_done / max(run.training_seconds, 1e-9), 1),
+        epochs=run.epochs_done,
+        device=device_name(run.device),
+        precision=run.precision,
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+    )
+    bundle.write(
+        Manifest.model_validate(
+            {
+                "litdeploy": litdeploy.__version__,
+                "status": status,
+                "teacher": teacher,
+                "student": spec,
+                "student_sha256": sha256,
+                "recipe": run.recipe,
+                "data": run.data.record(),
+                "run": record,
+                "metrics": metrics,
+            }
+        )
+    )

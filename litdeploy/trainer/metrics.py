@@ -1,0 +1,86 @@
+"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard, and whoever watches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from litdeploy.errors import DependencyError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = dict[str, str | int | float]
+
+
+class Progress:
+    """Somebody who watches a run; this one does not."""
+
+    def note(self, text: str) -> None:
+        """A line that is said once."""
+
+    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+        """An epoch of so many images begins."""
+
+    def advance(self, images: int) -> None:
+        """So many more images were trained on."""
+
+    def end(self, row: Row) -> None:
+        """An epoch ended, with these metrics."""
+
+
+class MetricsLog:
+    """One line of JSON an epoch, written out at once; the same numbers to TensorBoard where that is asked for.
+
+    Args:
+        path: of `metrics.jsonl`.
+        tensorboard: folder for TensorBoard's event files; None: none are written.
+
+    Raises:
+        DependencyError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+        self._writer = _summary_writer(tensorboard) if tensorboard else None
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
+            self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()  # type: ignore[no-untyped-call]
+
+
+def check_tensorboard() -> None:
+    """Raises DependencyError where TensorBoard is not installed; before a run, not after its first epoch."""
+    _summary_writer_class()
+
+
+def _summary_writer_class() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DependencyError(
+            "--tensorboard needs the library tensorboard. Install it: pip install 'litdeploy[tensorboard]'"
+        ) from None
+    return SummaryWriter
+
+
+def _summary_writer(folder: Path) -> SummaryWriter:
+    writer: SummaryWriter = _summary_writer_class()(str(folder))
+    return writer
