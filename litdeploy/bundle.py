@@ -178,7 +178,7 @@ class Bundle:
             ) from None
         if manifest.schema_version != SCHEMA_VERSION:
             raise BundleError(
-                f"{self.manifest_path}: schema version {manifest.schema_version}; this litdeploy reads {SCHEMA_VERSION}."
+                f"{self.manifest_path}: schema version {manifest.schema_version}; this one reads {SCHEMA_VERSION}."
             )
         if not self.student_path.is_file() or sha256_of(self.student_path) != manifest.student_sha256:
             raise BundleError(
@@ -251,7 +251,7 @@ class Bundle:
             raise BundleError(f"{self.manifest_path}: names {artefact.path}, which lies outside the bundle.")
         if not path.is_file() or sha256_of(path) != artefact.sha256:
             raise BundleError(
-                f"{path}: missing, or altered since it was exported (its SHA-256 differs). Run `litdeploy export` again."
+                f"{path}: missing, or altered since it was exported (its SHA-256 differs). Export it again."
             )
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,21 +135,36 @@ def _unpickle(path: Path) -> object:
 
     _refuse_torchscript(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of pickles that it did not write itself; whether it could read them is what counts here.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+\.\w+)", str(error))
-        if not found:
-            raise CheckpointError(
-                f"{path}: not a checkpoint, or a damaged one: it does not start as a PyTorch file does. Save one with "
-                'torch.save(model.state_dict(), "teacher.pt").'
-            ) from None
-        raise CheckpointError(
-            f"{path} holds a pickled object ({found[1]}), which runs code when opened. litdeploy opens weights only. "
-            'Save its weights instead: torch.save(model.state_dict(), "teacher.pt").'
-        ) from None
+        raise _not_weights(path, str(error)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: a truncated or damaged checkpoint ({first}). Copy or save it again.") from None
+
+
+def _not_weights(path: Path, reason: str) -> CheckpointError:
+    """What to say of a file that the weights-only reader refused, for the reason it gave."""
+    named = re.search(r"(?:GLOBAL|class) ([\w.]+)", reason)
+    is_pickle = zipfile.is_zipfile(path) or _first_byte(path) == pickle.PROTO
+    if named or ("Unsupported operand" in reason and is_pickle):
+        held = f" ({named[1]})" if named else ""
+        return CheckpointError(
+            f"{path} holds a pickled object{held}, which runs code when opened. litdeploy opens weights only. Save its "
+            'weights instead: torch.save(model.state_dict(), "teacher.pt").'
+        )
+    return CheckpointError(
+        f"{path}: not a checkpoint, or a damaged one: it does not read as a PyTorch file does. Save one with "
+        'torch.save(model.state_dict(), "teacher.pt").'
+    )
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def _refuse_torchscript(path: Path) -> None:

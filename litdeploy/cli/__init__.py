@@ -44,7 +44,9 @@ def main() -> None:
     try:
         app()
     except LitdeployError as error:
-        errors.print(f"litdeploy: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False)
+        errors.print(
+            f"litdeploy: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False
+        )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("litdeploy: interrupted; nothing was written.", markup=False)

@@ -81,4 +81,5 @@ def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
         output.print(f"{role}   {splits}", highlight=False)
     held_out = "held out of the training images" if manifest.data.test_is_held_out else "the dataset's own"
     note(f"The test split ({held_out}) was used once, after the last epoch.")
-    note(f"{bundle.path}: written. Next: litdeploy export --onnx{'' if bundle.path == o.DEFAULT_BUNDLE else f' {bundle.path}'}")
+    argument = "" if bundle.path == o.DEFAULT_BUNDLE else f" {bundle.path}"
+    note(f"{bundle.path}: written. Next: litdeploy export --onnx{argument}")

@@ -28,7 +28,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Network = Annotated[
     str | None,
-    typer.Option(help="The network, where the file does not tell: resnet56, timm:NAME, hf:NAME, package.module:function."),
+    typer.Option(
+        help="The network, where the file does not tell: resnet56, timm:NAME, hf:NAME, package.module:function."
+    ),
 ]
 Normalise = Annotated[
     str | None, typer.Option(help="imagenet, cifar10, cifar100, half, none, or m1,m2,m3:s1,s2,s3 on the scale 0–1.")
@@ -52,7 +54,9 @@ Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases together.
 BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate of the main phase.")]
 Seed = Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")]
-StudentDepth = Annotated[int | None, typer.Option(help="The student's depth; `litdeploy inspect` lists those possible.")]
+StudentDepth = Annotated[
+    int | None, typer.Option(help="The student's depth; `litdeploy inspect` lists those possible.")
+]
 StudentBlocks = Annotated[
     str | None,
     typer.Option(help="Blocks a section, as in layer1=3,layer3=2; sections not named stay whole.", metavar="NAME=N,…"),

@@ -1,0 +1,11 @@
+"""What networks are trained and evaluated on: hub, folder, Parquet, CSV; resident in device memory or streamed.
+
+DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, labels) ─images─▶ pixels ─split─▶ batches
+    ─augment─▶ cropped, flipped ─normalise─▶ what a network takes
+"""
+
+from litdeploy.data.augment import augment, normalise
+from litdeploy.data.data import Data, check_against, open_data
+from litdeploy.data.split import Split
+
+__all__ = ["Data", "Split", "augment", "check_against", "normalise", "open_data"]

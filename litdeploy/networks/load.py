@@ -81,7 +81,7 @@ def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) 
     """
     if is_code(spec.name) and (asked is None or asked.name != spec.name):
         raise NetworkError(
-            f"{source} is of the network {spec.name}, which is code of yours. litdeploy runs code only when you name it: "
+            f"{source} is of the network {spec.name}, which is code of yours. It is run only when you name it: "
             f"--network {spec.name}"
         )
     builder = asked if asked is not None and is_code(spec.name) else request(spec.name)

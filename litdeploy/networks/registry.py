@@ -150,7 +150,7 @@ def _hf_builder(name: str) -> Callable[..., nn.Module]:
             module: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
         except (OSError, ValueError) as error:
             raise NetworkError(
-                f"hf:{name}: no configuration of an image classifier to be had by that name ({str(error).splitlines()[0]}). "
+                f"hf:{name}: no configuration of an image classifier by that name ({str(error).splitlines()[0]}). "
                 "Give a model's name at the hub, or a local folder that holds its config.json."
             ) from None
         return module

@@ -168,8 +168,8 @@ def find_sections(module: nn.Module, example: Tensor | dict[str, Tensor]) -> lis
     if not sections:
         looked = "\n".join(reasons[:6]) or "  it has no nn.Sequential or nn.ModuleList of two or more modules at all."
         raise NetworkError(
-            "the network has no repeated blocks to leave out. Looked for an nn.Sequential or nn.ModuleList whose blocks "
-            f"are built alike, run in order and all give the same output shape; found:\n{looked}"
+            "the network has no repeated blocks to leave out. Looked for an nn.Sequential or nn.ModuleList whose "
+            f"blocks are built alike, run in order and all give the same output shape; found:\n{looked}"
         )
     return sections
 

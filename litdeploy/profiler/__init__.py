@@ -1,0 +1,6 @@
+"""How much faster the student is than its teacher, here, in what will be shipped, and what that cost in accuracy."""
+
+from litdeploy.profiler.profiler import profile
+from litdeploy.profiler.report import Report, read_report
+
+__all__ = ["Report", "profile", "read_report"]

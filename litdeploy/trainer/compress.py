@@ -19,10 +19,9 @@ from litdeploy.bundle import (
     Manifest,
     RunRecord,
     TeacherRecord,
-    sha256_of,
 )
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
-from litdeploy.data import Data, check_against, open_data
+from litdeploy.data import check_against, open_data
 from litdeploy.errors import InterruptedRun, SettingsError, StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, request
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
@@ -84,9 +83,7 @@ def compress(
         record = _keep_teacher(bundle, loaded)
     precision = resolve_precision(resolved.precision, where)
     names = [section.name for section in sections if section.name in plan]
-    phases = [
-        phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs > 0
-    ]
+    phases = [phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs > 0]
     log = MetricsLog(bundle.metrics_path, bundle.path / "tensorboard" if tensorboard else None)
     with log:
         run = Run(
@@ -124,8 +121,8 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     source = merged.get("source")
     if source is None:
         raise SettingsError(
-            "no data to train on: name it with --data (a folder, a Parquet or CSV file, a hub id such as uoft-cs/cifar10, "
-            "or digits), or a recipe that does."
+            "no data to train on: name it with --data (a folder, a Parquet or CSV file, a hub id such as "
+            "uoft-cs/cifar10, or digits), or a recipe that does."
         )
     if Path(source).exists():
         merged["source"] = str(Path(source).resolve())
@@ -147,13 +144,13 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
     """
     family = FAMILIES.get(teacher.spec.name)
     if teacher.spec.plan is not None:
-        raise StudentError(
-            f"{teacher.source} is a student of litdeploy's own already. Compress its teacher to the depth that is wanted."
-        )
+        raise StudentError(f"{teacher.source} is a student already. Compress its teacher to the depth that is wanted.")
     if recipe.student_blocks is not None:
         return make_plan(sections, recipe.student_blocks)
     if recipe.student_depth is None:
-        raise StudentError("how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…")
+        raise StudentError(
+            "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
+        )
     return plan_for_depth(sections, recipe.student_depth, family)
 
 
@@ -207,8 +204,8 @@ def _train(bundle: Bundle, run: Run, teacher: TeacherRecord, plan: DepthPlan) ->
     except KeyboardInterrupt:
         _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
         raise InterruptedRun(
-            f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights so "
-            "far. To train again: the same command with --overwrite."
+            f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights "
+            "so far. To train again: the same command with --overwrite."
         ) from None
     metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
     _finish(bundle, run, teacher, plan, started, clock, metrics, "complete")
@@ -222,8 +219,8 @@ def _teacher_on_validation(run: Run) -> Accuracy:
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
         run.progress.note(
-            f"warning: that is hardly better than guessing ({chance:.0%}). Is the normalisation the teacher's own "
-            f"(now mean {run.input.mean}, std {run.input.std}; --normalise), and are these the classes it was trained on?"
+            f"warning: that is hardly better than guessing ({chance:.0%}). Is the normalisation the teacher's own (now "
+            f"mean {run.input.mean}, std {run.input.std}; --normalise), and are these the classes it was trained on?"
         )
     return found
 

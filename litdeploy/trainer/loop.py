@@ -159,8 +159,8 @@ def _check_finite(losses: dict[str, float], phase: TrainingPhase, run: Run) -> N
     strange = [name for name, value in losses.items() if not math.isfinite(value)]
     if strange:
         raise TrainingError(
-            f"epoch {run.epochs_done + 1} ({phase.name}): {', '.join(strange)} is not a finite number at a learning rate "
-            f"of up to {phase.settings.learning_rate:g}. Try a lower one: --learning-rate "
+            f"epoch {run.epochs_done + 1} ({phase.name}): {', '.join(strange)} is not a finite number at a learning "
+            f"rate of up to {phase.settings.learning_rate:g}. Try a lower one: --learning-rate "
             f"{phase.settings.learning_rate / 3:.2g}"
         )
 

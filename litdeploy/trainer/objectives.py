@@ -104,9 +104,7 @@ class Lit:
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         assert outputs.teacher_logits is not None
         recipe = self.recipe
-        kd = distillation_loss(
-            outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature
-        )
+        kd = distillation_loss(outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature)
         sections = {
             f"section/{name}": F.mse_loss(student.float(), teacher.float())
             for name, (student, teacher) in outputs.branches.items()
@@ -141,9 +139,7 @@ class Distillation:
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         assert outputs.teacher_logits is not None
         recipe = self.recipe
-        kd = distillation_loss(
-            outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature
-        )
+        kd = distillation_loss(outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature)
         return {"loss": kd}
 
     def parameters(self) -> Iterable[nn.Parameter]:

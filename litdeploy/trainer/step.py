@@ -49,7 +49,10 @@ def forward(
     ordered = [name for name in calls if name in objective.branches]
     in_chain = ordered[:1] if objective.freezes else []
     branches = {
-        name: (run_section(list(container(student, name)), calls[name].input, calls[name].arguments), calls[name].output)
+        name: (
+            run_section(list(container(student, name)), calls[name].input, calls[name].arguments),
+            calls[name].output,
+        )
         for name in ordered
         if name not in in_chain
     }

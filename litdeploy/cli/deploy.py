@@ -1,0 +1,71 @@
+"""`litdeploy deploy`: compress, export and profile in one go; continues after the last stage that is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from litdeploy.cli import export as export_command
+from litdeploy.cli import options as o
+from litdeploy.cli import profile as profile_command
+from litdeploy.cli.console import note, output, percent, training_progress
+
+
+def command(
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    student_depth: o.StudentDepth = None,
+    student_blocks: o.StudentBlocks = None,
+    data: o.Data = None,
+    recipe: o.RecipeName = None,
+    target: o.TargetName = None,
+    method: o.Method = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    precision: o.Precision = None,
+    device: o.Device = "auto",
+    seed: o.Seed = None,
+    network: o.Network = None,
+    normalise: o.Normalise = None,
+    input_shape: o.InputShape = None,
+    out: o.Out = o.DEFAULT_BUNDLE,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Compress, export and profile, and go on where that stopped."""
+    from litdeploy.pipeline import deploy
+
+    changes: dict[str, Any] = {
+        "student_depth": student_depth,
+        "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
+        "data": o.data_settings(data, None, None, None),
+        "method": method,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "precision": precision,
+        "seed": seed,
+        "network": network,
+        "normalise": normalise,
+        "input_shape": o.shape_of(input_shape),
+    }
+    bundle, report = deploy(
+        teacher,
+        recipe=recipe,
+        target=target,
+        out=out,
+        device=device,
+        overwrite=overwrite,
+        progress=training_progress(),
+        **changes,
+    )
+    if json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    manifest = bundle.read()
+    for role in ("teacher", "student"):
+        output.print(f"{role}   test {percent(manifest.metrics[role].get('test'))}", highlight=False)
+    for artefact in manifest.artefacts.values():
+        export_command.show(artefact)
+    profile_command.show(report, bundle.path)
+    note(f"{bundle.path}: complete.")

@@ -1,0 +1,68 @@
+"""`litdeploy inspect`: what a file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from litdeploy.cli import options as o
+from litdeploy.cli.console import output, print_json
+
+if TYPE_CHECKING:
+    from litdeploy.inspection import FoundNetwork
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="Weights, an .onnx file, or a bundle.")],
+    network: o.Network = None,
+    normalise: o.Normalise = None,
+    input_shape: o.InputShape = None,
+    json: o.Json = False,
+) -> None:
+    """Say which network a file holds, its sections, and how deep a student of it can be."""
+    from litdeploy.inspection import FoundNetwork, inspect
+
+    found = inspect(file, network=network, normalise=normalise, input_shape=o.shape_of(input_shape))
+    if json:
+        print_json(found.model_dump(mode="json"))
+    elif isinstance(found, FoundNetwork):
+        _show_network(found)
+    else:
+        for key, value in found.model_dump(mode="json").items():
+            output.print(f"{key:<16} {value}", highlight=False)
+
+
+def _show_network(found: FoundNetwork) -> None:
+    shape = " × ".join(map(str, found.input.shape))
+    lines = {
+        "network": found.title,
+        "named": found.network,
+        "classes": f"{found.classes}" + (f" ({', '.join(found.class_names[:10])})" if found.class_names else ""),
+        "input": f"{shape}, mean {_numbers(found.input.mean)}, std {_numbers(found.input.std)}",
+        "parameters": f"{found.breakdown.parameters:,}",
+        "FLOPs": f"{found.breakdown.flops:,} an image (a multiply-add is two)",
+        "SHA-256": found.sha256,
+    }
+    for key, value in lines.items():
+        output.print(f"{key:<12} {value}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("section")
+    for name in ("blocks", "parameters", "FLOPs"):
+        table.add_column(name, justify="right")
+    for part in found.breakdown.parts:
+        table.add_row(
+            part.name, "" if part.blocks is None else str(part.blocks), f"{part.parameters:,}", f"{part.flops:,}"
+        )
+    output.print(table)
+    if found.student_depths:
+        output.print(f"{'students':<12} --student-depth {', '.join(map(str, found.student_depths))}", highlight=False)
+    if found.plan is not None:
+        kept = "; ".join(f"{name} {', '.join(map(str, blocks))}" for name, blocks in found.plan.items())
+        output.print(f"{'student':<12} keeps the teacher's blocks {kept}", highlight=False)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

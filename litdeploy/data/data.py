@@ -1,0 +1,234 @@
+"""A dataset with its three splits, each loaded when it is first used."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from litdeploy.bundle import DataRecord
+from litdeploy.data import sources
+from litdeploy.data.images import Images, find_shape
+from litdeploy.data.split import Resident, Split, Streamed
+from litdeploy.data.table import Columns, Table, class_names, find_columns, read_table
+from litdeploy.errors import DataError
+from litdeploy.recipe import DataSettings
+from litdeploy.spec import NetworkSpec
+
+# Fixed: every run is tested on the same images, whatever its own seed.
+_TEST_SEED = 0
+_SPLITS = ("train", "validation", "test")
+
+
+def open_data(settings: DataSettings, device: torch.device, seed: int) -> Data:
+    """Finds a dataset and reads its class names; images are decoded when a split is first used.
+
+    Args:
+        device: where batches will be.
+        seed: decides which training images are held out for validation, where there is no validation split.
+
+    Raises:
+        DataError: no such dataset, or one whose columns or labels do not serve.
+    """
+    if settings.image_size is not None and min(settings.image_size) < 1:
+        raise DataError(f"--image-size {settings.image_size[0]},{settings.image_size[1]}: both are at least 1 (H,W).")
+    return Data(sources.find(settings.source), settings, device, seed)
+
+
+class Data:
+    """A dataset, its classes and its splits.
+
+    `train` is the split of that name, or the only one, less what is held out of it. `test` is the test split; else the
+    validation split; else a tenth of the training images (of `digits` a fifth), stratified by label and the same for
+    every seed. `validation` is the validation split where there is a test split too; else the share
+    `settings.validation` of the training images, stratified, drawn by the seed. No image is in two of them.
+
+    Attributes:
+        source: as the user named it.
+        classes: names, in the order of the labels; those of the training images.
+    """
+
+    def __init__(self, source: sources.Source, settings: DataSettings, device: torch.device, seed: int) -> None:
+        self.source = source.name
+        self._source = source
+        self._settings = settings
+        self._device = device
+        self._seed = seed
+        self._loaded: dict[str, Any] = {}
+        self._tables: dict[str, Table] = {}
+        # What decides columns, classes and shape: the training images where there are any.
+        self._first = next(split for split in _SPLITS if split in source.splits)
+        first = self._load(self._first)
+        self._columns: Columns = find_columns(first, self.source, settings)
+        self.classes = class_names(first, self.source, self._first, self._columns)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image; told by the first one.
+
+        Raises:
+            DataError: that image cannot be decoded.
+        """
+        return find_shape(self._table(self._first), self._settings.image_size)
+
+    @cached_property
+    def train(self) -> Split:
+        """The images to train on.
+
+        Raises:
+            DataError: there are none, or one cannot be decoded.
+        """
+        return self._split("train")
+
+    @cached_property
+    def validation(self) -> Split:
+        """The images that decide between models during training. Raises as `train`."""
+        return self._split("validation")
+
+    @cached_property
+    def test(self) -> Split:
+        """The images of the final accuracy. Raises as `train`."""
+        return self._split("test")
+
+    def record(self) -> DataRecord:
+        """What the manifest says of the dataset. Decodes nothing.
+
+        Raises:
+            DataError: a split cannot be read.
+        """
+        present = _SPLITS if "train" in self._source.splits else tuple(self._own)
+        return DataRecord(
+            source=self.source,
+            fingerprint=self._source.fingerprint(),
+            images={split: len(self._rows(split)[1]) for split in present},
+            test_is_held_out="test" not in self._own,
+        )
+
+    @cached_property
+    def _own(self) -> dict[str, str]:
+        """Split → the dataset's own split that serves as it; those that are held out of `train` are not in here."""
+        own: dict[str, str] = {split: split for split in ("validation", "test") if split in self._source.splits}
+        if "test" not in own and "validation" in own:
+            return {"test": own["validation"]}
+        return own
+
+    @cached_property
+    def _shares(self) -> dict[str, NDArray[np.int64]]:
+        """The dataset's `train` shared out: split → its rows there, disjoint."""
+        labels = self._table("train").labels
+        shares = {"train": np.arange(len(labels))}
+        if "test" not in self._own:
+            shares["train"], shares["test"] = self._hold_out(
+                shares["train"], labels, self._source.test_share, _TEST_SEED
+            )
+        if "validation" not in self._own:
+            shares["train"], shares["validation"] = self._hold_out(
+                shares["train"], labels, self._settings.validation, self._seed
+            )
+        return shares
+
+    def _hold_out(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(kept, held out): of each class this share, at least one image, and never all of them."""
+        # RandomState, since NumPy keeps its sequence the same in every version.
+        random = np.random.RandomState(seed % 2**32)
+        out = np.zeros(len(rows), dtype=bool)
+        for label in np.unique(labels[rows]):
+            members = random.permutation(np.flatnonzero(labels[rows] == label))
+            out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+        if not out.any():
+            raise DataError(
+                f"{self.source}: none of its {len(rows)} training images can be held out, for every class has only "
+                "one. Give it more images, or a validation and a test split."
+            )
+        return rows[~out], rows[out]
+
+    def _rows(self, split: str) -> tuple[Table, NDArray[np.int64]]:
+        """The table that a split is in, and its rows there."""
+        if split in self._own:
+            table = self._table(self._own[split])
+            return table, np.arange(len(table))
+        if "train" not in self._source.splits:
+            raise DataError(
+                f"{self.source}: has no training images, only the split {', '.join(self._source.splits)}; it can be "
+                "evaluated on and not trained on. Give --data a dataset with a train split."
+            )
+        return self._table("train"), self._shares[split]
+
+    def _load(self, split: str) -> Any:
+        if split not in self._loaded:
+            self._loaded[split] = self._source.splits[split]()
+        return self._loaded[split]
+
+    def _table(self, split: str) -> Table:
+        if split not in self._tables:
+            self._tables[split] = read_table(
+                self._load(split), self.source, split, self._columns, self.classes, self._source.base
+            )
+        return self._tables[split]
+
+    def _split(self, split: str) -> Split:
+        table, rows = self._rows(split)
+        images = Images(table, self.shape, resize=self._settings.image_size is not None)
+        resident = self._settings.resident
+        if resident is None:
+            resident = len(rows) * int(np.prod(self.shape)) <= _free_memory(self._device) // 2
+        if resident:
+            return Resident(images, rows, self._device)
+        return Streamed(images, rows, self._device, self._settings.workers)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that may be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        # Not SC_AVPHYS_PAGES: that leaves out what the page cache would give up, which is most of it on a busy machine.
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
+    """Holds a dataset against the network that shall take it.
+
+    Args:
+        classes: how many the network tells apart.
+
+    Raises:
+        DataError: another number or order of classes, other channels, or another image size.
+    """
+    if len(data.classes) != classes:
+        raise DataError(
+            f"{data.source} has {len(data.classes)} classes ({', '.join(data.classes[:5])}"
+            f"{', …' * (len(data.classes) > 5)}), and {spec.name} tells {classes} apart. Give --data the dataset "
+            "that the network was trained on, or --label-column where that dataset has several label columns."
+        )
+    if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
+        raise DataError(
+            f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
+            f"{', '.join(spec.classes[:5])}, …. Label the images by number, in the network's order."
+        )
+    channels, height, width = data.shape
+    wanted_channels, *wanted_size = spec.input.shape
+    if channels != wanted_channels:
+        raise DataError(
+            f"{data.source} has images of {_channels(channels)}, and {spec.name} takes {_channels(wanted_channels)}. "
+            "Save the images so, or give --data another dataset."
+        )
+    if [height, width] != wanted_size:
+        raise DataError(
+            f"{data.source} has images of {height} × {width} pixels (height × width), and {spec.name} takes "
+            f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}."
+        )
+
+
+def _channels(count: int) -> str:
+    return "1 channel (grey)" if count == 1 else f"{count} channels" + (" (RGB)" if count == 3 else "")

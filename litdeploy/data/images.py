@@ -1,0 +1,117 @@
+"""From encoded images to pixels: one uint8 array of one shape, or a message that names the image at fault."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from litdeploy.data.table import Table
+from litdeploy.errors import DataError
+
+_GREY_MODES = {"1", "L", "LA", "La"}
+# Pillow would clip them to 8 bits, not scale them.
+_DEEP_MODES = ("I", "F")
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a table as pixels. Plain data, so that it can be sent to a worker process.
+
+    Attributes:
+        shape: (channels, height, width) of every image; one channel is grey, three are RGB.
+        resize: whether images of another size are resized to it; else they are refused.
+    """
+
+    table: Table
+    shape: tuple[int, int, int]
+    resize: bool
+
+    def decode(self, rows: Sequence[int]) -> Tensor:
+        """Pixels of these rows: uint8, (images, channels, height, width), on the CPU.
+
+        Raises:
+            DataError: an image is missing, cannot be decoded, or is of another size or kind; names split, row and file.
+        """
+        channels, height, width = self.shape
+        pixels_NHWC = np.empty((len(rows), height, width, channels), np.uint8)
+        for slot, (row, cell) in enumerate(zip(rows, self.table.cells(rows), strict=True)):
+            image = self._fitted(_open(self.table, row, cell), row, cell)
+            pixels_NHWC[slot] = np.asarray(image).reshape(height, width, channels)
+        return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).contiguous()
+
+    def _fitted(self, image: Image.Image, row: int, cell: dict[str, Any]) -> Image.Image:
+        channels, height, width = self.shape
+        mode = "L" if channels == 1 else "RGB"
+        if image.mode != mode:
+            if channels == 1 and image.mode not in _GREY_MODES:
+                raise DataError(
+                    f"{self.table.where(row, cell['path'])}: a colour image (mode {image.mode}), and the first "
+                    "training image is grey. Save them all in grey, or all in colour."
+                )
+            image = image.convert(mode)
+        if image.size != (width, height):
+            if not self.resize:
+                raise DataError(
+                    f"{self.table.where(row, cell['path'])}: {image.height} × {image.width} pixels (height × width), "
+                    f"and the first training image has {height} × {width}. Resize them all: "
+                    f"--image-size {height},{width}."
+                )
+            # Pillow's bilinear filter widens with the reduction: it is antialiased.
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return image
+
+
+def find_shape(table: Table, image_size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(channels, height, width) of a dataset, told by its first image.
+
+    Args:
+        image_size: (height, width) that images will be resized to; None for the image's own.
+
+    Raises:
+        DataError: the image is missing or cannot be decoded.
+    """
+    [cell] = table.cells([0])
+    image = _open(table, 0, cell)
+    height, width = image_size or (image.height, image.width)
+    return (1 if image.mode in _GREY_MODES else 3), height, width
+
+
+def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
+    encoded = cell["bytes"]
+    if encoded is None:
+        encoded = _read(table, row, cell["path"])
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            # A camera held upright writes its pixels lying, and says so here; `datasets` turns them likewise.
+            turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    # Pillow's decoders fail in as many ways as files can be torn.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{table.where(row, cell['path'])}: cannot be decoded as an image ({error}). Mend or remove it."
+        ) from error
+    if turned.mode.startswith(_DEEP_MODES):
+        raise DataError(
+            f"{table.where(row, cell['path'])}: more than 8 bits a channel (mode {turned.mode}). Save it with 8 bits."
+        )
+    return turned
+
+
+def _read(table: Table, row: int, path: str | None) -> bytes:
+    if not path:
+        raise DataError(f"{table.where(row, None)} has no image. Remove such rows.")
+    file = Path(path) if table.base is None else table.base / path
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        beside = f"; paths are relative to {table.base}" if table.base and not Path(path).is_absolute() else ""
+        raise DataError(f"{table.where(row, path)}: cannot be read ({error.strerror}{beside}).") from error

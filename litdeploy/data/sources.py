@@ -1,0 +1,289 @@
+"""Where images are: the name of a source → its splits, each loaded when it is asked for."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from litdeploy.errors import DataError
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_TABLE_KINDS = (".parquet", ".csv")
+_IMAGE_KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+_WHAT_IS_TAKEN = (
+    "a .parquet or .csv file, a folder of them named for their splits (train.parquet, test.parquet), a folder of class "
+    "folders (train/cat/1.png, or cat/1.png), a dataset's id at the Hugging Face hub (uoft-cs/cifar10), or digits"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that was found; none of it is loaded yet.
+
+    Attributes:
+        name: as the user gave it.
+        splits: `train`, `validation`, `test` → what loads it as a `datasets.Dataset`.
+        fingerprint: computes the SHA-256 (hexadecimal) of the contents.
+        base: the folder that relative image paths are relative to; None where there is none.
+        test_share: share of the training images that is held out where there is neither test nor validation split.
+    """
+
+    name: str
+    splits: Mapping[str, Callable[[], Any]]
+    fingerprint: Callable[[], str]
+    base: Path | None = None
+    test_share: float = 0.1
+
+
+def find(name: str | None) -> Source:
+    """Finds the dataset of this name: `digits`, a path, or an id at the hub.
+
+    Raises:
+        DataError: no name, no such path, a path that holds no images, or an id that the hub does not know.
+    """
+    if not name:
+        raise DataError(f"No dataset is named. Give one with --data: {_WHAT_IS_TAKEN}.")
+    if name == "digits":
+        return _digits()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(name, path.absolute())
+    if path.is_file():
+        if path.suffix.lower() not in _TABLE_KINDS:
+            raise DataError(f"{name}: a {path.suffix or 'nameless'} file. What is taken: {_WHAT_IS_TAKEN}.")
+        return _tables(name, {_split_of(path.stem) or "train": [path.absolute()]})
+    if _looks_like_path(name, path):
+        raise DataError(f"{name}: no such file or folder (looked at {path.absolute()}). Give --data {_WHAT_IS_TAKEN}.")
+    return _hub(name)
+
+
+def _looks_like_path(name: str, path: Path) -> bool:
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+    in_folder_here = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    return not is_hub_id or path.suffix.lower() in {*_TABLE_KINDS, *_IMAGE_KINDS} or in_folder_here
+
+
+def _split_of(name: str) -> str | None:
+    """`train-00000-of-00002` → train, `cifar_val` → validation, `metadata` → None."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # 0–16 becomes 0–255.
+    pixels_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+
+    def load() -> Any:
+        import datasets
+
+        # As PNG, so that from here on there is one kind of dataset.
+        return datasets.Dataset.from_dict(
+            {"image": [_png(image_HW) for image_HW in pixels_NHW], "label": labels},
+            features=datasets.Features({"image": datasets.Value("binary"), "label": datasets.Value("int64")}),
+        )
+
+    def fingerprint() -> str:
+        return hashlib.sha256(pixels_NHW.tobytes() + labels.tobytes()).hexdigest()
+
+    return Source("digits", {"train": load}, fingerprint, test_share=0.2)
+
+
+def _png(pixels_HW: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HW).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _folder(name: str, path: Path) -> Source:
+    files = _table_files(path)
+    named = {split: found for split, found in _by_split(files).items() if split is not None}
+    if named:
+        return _tables(name, named)
+    folders = _class_folders(path)
+    if files and folders:
+        raise DataError(
+            f"{name}: holds {files[0].name} and folders of images ({', '.join(sorted(_classes(folders))[:3])}); either "
+            f"may be the dataset. Give the table itself (--data {Path(name) / files[0].name}), or move it elsewhere."
+        )
+    if folders:
+        return _classes_source(name, path, folders)
+    if files:
+        return _tables(name, {"train": files})
+    inside = [folder for folder in _subfolders(path) if _table_files(folder)]
+    inside = [folder for folder in inside if folder.name == "data"] or inside
+    if len(inside) > 1:
+        raise DataError(
+            f"{name}: holds several folders of tables ({', '.join(folder.name for folder in inside)}). "
+            f"Give one of them: --data {Path(name) / inside[0].name}."
+        )
+    if not inside:
+        raise DataError(f"{name}: no images found in this folder. What is taken: {_WHAT_IS_TAKEN}.")
+    tables = _by_split(_table_files(inside[0]))
+    unnamed = tables.pop(None, [])
+    return _tables(name, {split: found for split, found in tables.items() if split} or {"train": unnamed})
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _table_files(folder: Path) -> list[Path]:
+    """Parquet files, or where there are none the CSV files."""
+    entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    for kind in _TABLE_KINDS:
+        found = [entry for entry in entries if entry.suffix.lower() == kind]
+        if found:
+            return found
+    return []
+
+
+def _by_split(files: Iterable[Path]) -> dict[str | None, list[Path]]:
+    tables: dict[str | None, list[Path]] = {}
+    for file in files:
+        tables.setdefault(_split_of(file.stem), []).append(file)
+    return tables
+
+
+def _class_folders(path: Path) -> dict[str, dict[str, list[Path]]]:
+    """Split → class → image files. Empty where the folders do not look like classes."""
+    subfolders = _subfolders(path)
+    splits = [folder for folder in subfolders if _SPLIT_NAMES.get(folder.name.lower()) and _subfolders(folder)]
+    if splits:
+        found = {_SPLIT_NAMES[folder.name.lower()]: _images_by_class(folder) for folder in splits}
+        return {split: classes for split, classes in found.items() if classes}
+    classes = _images_by_class(path)
+    # One class is nothing to learn, and `train/1.png` names a split, not a class.
+    if len(classes) < 2 or all(name.lower() in _SPLIT_NAMES for name in classes):
+        return {}
+    return {"train": classes}
+
+
+def _images_by_class(folder: Path) -> dict[str, list[Path]]:
+    classes = {
+        sub.name: sorted(file for file in sub.rglob("*") if file.suffix.lower() in _IMAGE_KINDS)
+        for sub in _subfolders(folder)
+    }
+    return {name: files for name, files in classes.items() if files}
+
+
+def _classes(folders: dict[str, dict[str, list[Path]]]) -> set[str]:
+    return {name for classes in folders.values() for name in classes}
+
+
+def _classes_source(name: str, path: Path, folders: dict[str, dict[str, list[Path]]]) -> Source:
+    def load(classes: dict[str, list[Path]]) -> Any:
+        import datasets
+
+        pairs = [(str(file), label) for label, files in classes.items() for file in files]
+        return datasets.Dataset.from_dict({"image": [pair[0] for pair in pairs], "label": [pair[1] for pair in pairs]})
+
+    files = [file for classes in folders.values() for found in classes.values() for file in found]
+    splits = {split: partial(load, classes) for split, classes in folders.items()}
+    return Source(name, splits, partial(_digest, files, path))
+
+
+def _digest(files: Iterable[Path], root: Path) -> str:
+    """SHA-256 over the files' names below `root` and their bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for relative, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
+        with file.open("rb") as stream:
+            digest.update(f"{relative}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _tables(name: str, files: dict[str, list[Path]]) -> Source:
+    folder = next(iter(files.values()))[0].parent
+    splits = {split: partial(_load_tables, name, found) for split, found in files.items()}
+    everything = [file for found in files.values() for file in found]
+    return Source(name, splits, partial(_digest, everything, folder), base=folder)
+
+
+def _load_tables(name: str, files: list[Path]) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    kind = files[0].suffix.lower().removeprefix(".")
+    # `datasets` takes patterns, and a folder may be called `run[1]`.
+    patterns = [glob.escape(str(file)) for file in files]
+    try:
+        return datasets.load_dataset(kind, data_files={"train": patterns}, split="train")
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise DataError(
+            f"{name}: {', '.join(file.name for file in files[:3])} cannot be read as {kind} ({_first_line(cause)})."
+        ) from error
+
+
+def _hub(name: str) -> Source:
+    import datasets
+
+    datasets.disable_progress_bars()
+    no_path = f"{name}: no file or folder of this name is here"
+    try:
+        loaded = datasets.load_dataset(name)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            f"{no_path}, and the Hugging Face hub has no such dataset, or not for you ({_first_line(error)}). "
+            f"Give --data {_WHAT_IS_TAKEN}."
+        ) from error
+    except ConnectionError as error:
+        raise DataError(
+            f"{no_path}, and the Hugging Face hub, where it may be a dataset's id, cannot be reached "
+            f"({_first_line(error)}). Connect, or give --data the path of a copy: {_WHAT_IS_TAKEN}."
+        ) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: the dataset at the Hugging Face hub cannot be opened by its id alone ({_first_line(error)}). "
+            "Save it as Parquet, one file a split, and give --data that folder."
+        ) from error
+    splits = _hub_splits(name, {str(split): dataset for split, dataset in loaded.items()})
+    # `datasets` derives them from the revision, the configuration and the split.
+    marks = [f"{split}\0{dataset._fingerprint}" for split, dataset in sorted(splits.items())]
+    digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()
+    return Source(name, {split: partial(_same, dataset) for split, dataset in splits.items()}, lambda: digest)
+
+
+def _hub_splits(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
+    if len(loaded) == 1:
+        [(split, dataset)] = loaded.items()
+        return {_split_of(split) or "train": dataset}
+    splits: dict[str, Any] = {}
+    # Exact names first: of `test` and `test_hard` the former is the test split.
+    for split in sorted(loaded, key=lambda split: (split not in _SPLIT_NAMES, split)):
+        meant = _split_of(split)
+        if meant:
+            splits.setdefault(meant, loaded[split])
+    if not splits:
+        raise DataError(f"{name}: its splits are {', '.join(loaded)}; train, validation and test are looked for.")
+    return splits
+
+
+def _same(dataset: Any) -> Any:
+    return dataset
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

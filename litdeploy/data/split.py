@@ -1,0 +1,200 @@
+"""One split as batches: resident in device memory, or streamed from worker processes. Both give the same batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from litdeploy.data.images import Images
+from litdeploy.errors import DataError
+
+_ROWS_AT_ONCE = 256
+
+
+class Split(Protocol):
+    """Images and labels of one split.
+
+    Attributes:
+        labels: int64, one a image, on the device, in the order of the split.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the split.
+
+        Args:
+            batch_size: images a batch; the last one may have fewer.
+            generator: of the CPU; draws the order, at once. None for the order of the split.
+            drop_last: leaves out a last batch that is not full.
+
+        Returns:
+            (images, labels): uint8 (batch, channels, height, width) and int64 (batch), on the device. Copies: the
+            caller may write to them.
+
+        Raises:
+            DataError: an image that cannot be decoded, or a worker process that died.
+        """
+        ...
+
+
+def _order(
+    count: int, batch_size: int, generator: torch.Generator | None, drop_last: bool, device: torch.device
+) -> tuple[Tensor, ...]:
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    if drop_last:
+        order = order[: count - count % batch_size]
+    # Moved whole: one copy a pass, not one a batch.
+    return torch.split(order.to(device), batch_size) if len(order) else ()
+
+
+class Resident:
+    """Decoded once into one tensor on the device."""
+
+    def __init__(self, images: Images, rows: NDArray[np.int64], device: torch.device) -> None:
+        self.labels = torch.from_numpy(images.table.labels[rows]).to(device)
+        self._images_NCHW = torch.empty((len(rows), *images.shape), dtype=torch.uint8, device=device)
+        starts = range(0, len(rows), _ROWS_AT_ONCE)
+
+        def fill(start: int) -> None:
+            some = rows[start : start + _ROWS_AT_ONCE].tolist()
+            self._images_NCHW[start : start + len(some)] = images.decode(some)
+
+        # Threads suffice: Pillow decodes outside Python's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            running = [pool.submit(fill, start) for start in starts]
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Split.batches`."""
+        order = _order(len(self), batch_size, generator, drop_last, self.labels.device)
+        return ((self._images_NCHW.index_select(0, some), self.labels.index_select(0, some)) for some in order)
+
+
+class _Decoding(Dataset[Any]):
+    """What runs in a worker process: positions in the split → pixels."""
+
+    def __init__(self, images: Images, rows: NDArray[np.int64]) -> None:
+        self._images = images
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, positions: list[int]) -> Tensor | DataError:
+        try:
+            return self._images.decode(self._rows[positions].tolist())
+        except DataError as error:
+            # Given back, not raised: torch would bury the message under the worker's traceback.
+            return error
+
+
+class _Positions:
+    """The batch sampler; the batches of the next pass are put into it, so that workers outlive a pass."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Streamed:
+    """Decoded anew at each pass, by worker processes.
+
+    Args:
+        workers: how many; 0 decodes in this process.
+    """
+
+    def __init__(self, images: Images, rows: NDArray[np.int64], device: torch.device, workers: int) -> None:
+        self.labels = torch.from_numpy(images.table.labels[rows]).to(device)
+        self._decoding = _Decoding(images, rows)
+        self._workers = workers
+        self._idle: list[tuple[_Positions, DataLoader[Any]]] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Split.batches`."""
+        return self._stream(_order(len(self), batch_size, generator, drop_last, torch.device("cpu")))
+
+    def _stream(self, order: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        # A loader serves one pass at a time; whoever starts a second pass beside the first gets another.
+        positions, loader = self._idle.pop() if self._idle else self._new_loader()
+        positions.batches = [some.tolist() for some in order]
+        device = self.labels.device
+        try:
+            for some, images_NCHW in zip(order, _guarded(loader), strict=True):
+                yield images_NCHW.to(device, non_blocking=True), self.labels.index_select(0, some.to(device))
+        except GeneratorExit:
+            self._idle.append((positions, loader))
+            raise
+        self._idle.append((positions, loader))
+
+    def _new_loader(self) -> tuple[_Positions, DataLoader[Any]]:
+        positions = _Positions()
+        # Not forked: a fork beside threads (torch's, CUDA's) can deadlock, and Python 3.12 warns of it.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        loader = DataLoader(
+            self._decoding,
+            batch_sampler=positions,
+            num_workers=self._workers,
+            collate_fn=_as_is,
+            pin_memory=self.labels.device.type == "cuda",
+            multiprocessing_context=method if self._workers else None,
+            persistent_workers=self._workers > 0,
+            # Its own: else each pass would take a number from torch's global generator.
+            generator=torch.Generator(),
+        )
+        return positions, loader
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _guarded(loader: DataLoader[Any]) -> Iterator[Tensor]:
+    try:
+        for images_NCHW in loader:
+            if isinstance(images_NCHW, DataError):
+                raise images_NCHW
+            yield images_NCHW
+    # The latter three: it died with a batch on its way to us.
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"A worker process that decodes images died ({cause}). It may have run out of memory: "
+            "use fewer (--workers 0 decodes in this process). In a script of yours, call litdeploy below "
+            'if __name__ == "__main__": since workers import the script.'
+        ) from error

@@ -1,0 +1,198 @@
+"""A network as one ONNX file that any loader opens: dynamic batch, batch norm folded into the convolutions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litdeploy import __version__
+from litdeploy.bundle import write_whole
+from litdeploy.errors import NetworkError, SettingsError
+from litdeploy.networks import Network, logits_of
+from litdeploy.spec import NetworkSpec
+
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+# Of a protobuf message, hence of an ONNX file without a second one beside it.
+_MOST_BYTES = 2**31 - 2**20
+
+
+class _Logits(nn.Module):
+    """A network that gives an output object or a tuple, as one that gives its logits."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.module(images))
+
+
+def export_onnx(network: Network, path: Path, opset: int | None) -> dict[str, Any]:
+    """Writes a network as ONNX: float32 `images` (batch, C, H, W), normalised, to `logits` (batch, classes).
+
+    The file's metadata tell how images are normalised, their shape and the names of the classes.
+
+    Args:
+        network: left as it is.
+        path: of the file; its folder is made.
+        opset: ONNX operator set; None for the exporter's own.
+
+    Returns:
+        What the saved file holds: `opset`, `input`, `output`, `input_shape`, `output_shape`, `nodes`, `bytes`, and
+        `unfolded_batch_norms`, those right behind a convolution that were left.
+
+    Raises:
+        NetworkError: it cannot be exported, or not for any batch size, or it is larger than one file can be.
+        SettingsError: the network cannot be written in that operator set.
+    """
+    _check_size(network)
+    model = _converted(network, opset)
+    _strip(model)
+    _describe(model, network.spec)
+    return _written(model, network, path, opset)
+
+
+def _check_size(network: Network) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.module.state_dict().values())
+    if size > _MOST_BYTES:
+        raise NetworkError(
+            f"{network.source}: its weights take {size / 2**30:.1f} GiB, and an ONNX file holds less than 2 GiB. "
+            "Choose a shallower student."
+        )
+
+
+def _converted(network: Network, opset: int | None) -> Any:
+    """The ONNX model (a ModelProto) as PyTorch's exporter and its optimizer make it."""
+    module = copy.deepcopy(network.module).cpu().eval()
+    example_NCHW = network.example(2).cpu()
+    with torch.no_grad():
+        if not isinstance(module(example_NCHW), Tensor):
+            module = _Logits(module).eval()
+        try:
+            with _quiet():
+                program = torch.onnx.export(
+                    module,
+                    (example_NCHW,),
+                    dynamo=True,
+                    input_names=[INPUT],
+                    output_names=[OUTPUT],
+                    dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                    opset_version=opset,
+                    external_data=False,
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            raise _not_exportable(network, _reason(error)) from error
+    assert program is not None  # as it is with dynamo=True
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what PyTorch's exporter says of itself; whatever concerns the network is raised, or read from the file.
+
+    Its logger warns of operators of torchvision, which is not installed, and onnxscript's, with a traceback, of an
+    operator set that was not reached: `_written` reads that back.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # torch.export copies its own tree specs, whose class is deprecated (torch 2.11 to 2.13).
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what first went wrong."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(first).__name__
+
+
+def _not_exportable(network: Network, reason: str) -> NetworkError:
+    return NetworkError(
+        f"{network.source}: PyTorch cannot export {network.spec.name} to ONNX for any batch size: {reason}. Its "
+        "forward must take one tensor of images, not branch on what is in it, and not fix the batch size; "
+        'try torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).'
+    )
+
+
+def _strip(model: Any) -> None:
+    """Takes out the notes of the exporter: lines and paths of the source code on the machine that exported."""
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+
+
+def _describe(model: Any, spec: NetworkSpec) -> None:
+    from onnx.helper import set_model_props
+
+    properties = {
+        "mean": spec.input.mean,
+        "std": spec.input.std,
+        "input_shape": spec.input.shape,
+        "classes": spec.classes,
+    }
+    set_model_props(
+        model,
+        {"litdeploy": __version__, **{key: json.dumps(value) for key, value in properties.items()}},
+    )
+
+
+def _written(model: Any, network: Network, path: Path, opset: int | None) -> dict[str, Any]:
+    """Saves the model and tells what is in the file, which gets its name only when that is as it should be."""
+    import onnx
+
+    with write_whole(path) as temporary:
+        onnx.save_model(model, temporary)
+        onnx.checker.check_model(temporary, full_check=True)
+        saved = onnx.load_model(temporary)
+        reached = next(each.version for each in saved.opset_import if each.domain in ("", "ai.onnx"))
+        if opset is not None and reached != opset:
+            raise SettingsError(
+                f"opset {opset}: {network.spec.name} cannot be written in this ONNX operator set; the exporter of "
+                f"PyTorch {torch.__version__} writes it in {reached}. Set the target's `opset` to {reached}, or "
+                "leave it out."
+            )
+        shapes = [_shape(value) for value in (*saved.graph.input, *saved.graph.output)]
+        if len(shapes) != 2 or any(shape[0] != BATCH for shape in shapes):
+            raise _not_exportable(network, f"the shapes in the file are {shapes}")
+        return {
+            "opset": reached,
+            "input": saved.graph.input[0].name,
+            "output": saved.graph.output[0].name,
+            "input_shape": shapes[0],
+            "output_shape": shapes[1],
+            "nodes": len(saved.graph.node),
+            "unfolded_batch_norms": _unfolded(saved.graph),
+            "bytes": temporary.stat().st_size,
+        }
+
+
+def _shape(value: Any) -> list[int | str]:
+    """Sizes of an input or output; the name, where one is symbolic."""
+    return [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+
+
+def _unfolded(graph: Any) -> int:
+    """Batch norms that take a convolution's output: work at each call that could have gone into the weights."""
+    convolved = {name for node in graph.node if node.op_type == "Conv" for name in node.output}
+    return sum(node.op_type == "BatchNormalization" and node.input[0] in convolved for node in graph.node)

@@ -1,0 +1,111 @@
+"""Does an artefact compute what the network computes? Running and comparing, apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from litdeploy.bundle import Record
+from litdeploy.runtime import Runner
+from litdeploy.target import Tolerance
+
+
+class BatchParity(Record):
+    """How far two runners are apart at one batch size.
+
+    Attributes:
+        images: how many were compared.
+        max_absolute: largest difference of two logits; None where a logit of either is NaN or infinite.
+        max_relative: the same, divided by the largest magnitude in the reference's logits.
+        top1: share of images on which both give the same class.
+        within: whether the tolerance is kept.
+    """
+
+    batch_size: int
+    images: int
+    max_absolute: float | None
+    max_relative: float | None
+    top1: float
+    within: bool
+
+
+class Parity(Record):
+    """How far a candidate is from its reference.
+
+    Attributes:
+        reference, candidate: names of the runners.
+        tolerance: the limits.
+        within: whether they are kept at every batch size.
+    """
+
+    reference: str
+    candidate: str
+    tolerance: Tolerance
+    batches: tuple[BatchParity, ...]
+    within: bool
+
+    def told(self) -> str:
+        """Figures and limits, in one sentence a batch size."""
+        lines = []
+        for each in self.batches:
+            if each.max_absolute is None or each.max_relative is None:
+                difference = "a logit is NaN or infinite"
+            else:
+                difference = (
+                    f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest logit)"
+                )
+            lines.append(
+                f"  batch {each.batch_size}: {difference}, same class on {each.top1:.2%} of {each.images} images"
+                + ("" if each.within else "  ← beyond the limit")
+            )
+        limits = self.tolerance
+        lines.append(
+            f"  limit: {limits.atol:g} + {limits.rtol:g} of the largest logit, same class on at least {limits.top1:.2%}"
+        )
+        return "\n".join(lines)
+
+
+def verify(
+    reference: Runner, candidate: Runner, images_NCHW: Tensor, batch_sizes: Iterable[int], tolerance: Tolerance
+) -> Parity:
+    """Runs both on the same images, in calls of each batch size, and compares.
+
+    Args:
+        reference, candidate: open, on one device.
+        images_NCHW: normalised, float32, on that device; at least one. Repeated where a batch takes more.
+        batch_sizes: each sees as many whole batches as the images fill, and at least one.
+    """
+    batches = []
+    for size in batch_sizes:
+        calls = max(1, len(images_NCHW) // size)
+        rows = torch.arange(calls * size, device=images_NCHW.device) % len(images_NCHW)
+        inputs = [images_NCHW.index_select(0, some) for some in torch.split(rows, size)]
+        outputs = [torch.cat([runner.run(batch) for batch in inputs]) for runner in (reference, candidate)]
+        batches.append(compare(outputs[0], outputs[1], size, tolerance))
+    return Parity(
+        reference=reference.name,
+        candidate=candidate.name,
+        tolerance=tolerance,
+        batches=tuple(batches),
+        within=all(batch.within for batch in batches),
+    )
+
+
+def compare(reference: Tensor, candidate: Tensor, batch_size: int, tolerance: Tolerance) -> BatchParity:
+    """Compares logits (N, classes) with logits: |candidate − reference| ≤ atol + rtol · max |reference|."""
+    expected, found = reference.double().cpu(), candidate.double().cpu()
+    finite = bool(expected.isfinite().all() and found.isfinite().all())
+    absolute = (found - expected).abs().max().item()
+    largest = expected.abs().max().item()
+    top1 = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    return BatchParity(
+        batch_size=batch_size,
+        images=len(expected),
+        max_absolute=absolute if finite else None,
+        # Logits that are all 0 leave nothing to divide by; any difference from them is then as large as can be.
+        max_relative=absolute / max(largest, torch.finfo(torch.float64).tiny) if finite else None,
+        top1=top1,
+        within=finite and absolute <= tolerance.atol + tolerance.rtol * largest and top1 >= tolerance.top1,
+    )

@@ -1,0 +1,97 @@
+"""The verb `inspect`: which network a file holds, its sections, and how deep a student of it can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from litdeploy.bundle import Bundle, Manifest, Record, sha256_of
+from litdeploy.errors import NetworkError
+from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
+from litdeploy.networks.family import depths_of
+from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.spec import DepthPlan, InputSpec
+
+
+class FoundNetwork(Record):
+    """What is known of a file of weights.
+
+    Attributes:
+        title: for people: `CIFAR ResNet-56, shortcut A`.
+        network: as `--network` takes it.
+        classes: width of the logits.
+        class_names: in the order of the logits, where the file says them.
+        breakdown: depth, sections, parameters, FLOPs.
+        student_depths: what `--student-depth` takes; empty for a student, and where there are no repeated blocks.
+        plan: for a student, the teacher's blocks that it kept.
+    """
+
+    title: str
+    network: str
+    classes: int
+    class_names: tuple[str, ...]
+    input: InputSpec
+    sha256: str
+    breakdown: Breakdown
+    student_depths: tuple[int, ...]
+    plan: DepthPlan | None
+
+
+class FoundOnnx(Record):
+    """What is known of an ONNX file: inputs, outputs, opset and metadata, as the file has them."""
+
+    sha256: str
+    opset: int
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    metadata: dict[str, str]
+
+
+def inspect(
+    path: str | Path,
+    *,
+    network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+) -> FoundNetwork | FoundOnnx | Manifest:
+    """Looks into a file of weights, an ONNX file or a bundle.
+
+    Raises:
+        LitdeployError: the file is none of these, or its network is not recognised.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Bundle(path).read()
+    if path.suffix == ".onnx":
+        return FoundOnnx(sha256=sha256_of(path) if path.is_file() else "", **describe_onnx(path))
+    return _inspect_network(load(path, network=network, normalise=normalise, input_shape=input_shape), path)
+
+
+def _inspect_network(network: Network, path: Path) -> FoundNetwork:
+    spec = network.spec
+    family = FAMILIES.get(spec.name)
+    depths: tuple[int, ...] = ()
+    if spec.plan is None:
+        try:
+            sections = find_sections(network.module, network.example())
+        except NetworkError:
+            sections = []
+        names = [section.name for section in sections]
+        depths = tuple(depths_of(family, sections)) if sections else ()
+    else:
+        names = list(spec.plan)
+    breakdown = break_down(network, names)
+    shortcut = f", shortcut {spec.arguments['shortcut']}" if "shortcut" in spec.arguments else ""
+    title = f"{family.title}-{breakdown.depth}{shortcut}" if family else spec.name
+    return FoundNetwork(
+        title=title,
+        network=describe(spec.name, spec.arguments),
+        classes=network.class_count(),
+        class_names=spec.classes,
+        input=spec.input,
+        sha256=sha256_of(path),
+        breakdown=breakdown,
+        student_depths=depths,
+        plan=spec.plan,
+    )

@@ -1,0 +1,130 @@
+"""The verb `deploy`: compress, export and profile in one go. And the demo, which trains its own teacher first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from litdeploy.bundle import DEFAULT_PATH, Bundle, remove, sha256_of
+from litdeploy.errors import BundleError, CheckpointError
+from litdeploy.exporter import export
+from litdeploy.networks import NetworkName
+from litdeploy.profiler import Report, profile, read_report
+from litdeploy.recipe import Recipe, read_recipe
+from litdeploy.runtime import default_target
+from litdeploy.target import Target, read_target
+from litdeploy.trainer import Progress, compress, train
+from litdeploy.trainer.compress import resolve_recipe
+
+
+def deploy(
+    teacher: str | Path,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    target: Target | str | Path | None = None,
+    out: str | Path = DEFAULT_PATH,
+    device: str = "auto",
+    network: NetworkName | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> tuple[Bundle, Report]:
+    """Goes from a teacher to a profiled ONNX file; stages that are whole in `out` are not done again.
+
+    Args:
+        teacher, recipe, out, device, network, overwrite, progress, **changes: as for `compress`.
+        target: a deployment target, or the name or path of one.
+
+    Raises:
+        BundleError: `out` holds a whole run of another teacher or recipe, and `overwrite` is not given.
+        LitdeployError: as the stages raise it.
+    """
+    progress = progress or Progress()
+    aim = target if isinstance(target, Target) else default_target() if target is None else read_target(target)
+    resolved = resolve_recipe(recipe, changes)
+    bundle = Bundle(out)
+    if overwrite or not _trained(bundle, Path(teacher), resolved):
+        # What is there is this run, unfinished, or is to be overwritten: `_trained` refuses all else.
+        compress(teacher, recipe=resolved, out=out, device=device, network=network, overwrite=True, progress=progress)
+    else:
+        progress.note(f"{bundle.path}: the student is trained already")
+    if not _exported(bundle):
+        progress.note("exporting and verifying")
+        export(bundle, onnx=True, target=aim, network=network)
+    else:
+        progress.note(f"{bundle.path}: exported already")
+    report = _profiled(bundle, aim)
+    if report is None:
+        report = profile(bundle, teacher=teacher, target=aim, network=network, progress=progress.note)
+    else:
+        progress.note(f"{bundle.path}: profiled already")
+    return bundle, report
+
+
+def demo(
+    out: str | Path = "demo", *, overwrite: bool = False, progress: Progress | None = None
+) -> tuple[Bundle, Report]:
+    """The whole way on scikit-learn's digits: a ResNet-56 is trained, made a ResNet-20, exported and profiled.
+
+    Raises:
+        LitdeployError: as the stages raise it.
+    """
+    progress = progress or Progress()
+    folder = Path(out)
+    teacher = folder / "teacher.safetensors"
+    recipe = read_recipe("digits-resnet")
+    if overwrite:
+        remove(teacher)
+    if not teacher.is_file():
+        progress.note("training a ResNet-56 on scikit-learn's digits (1,797 images, 8×8)")
+        train("resnet56", recipe="digits-resnet-teacher", out=teacher, device="cpu", progress=progress)
+    progress.note("compressing it to a ResNet-20 by LIT")
+    return deploy(
+        teacher,
+        recipe=recipe,
+        target="demo",
+        out=folder / "deploy",
+        device="cpu",
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _trained(bundle: Bundle, teacher: Path, recipe: Recipe) -> bool:
+    """Whether the bundle holds this run, complete.
+
+    Raises:
+        BundleError: it holds another whole run, or files of somebody else's.
+    """
+    if not bundle.manifest_path.exists():
+        return False
+    manifest = bundle.read()
+    if not teacher.is_file():
+        raise CheckpointError(f"{teacher}: no such file.")
+    same = manifest.teacher.sha256 == sha256_of(teacher) and manifest.recipe == recipe
+    if not same:
+        raise BundleError(
+            f"{bundle.path}: holds another run (another teacher or recipe); it is kept. Choose another folder with "
+            "--out, or --overwrite it."
+        )
+    return manifest.status == "complete"
+
+
+def _exported(bundle: Bundle) -> bool:
+    artefact = bundle.read_complete().artefacts.get("onnx")
+    if artefact is None:
+        return False
+    try:
+        bundle.artefact_path(artefact)
+    except BundleError:
+        return False
+    return True
+
+
+def _profiled(bundle: Bundle, target: Target) -> Report | None:
+    """The report that is there, where it is of this student and this target."""
+    report = read_report(bundle.profile_path)
+    manifest = bundle.read_complete()
+    if report is None or report.student_sha256 != manifest.student_sha256 or report.target != target:
+        return None
+    return report

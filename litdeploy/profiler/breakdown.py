@@ -1,0 +1,95 @@
+"""What a network consists of: depth, parameters and floating-point operations, whole and by section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from litdeploy.bundle import Record
+from litdeploy.networks import FAMILIES, Network
+from litdeploy.networks.sections import container
+
+REMAINDER = "stem and head"
+
+
+class Part(Record):
+    """One section, or what is left outside of all sections.
+
+    Attributes:
+        name: of the section's container, or `stem and head`.
+        blocks: how many blocks it has; None for the remainder.
+        parameters: numbers that are trained.
+        flops: floating-point operations for one image.
+    """
+
+    name: str
+    blocks: int | None
+    parameters: int
+    flops: int
+
+
+class Breakdown(Record):
+    """Size of a network.
+
+    Attributes:
+        depth: weighted layers by the family's own count (`depth_unit` layers), elsewhere blocks in all sections.
+        parameters: numbers that are trained.
+        flops: floating-point operations for one image: two for each multiply-add of convolutions, matrix products and
+            attention; everything elementwise (batch norm, activations, additions) is left out, as is usual.
+        parts: the sections in the network's order, then the remainder; their sums are the totals.
+    """
+
+    depth: int
+    depth_unit: Literal["layers", "blocks"]
+    parameters: int
+    flops: int
+    parts: tuple[Part, ...]
+
+
+def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
+    """Counts depth, parameters and FLOPs of a network.
+
+    Args:
+        network: in eval mode.
+        sections: names of the section containers; the teacher's, since a student may have a single block in one, which
+            is no section by itself any more.
+
+    Raises:
+        NetworkError: the network has no container of such a name.
+    """
+    module = network.module
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(network.example(1))
+    flops = {name: int(sum(by_operation.values())) for name, by_operation in counter.get_flop_counts().items()}
+    root = type(module).__name__
+
+    parts = []
+    for name in sections:
+        blocks = container(module, name)
+        # The blocks one by one: an nn.ModuleList is never called itself, so nothing is counted under its own name.
+        counted = sum(flops.get(f"{root}.{name}.{index}", 0) for index in range(len(blocks)))
+        parts.append(Part(name=name, blocks=len(blocks), parameters=_parameters(blocks), flops=counted))
+    parameters, total = _parameters(module), int(counter.get_total_flops())
+    rest = Part(
+        name=REMAINDER,
+        blocks=None,
+        parameters=parameters - sum(part.parameters for part in parts),
+        flops=total - sum(part.flops for part in parts),
+    )
+    family = FAMILIES.get(network.spec.name)
+    blocks_in_all = sum(part.blocks or 0 for part in parts)
+    return Breakdown(
+        depth=family.depth(blocks_in_all) if family else blocks_in_all,
+        depth_unit="layers" if family else "blocks",
+        parameters=parameters,
+        flops=total,
+        parts=(*parts, rest),
+    )
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,84 @@
+"""The report as one page that needs nothing beside itself: no network, no fonts, no scripts."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from litdeploy.bundle import Accuracy
+from litdeploy.profiler import charts
+from litdeploy.profiler.verdict import decimals, milliseconds, points, times
+
+if TYPE_CHECKING:
+    from litdeploy.profiler.report import Report
+
+
+def render(report: Report) -> str:
+    """The page as HTML. Whatever came from files (names, paths, metrics) is escaped."""
+    environment = Environment(
+        loader=PackageLoader("litdeploy.profiler", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"ms": milliseconds, "times": times, "short": short, "bytes": in_bytes}
+    validation = report.teacher.accuracy.get("validation")
+    told = [side.model_dump(exclude_none=True) for each in report.measurements for side in (each.teacher, each.student)]
+    by_batch = sorted(report.measurements, key=lambda measurement: measurement.batch_size)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        sizes=_sizes(report),
+        sections=list(zip(report.teacher.breakdown.parts, report.student.breakdown.parts, strict=True)),
+        latency=[
+            (batch_size, charts.latency(batch_size, list(members)))
+            for batch_size, members in groupby(by_batch, lambda measurement: measurement.batch_size)
+        ],
+        runners=[list(members) for _, members in groupby(report.measurements, lambda measurement: measurement.runner)],
+        tails=[name for name in ("p90", "p95", "p99") if any(f"{name}_ms" in side for side in told)],
+        loss=charts.training_loss(report.training),
+        accuracy=charts.validation_accuracy(report.training, validation.top1 if validation else None),
+        teacher_validation=validation,
+        phases=charts.phases(report.training),
+        recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+    )
+
+
+def short(number: float) -> str:
+    """A count for people: `856 k`, `1.27 M`, `251 M`."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            value = number / factor
+            return f"{value:.3g} {letter}" if value < 999.5 else f"{value:.0f} {letter}"
+    return f"{number:g}"
+
+
+def in_bytes(number: int) -> str:
+    """Bytes for people, in powers of 1000: `3.45 MB`."""
+    text = short(number)
+    return f"{text}B" if " " in text else f"{text} B"
+
+
+def _sizes(report: Report) -> list[tuple[str, str, str, str]]:
+    """Rows (what, teacher, student, change) of the first table."""
+    teacher, student = report.teacher, report.student
+    rows = []
+    for split in sorted(teacher.accuracy.keys() | student.accuracy.keys()):
+        before, after = teacher.accuracy.get(split), student.accuracy.get(split)
+        change = "–"
+        if before and after:
+            change = f"{points(before, after):+.{decimals(min(before.images, after.images))}f} points".replace("-", "−")
+        rows.append((f"Accuracy, {split}", _percent(before), _percent(after), change))
+    a, b = teacher.breakdown, student.breakdown
+    rows.append((f"Depth, {a.depth_unit}", str(a.depth), str(b.depth), f"÷ {report.depth_ratio:.2f}"))
+    rows.append(("Parameters", short(a.parameters), short(b.parameters), f"÷ {report.parameter_ratio:.2f}"))
+    rows.append(("FLOPs an image", short(a.flops), short(b.flops), f"÷ {report.flop_ratio:.2f}"))
+    rows.append(("File", in_bytes(teacher.bytes), in_bytes(student.bytes), f"÷ {teacher.bytes / student.bytes:.2f}"))
+    return rows
+
+
+def _percent(accuracy: Accuracy | None) -> str:
+    return "not measured" if accuracy is None else f"{100 * accuracy.top1:.{decimals(accuracy.images)}f} %"

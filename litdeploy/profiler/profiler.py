@@ -1,0 +1,213 @@
+"""The verb: teacher and student side by side in every runner of a target."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
+from litdeploy.errors import BundleError
+from litdeploy.exporter import Parity
+from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
+from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.profiler.environment import Environment, look_around
+from litdeploy.profiler.report import Measurement, RawSamples, Report, Side, SideTiming, headline, read_training, write
+from litdeploy.profiler.statistics import compare, summarise
+from litdeploy.profiler.teacher import load_teacher, teacher_onnx
+from litdeploy.profiler.timing import measure
+from litdeploy.profiler.verdict import milliseconds, sentence, times
+from litdeploy.runtime import open_runner, resolve_device, resolve_target
+from litdeploy.target import Target
+
+Progress = Callable[[str], None]
+
+# Runners that take the exported file and not the module.
+_ONNX_RUNNERS = ("onnxruntime",)
+
+
+def profile(
+    bundle: Bundle | str | Path = DEFAULT_PATH,
+    *,
+    teacher: str | Path | None = None,
+    target: Target | str | Path | None = None,
+    network: NetworkName | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Times teacher and student in every runner of a target, and reports it with all that belongs to it.
+
+    Writes `profile/report.json`, `report.html` and `samples.json` into the bundle.
+
+    Args:
+        bundle: as `compress` left it; with its student exported, where a runner of the target takes ONNX.
+        teacher: the teacher's file, where it is no longer where it was.
+        target: a target, or the name or path of one; None: the one for this machine.
+        network: the network, where it is code of the user's.
+        progress: is given a line for each step.
+
+    Raises:
+        BundleError: no complete bundle, no exported student, or the teacher's file is gone or is another one.
+        SettingsError: no such target.
+        DeviceError: the target's device is not there.
+        RunnerError: a runner cannot run a network.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    say = progress or (lambda line: None)
+    manifest = bundle.read_complete()
+    chosen = resolve_target(target)
+    device = resolve_device(chosen.device)
+    environment = look_around(device)
+
+    networks = {
+        "teacher": load_teacher(bundle, manifest, teacher, network),
+        "student": load(bundle.student_path, network=network),
+    }
+    sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
+    sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
+    onnx_paths = _onnx_paths(bundle, manifest, networks["teacher"], chosen, say)
+
+    measured: list[tuple[Measurement, RawSamples]] = []
+    for runner in chosen.runners:
+        paths = onnx_paths if runner in _ONNX_RUNNERS else {}
+        measured += _measure_runner(runner, networks, paths, chosen, device, say)
+
+    report = _report(bundle, manifest, sides, [measurement for measurement, _ in measured], environment, chosen, target)
+    write(report, [samples for _, samples in measured], bundle.profile_path)
+    return report
+
+
+def _onnx_paths(bundle: Bundle, manifest: Manifest, teacher: Network, target: Target, say: Progress) -> dict[str, Path]:
+    """Both sides' ONNX files; none where no runner of the target takes them."""
+    if not any(runner in _ONNX_RUNNERS for runner in target.runners):
+        return {}
+    if "onnx" not in manifest.artefacts:
+        raise BundleError(
+            f"{bundle.path}: holds no exported student, which the target's runner onnxruntime takes. "
+            f"Run `litdeploy export{_folder(bundle)} --onnx` first."
+        )
+    artefact = manifest.artefacts["onnx"]
+    student = bundle.artefact_path(artefact)
+    say("teacher as ONNX")
+    opset = artefact.details["opset"]
+    return {"teacher": teacher_onnx(bundle, teacher, manifest.teacher.sha256, opset), "student": student}
+
+
+def _measure_runner(
+    name: str,
+    networks: dict[str, Network],
+    onnx_paths: dict[str, Path],
+    target: Target,
+    device: torch.device,
+    say: Progress,
+) -> list[tuple[Measurement, RawSamples]]:
+    """Both sides in one runner, at every batch size.
+
+    Args:
+        onnx_paths: role → file that runs in the network's place; empty where the runner takes the module.
+    """
+    sources: dict[str, dict[str, Any]] = {
+        role: {"onnx_path": onnx_paths[role]} if onnx_paths else {"network": network}
+        for role, network in networks.items()
+    }
+    results = []
+    with (
+        open_runner(name, **sources["teacher"], device=device) as teacher,
+        open_runner(name, **sources["student"], device=device) as student,
+    ):
+        for batch_size in target.batch_sizes:
+            timed = measure(teacher, student, networks["student"].example(batch_size).to(device), target.timing)
+            runners = {"teacher": teacher.describe(), "student": student.describe()}
+            timings = {
+                role: SideTiming(
+                    **summarise(samples.milliseconds, batch_size).model_dump(),
+                    first_run_ms=samples.first_run_ms,
+                    build_seconds=runners[role].build_seconds,
+                    artefact=str(onnx_paths[role]) if onnx_paths else None,
+                )
+                for role, samples in (("teacher", timed.teacher), ("student", timed.student))
+            }
+            comparison = compare(timed.teacher.milliseconds, timed.student.milliseconds)
+            measurement = Measurement(
+                runner=name,
+                mode=runners["student"].mode,
+                device=str(device),
+                precision=runners["student"].precision,
+                batch_size=batch_size,
+                clock=timed.clock,
+                teacher=timings["teacher"],
+                student=timings["student"],
+                comparison=comparison,
+            )
+            results.append((measurement, RawSamples(runner=name, batch_size=batch_size, timed=timed)))
+            say(
+                f"{name}, batch {batch_size}: teacher {milliseconds(timings['teacher'].median_ms)} ms, "
+                f"student {milliseconds(timings['student'].median_ms)} ms, {times(comparison.speedup)} "
+                f"({comparison.verdict})"
+            )
+    return results
+
+
+def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
+    spec = network.spec
+    family = FAMILIES.get(spec.name)
+    kind = type(network.module).__name__ if family else spec.name
+    return Side(
+        name=f"{kind}-{breakdown.depth}" if family else f"{kind} of {breakdown.depth} blocks",
+        network=describe(spec.name, spec.arguments),
+        plan=spec.plan,
+        path=network.source,
+        sha256=manifest.teacher.sha256 if role == "teacher" else manifest.student_sha256,
+        bytes=Path(network.source).stat().st_size,
+        breakdown=breakdown,
+        accuracy=manifest.metrics.get(role, {}),
+    )
+
+
+def _report(
+    bundle: Bundle,
+    manifest: Manifest,
+    sides: dict[str, Side],
+    measurements: Sequence[Measurement],
+    environment: Environment,
+    target: Target,
+    asked: Target | str | Path | None,
+) -> Report:
+    teacher, student = sides["teacher"], sides["student"]
+    onnx = manifest.artefacts.get("onnx")
+    return Report(
+        verdict=sentence(teacher, student, headline(measurements), environment.device_name),
+        bundle=str(bundle.path),
+        student_sha256=manifest.student_sha256,
+        teacher=teacher,
+        student=student,
+        depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
+        parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
+        flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
+        measurements=tuple(measurements),
+        parity=Parity.model_validate(onnx.details["parity"]) if onnx else None,
+        training=read_training(bundle.metrics_path),
+        data=manifest.data,
+        test_used_once="test" in teacher.accuracy and "test" in student.accuracy,
+        environment=environment,
+        recipe=manifest.recipe,
+        target=target,
+        commands=_commands(bundle, teacher.path, asked),
+    )
+
+
+def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None) -> tuple[str, ...]:
+    """What to type to do it all again; a target that was made in Python has no name to be typed."""
+    named = f" --target {shlex.quote(str(target))}" if isinstance(target, str | Path) else ""
+    out = "" if bundle.path == DEFAULT_PATH else f" --out {shlex.quote(str(bundle.path))}"
+    return (
+        f"litdeploy compress {shlex.quote(teacher)} --recipe recipe.yaml{out}",
+        f"litdeploy export{_folder(bundle)} --onnx{named}",
+        f"litdeploy profile{_folder(bundle)} --teacher {shlex.quote(teacher)}{named}",
+    )
+
+
+def _folder(bundle: Bundle) -> str:
+    return "" if bundle.path == DEFAULT_PATH else f" {shlex.quote(str(bundle.path))}"

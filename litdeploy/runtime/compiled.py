@@ -1,0 +1,99 @@
+"""PyTorch, compiled by torch.compile (Inductor)."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from types import FunctionType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from litdeploy.errors import RunnerError
+from litdeploy.networks import logits_of
+from litdeploy.runtime.device import device_name
+from litdeploy.runtime.eager import DTYPES, ieee_float32, placed
+from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+
+
+class CompiledRunner:
+    """The module compiled for each batch size apart, by the first call with that size.
+
+    Nothing compiled is shared with another runner of the process. Inductor's cache on disk stays in use, so compiling
+    the same network again takes less time than the first time on a machine.
+    """
+
+    name = "compiled"
+
+    def __init__(self, source: Source, device: torch.device, precision: str) -> None:
+        self.device = device
+        self._network = source.needed_network(self.name)
+        self._precision = check_precision(self.name, precision, tuple(DTYPES))
+        self._module: nn.Module | None = None
+        self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._build_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        started = time.perf_counter()
+        self._module = placed(self._network, self.device, self._precision)
+        self._build_seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._module = None
+        self._compiled.clear()
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        """See `Runner.run`. The first call with a batch size compiles."""
+        if self._module is None:
+            raise not_open(self.name)
+        check_batch(self.name, batch_NCHW, self._network.spec.input.shape, self.device)
+        # What Dynamo guards on, besides the shape: else the same size would compile again.
+        batch_NCHW = batch_NCHW.detach().contiguous().to(DTYPES[self._precision])
+        call = self._compiled.get(len(batch_NCHW))
+        with torch.inference_mode(), ieee_float32(self.device):
+            return (self._first(self._module, batch_NCHW) if call is None else call(batch_NCHW)).float()
+
+    def describe(self) -> Description:
+        """See `Runner.describe`."""
+        return Description(
+            runner=self.name,
+            device=device_name(self.device),
+            precision=self._precision,
+            mode="inductor, channels last",
+            versions={"torch": str(torch.__version__)},
+            build_seconds=self._build_seconds,
+        )
+
+    def _first(self, module: nn.Module, batch_NCHW: Tensor) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            with warnings.catch_warnings():
+                # Inductor loads torch.utils.mkldnn, whose classes still use it (torch 2.11 to 2.13).
+                warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
+                call = torch.compile(_own_code(module), dynamic=False)
+                logits: Tensor = call(batch_NCHW)
+        except TorchDynamoException as error:
+            raise RunnerError(
+                f"the runner '{self.name}' cannot compile {self._network.source} ({str(error).splitlines()[0]}). "
+                "torch.compile needs a C++ compiler (apt-get install g++) and, on CUDA, Triton (pip install triton). "
+                "Or leave this runner out of the target's `runners`."
+            ) from error
+        self._compiled[len(batch_NCHW)] = call
+        return logits
+
+
+def _own_code(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function that runs the module, with a code object of its own.
+
+    Dynamo keeps what it compiled at the code object, for all functions that share it: teacher and student would take
+    each other's places there, and after eight batch sizes of both it would silently stop compiling.
+    """
+
+    def call(batch_NCHW: Tensor) -> Tensor:
+        return logits_of(module(batch_NCHW))
+
+    return FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)

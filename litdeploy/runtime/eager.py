@@ -1,0 +1,91 @@
+"""PyTorch, one operator after the other."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from litdeploy.networks import Network, logits_of
+from litdeploy.runtime.device import device_name
+from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class EagerRunner:
+    """The module as it is, in eval mode, its convolutions in channels-last memory format."""
+
+    name = "eager"
+
+    def __init__(self, source: Source, device: torch.device, precision: str) -> None:
+        self.device = device
+        self._network = source.needed_network(self.name)
+        self._precision = check_precision(self.name, precision, tuple(DTYPES))
+        self._module: nn.Module | None = None
+        self._build_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        started = time.perf_counter()
+        self._module = placed(self._network, self.device, self._precision)
+        self._build_seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._module = None
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        """See `Runner.run`."""
+        if self._module is None:
+            raise not_open(self.name)
+        check_batch(self.name, batch_NCHW, self._network.spec.input.shape, self.device)
+        with torch.inference_mode(), ieee_float32(self.device):
+            return logits_of(self._module(batch_NCHW.to(DTYPES[self._precision]))).float()
+
+    def describe(self) -> Description:
+        """See `Runner.describe`."""
+        return Description(
+            runner=self.name,
+            device=device_name(self.device),
+            precision=self._precision,
+            mode="channels last",
+            versions={"torch": str(torch.__version__)},
+            build_seconds=self._build_seconds,
+        )
+
+
+def placed(network: Network, device: torch.device, precision: str) -> nn.Module:
+    """The network's module, ready for inference on the device.
+
+    A copy, always: the device, the type, the memory format and eval mode would each alter the caller's module.
+    """
+    module = copy.deepcopy(network.module).eval().requires_grad_(False)
+    # torch's stubs leave memory_format out.
+    result: nn.Module = module.to(  # type: ignore[call-overload]
+        device=device, dtype=DTYPES[precision], memory_format=torch.channels_last
+    )
+    return result
+
+
+@contextmanager
+def ieee_float32(device: torch.device) -> Iterator[None]:
+    """While it is open, float32 on CUDA is float32 and not TF32, which cuDNN's convolutions use unless told otherwise.
+
+    So that `fp32` means one thing in every runner. Costs two microseconds a call. The legacy flags, since Inductor
+    itself reads them, and PyTorch refuses to where one of the newer ones was set.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -1,0 +1,144 @@
+"""The contract that every backend keeps, and what the backends share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from litdeploy.errors import RunnerError
+from litdeploy.networks import Network
+
+
+@dataclass(frozen=True)
+class Description:
+    """How a runner runs.
+
+    Attributes:
+        runner: its name.
+        device: name of the processor or GPU.
+        precision: of weights and arithmetic: `fp32` or `bf16`.
+        mode: what else decides the speed: execution provider, compiler, memory format.
+        versions: library → version.
+        build_seconds: wall-clock time of `__enter__`. What the first call of each batch size costs on top (compiling,
+            choosing kernels) is for the caller to time.
+    """
+
+    runner: str
+    device: str
+    precision: str
+    mode: str
+    versions: dict[str, str]
+    build_seconds: float
+
+
+class Runner(Protocol):
+    """A network in one backend, on one device. A context manager: it is built in `__enter__`, released in `__exit__`.
+
+    Attributes:
+        name: key of `RUNNERS`.
+        device: where batches must be; has an index where it is CUDA.
+    """
+
+    name: str
+    device: torch.device
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        """Runs one batch of any size.
+
+        On CUDA the work is queued behind, and ahead of, the current stream's; nothing waits for it.
+
+        Args:
+            batch_NCHW: float32, normalised, on `device`.
+
+        Returns:
+            Logits (N, classes), float32, on `device`.
+
+        Raises:
+            RunnerError: another shape, type or device; outside the `with` block; or the backend fails.
+        """
+        ...
+
+    def describe(self) -> Description:
+        """How it runs; complete once it was entered."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a runner can be made of; each takes what it needs."""
+
+    network: Network | None = None
+    onnx_path: Path | None = None
+
+    def needed_network(self, runner: str) -> Network:
+        """The network.
+
+        Raises:
+            RunnerError: it was not given.
+        """
+        if self.network is None:
+            raise RunnerError(f"the runner '{runner}' runs a PyTorch network, and none was given: pass network=….")
+        return self.network
+
+    def needed_onnx_path(self, runner: str) -> Path:
+        """The path of the ONNX file.
+
+        Raises:
+            RunnerError: it was not given.
+        """
+        if self.onnx_path is None:
+            raise RunnerError(
+                f"the runner '{runner}' runs an ONNX file, and none was given: pass onnx_path=…. "
+                "`litdeploy export` makes one."
+            )
+        return self.onnx_path
+
+
+def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:
+    """The precision.
+
+    Raises:
+        RunnerError: the runner does not have it.
+    """
+    if precision not in known:
+        raise RunnerError(f"the runner '{runner}' has no precision '{precision}'; it has {' and '.join(known)}.")
+    return precision
+
+
+def check_batch(runner: str, batch: Tensor, shape: Sequence[int | None], device: torch.device) -> None:
+    """Holds a batch against what a runner takes.
+
+    Args:
+        shape: of one image; None where any size serves.
+
+    Raises:
+        RunnerError: another shape, type or device.
+    """
+    fits = batch.dim() == len(shape) + 1 and all(
+        wanted in (None, size) for wanted, size in zip(shape, batch.shape[1:], strict=True)
+    )
+    if not fits or not len(batch) or batch.dtype != torch.float32 or batch.device != device:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise RunnerError(
+            f"the runner '{runner}' takes float32 images of shape (N, {sizes}) on {device}, N at least 1; it was given "
+            f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)} on {batch.device}."
+        )
+
+
+def not_open(runner: str) -> RunnerError:
+    """The error of a runner that is used before or after its `with` block."""
+    return RunnerError(
+        f"the runner '{runner}' is not open. Use it inside its block: with open_runner({runner!r}, …) as runner: …"
+    )

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import litdeploy
+from litdeploy.bundle import Artefact, Bundle, sha256_of
+from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
+from litdeploy.exporter import exporter
+from litdeploy.exporter.onnx import export_onnx
+from litdeploy.networks import Network
+from litdeploy.recipe import DataSettings
+from litdeploy.target import Target, Tolerance
+
+TARGET = Target(device="cpu", batch_sizes=(1, 16))
+
+
+@pytest.fixture
+def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter that makes a mistake: one weight of the file is not the network's."""
+
+    def export_wrongly(network: Network, path: Path, opset: int | None) -> dict[str, object]:
+        details = export_onnx(network, path, opset)
+        model = onnx.load_model(path)
+        bias = next(each for each in model.graph.initializer if each.dims == [10])
+        values = numpy_helper.to_array(bias) + np.eye(10, dtype=np.float32)[3]
+        bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+        onnx.save_model(model, path)
+        return details
+
+    monkeypatch.setattr(exporter, "export_onnx", export_wrongly)
+
+
+def test_the_artefact_is_in_the_manifest_with_what_was_measured(bundle: Bundle) -> None:
+    manifest = litdeploy.export(bundle, target=TARGET)
+    assert bundle.read() == manifest
+    artefact = manifest.artefacts["onnx"]
+    path = bundle.artefact_path(artefact)
+    assert path == bundle.export_path / "student.onnx"
+    assert artefact.precision == "fp32"
+    assert set(artefact.versions) == {"torch", "onnx", "onnxruntime", "onnxscript"}
+    assert artefact.details["bytes"] == path.stat().st_size
+    assert artefact.details["input"] == "images"
+    parity = artefact.details["parity"]
+    assert parity["within"]
+    assert [(each["batch_size"], each["images"]) for each in parity["batches"]] == [(1, 64), (8, 64), (16, 64)]
+    assert parity["tolerance"] == TARGET.tolerance.model_dump()
+    assert Artefact.model_validate_json((bundle.export_path / "student.onnx.json").read_bytes()) == artefact
+    assert sorted(file.name for file in bundle.export_path.iterdir()) == ["student.onnx", "student.onnx.json"]
+
+
+@pytest.mark.usefixtures("tampered")
+def test_an_artefact_that_computes_something_else_is_rejected(bundle: Bundle) -> None:
+    with pytest.raises(ParityError, match=r"batch 16: largest difference 1\.00e\+00 .* beyond the limit") as caught:
+        litdeploy.export(bundle.path, target=TARGET)
+    assert caught.value.exit_code == 3
+    assert "limit: 0.0001 + 0.0001 of the largest logit" in str(caught.value)
+    rejected = bundle.export_path / "student.onnx.rejected"
+    assert str(rejected) in str(caught.value)
+    sidecar = json.loads((bundle.export_path / "student.onnx.rejected.json").read_text())
+    assert sidecar["path"] == "export/student.onnx.rejected"
+    assert sidecar["sha256"] == sha256_of(rejected)
+    assert not sidecar["details"]["parity"]["within"]
+    assert len(list(bundle.export_path.iterdir())) == 2
+    assert bundle.read().artefacts == {}
+
+
+def test_a_rejection_leaves_the_artefact_of_before_and_a_success_clears_it_away(bundle: Bundle) -> None:
+    before = litdeploy.export(bundle, target=TARGET)
+    with pytest.raises(ParityError):
+        litdeploy.export(bundle, target=Target(device="cpu", tolerance=Tolerance(atol=0, rtol=0)))
+    assert bundle.read() == before
+    assert bundle.artefact_path(before.artefacts["onnx"]).is_file()
+    assert len(list(bundle.export_path.iterdir())) == 4
+    litdeploy.export(bundle, target=TARGET)
+    assert sorted(file.name for file in bundle.export_path.iterdir()) == ["student.onnx", "student.onnx.json"]
+
+
+def test_the_target_says_the_operator_set_and_may_be_named(bundle: Bundle, tmp_path: Path) -> None:
+    target = tmp_path / "edge.yaml"
+    target.write_text("device: cpu\nopset: 18\nbatch_sizes: [4]\n")
+    details = litdeploy.export(bundle, target=str(target)).artefacts["onnx"].details
+    assert details["opset"] == 18
+    assert [each["batch_size"] for each in details["parity"]["batches"]] == [1, 4, 8]
+
+
+@pytest.mark.parametrize("data", ["digits", DataSettings(source="digits")])
+def test_other_data_may_be_named(bundle: Bundle, data: DataSettings | str) -> None:
+    manifest = bundle.read()
+    recipe = manifest.recipe.model_copy(update={"data": DataSettings(source="/not/there")})
+    bundle.write(manifest.model_copy(update={"recipe": recipe}))
+    with pytest.raises(DataError):
+        litdeploy.export(bundle, target=TARGET)
+    assert "onnx" in litdeploy.export(bundle, target=TARGET, data=data).artefacts
+
+
+def test_what_is_no_whole_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such folder"):
+        litdeploy.export(tmp_path / "none")
+    bundle.write(bundle.read().model_copy(update={"status": "interrupted"}))
+    with pytest.raises(BundleError, match="interrupted"):
+        litdeploy.export(bundle, target=TARGET)
+
+
+def test_without_a_form_there_is_nothing_to_export(bundle: Bundle) -> None:
+    with pytest.raises(SettingsError, match="nothing to export"):
+        litdeploy.export(bundle, onnx=False)
+
+
+@pytest.mark.gpu
+def test_for_a_gpu_it_is_verified_there(bundle: Bundle) -> None:
+    parity = litdeploy.export(bundle, target="cuda").artefacts["onnx"].details["parity"]
+    assert [each["batch_size"] for each in parity["batches"]] == [1, 8, 256]

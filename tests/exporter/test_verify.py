@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.verify import compare, verify
+from litdeploy.networks import Network
+from litdeploy.runtime import open_runner
+from litdeploy.target import Tolerance
+
+CPU = torch.device("cpu")
+LOGITS = torch.tensor([[1.0, 2.0], [4.0, -8.0]])
+
+
+def test_equal_logits_are_within_a_tolerance_of_nothing() -> None:
+    found = compare(LOGITS, LOGITS, 2, Tolerance(atol=0, rtol=0, top1=1))
+    assert (found.max_absolute, found.max_relative, found.top1, found.within) == (0, 0, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("atol", "rtol", "within"),
+    [(0.5, 0.0, True), (0.49, 0.0, False), (0.0, 1 / 16, True), (0.0, 0.06, False), (0.25, 1 / 32, True)],
+)
+def test_the_limit_is_absolute_plus_a_share_of_the_largest_logit(atol: float, rtol: float, within: bool) -> None:
+    found = compare(LOGITS, LOGITS - torch.tensor([[0.5, 0.0], [0.0, 0.0]]), 2, Tolerance(atol=atol, rtol=rtol))
+    assert (found.max_absolute, found.max_relative) == (0.5, 1 / 16)
+    assert found.within is within
+
+
+@pytest.mark.parametrize(("limit", "within"), [(0.5, True), (0.51, False)])
+def test_another_class_counts_whatever_the_difference(limit: float, within: bool) -> None:
+    found = compare(LOGITS, LOGITS.flip(0), 2, Tolerance(atol=100, top1=0))
+    assert (found.top1, found.within) == (0, True)
+    half = torch.stack([LOGITS[0], LOGITS[0]])
+    found = compare(LOGITS, half, 2, Tolerance(atol=100, top1=limit))
+    assert (found.top1, found.within) == (0.5, within)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
+def test_what_is_not_finite_is_never_within(value: float, sides: tuple[bool, bool]) -> None:
+    reference, candidate = (LOGITS.masked_fill(LOGITS == 1, value) if bad else LOGITS for bad in sides)
+    found = compare(reference, candidate, 2, Tolerance(atol=1e30, rtol=1, top1=0))
+    assert (found.max_absolute, found.max_relative, found.within) == (None, None, False)
+
+
+def test_a_reference_of_zeros_is_compared_absolutely() -> None:
+    assert compare(LOGITS * 0, LOGITS * 0, 2, Tolerance(atol=0)).within
+    assert not compare(LOGITS * 0, LOGITS, 2, Tolerance(top1=0)).within
+
+
+def test_each_batch_size_sees_whole_batches_of_the_images(student: Network, tmp_path: Path) -> None:
+    export_onnx(student, tmp_path / "student.onnx", None)
+    with (
+        open_runner("eager", network=student, device=CPU) as reference,
+        open_runner("onnxruntime", onnx_path=tmp_path / "student.onnx", device=CPU) as candidate,
+    ):
+        parity = verify(reference, candidate, student.example(5), (1, 2, 8), Tolerance())
+    assert [(each.batch_size, each.images) for each in parity.batches] == [(1, 5), (2, 4), (8, 8)]
+    assert parity.within
+    assert all(each.max_absolute is not None and 0 < each.max_absolute < 1e-4 for each in parity.batches)
+    assert (parity.reference, parity.candidate) == ("eager", "onnxruntime")
+    assert "beyond the limit" not in parity.told()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from litdeploy.checkpoint import write_checkpoint
+from litdeploy.errors import CheckpointError, NetworkError, SettingsError
+from litdeploy.networks import load, new
+from litdeploy.networks.resnet import resnet
+from litdeploy.networks.student import shorten
+from litdeploy.spec import InputSpec, NetworkSpec
+
+EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 3)
+    )
+
+
+def test_a_bare_checkpoint_is_recognised(tmp_path: Path) -> None:
+    network = resnet(14, shortcut="B").eval()
+    torch.save(network.state_dict(), tmp_path / "teacher.pt")
+    found = load(tmp_path / "teacher.pt", normalise="cifar10", input_shape=(3, 16, 16))
+    assert torch.equal(found.module(EXAMPLE), network(EXAMPLE))
+    assert not found.module.training
+    assert found.spec.input.shape == (3, 16, 16)
+    assert found.spec.input.mean == (0.4914, 0.4822, 0.4465)
+    assert found.class_count() == 10
+
+
+def test_a_student_is_rebuilt_from_its_header(tmp_path: Path) -> None:
+    student = resnet(20).eval()
+    plan = {"layer1": (0, 2), "layer3": (0,)}
+    shorten(student, plan)
+    spec = NetworkSpec(
+        name="resnet",
+        arguments={"depth": 20},
+        input=InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3),
+        plan=plan,
+    )
+    write_checkpoint(tmp_path / "s.safetensors", student.state_dict(), spec)
+    found = load(tmp_path / "s.safetensors")
+    assert torch.equal(found.module(EXAMPLE), student(EXAMPLE))
+    assert found.spec == spec
+    with pytest.raises(NetworkError, match="Leave --network out"):
+        load(tmp_path / "s.safetensors", network="resnet56")
+
+
+def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "s.safetensors", {"litdeploy": '{"name": 3}'})
+    with pytest.raises(CheckpointError, match="header's description of the network is damaged"):
+        load(tmp_path / "s.safetensors")
+
+
+def test_a_users_network_runs_only_when_it_is_named(tmp_path: Path) -> None:
+    name = f"{__name__}:mlp"
+    shape = (1, 8, 8)
+    spec = NetworkSpec(name=name, input=InputSpec(shape=shape, mean=(0.5,), std=(0.5,)))
+    write_checkpoint(tmp_path / "t.safetensors", mlp().state_dict(), spec)
+    with pytest.raises(NetworkError, match=f"--network {name}"):
+        load(tmp_path / "t.safetensors")
+    for network in (name, mlp):
+        assert load(tmp_path / "t.safetensors", network=network).class_count() == 3
+
+
+def test_an_input_that_nothing_tells_must_be_given(tmp_path: Path) -> None:
+    torch.save(mlp().state_dict(), tmp_path / "t.pt")
+    with pytest.raises(NetworkError, match="input_shape and normalise must be given"):
+        load(tmp_path / "t.pt", network=mlp)
+    found = load(tmp_path / "t.pt", network=mlp, input_shape=(1, 8, 8), normalise="half")
+    assert found.spec.input.shape == (1, 8, 8)
+
+
+def test_a_module_of_the_callers_is_taken_as_it_is() -> None:
+    module = mlp()
+    assert load(module, input_shape=(1, 8, 8), normalise="half").module is module
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(resnet(14).state_dict(), tmp_path / "t.pt")
+    with pytest.raises(CheckpointError, match="missing"):
+        load(tmp_path / "t.pt", network=mlp, input_shape=(1, 8, 8), normalise="half")
+
+
+def test_channels_that_contradict_the_weights_are_refused(tmp_path: Path) -> None:
+    torch.save(resnet(14).state_dict(), tmp_path / "t.pt")
+    with pytest.raises(SettingsError, match="takes 3 channels"):
+        load(tmp_path / "t.pt", input_shape=(1, 8, 8))
+
+
+def test_a_new_network_takes_the_datasets_classes_and_channels() -> None:
+    made = new("resnet8", normalise="half", input_shape=(1, 8, 8), classes=7, seed=0)
+    assert made.class_count() == 7
+    assert made.spec.arguments == {"classes": 7, "in_channels": 1, "depth": 8}
+
+
+def test_the_published_teacher_is_a_resnet_56(shared: Path) -> None:
+    spec = load(shared / "teachers" / "cifar10-resnet56.th").spec
+    assert (spec.name, spec.arguments["depth"], spec.arguments["shortcut"]) == ("resnet", 56, "A")
+    assert spec.input.mean == (0.485, 0.456, 0.406)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import ViTConfig
+
+from litdeploy.errors import DependencyError, NetworkError
+from litdeploy.networks.registry import request
+
+
+def test_names_and_arguments() -> None:
+    assert request("resnet56").arguments == {"depth": 56}
+    assert request("resnet,depth=20,shortcut=B").arguments == {"depth": 20, "shortcut": "B"}
+    assert request("resnet20,classes=3").build()(torch.randn(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first, again, other = (request("resnet8").build(seed=seed).state_dict()["conv1.weight"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vgg16", "no network 'vgg16'"),
+        ("resnet21", "6n\\+2"),
+        ("resnet,depth", "write key=value"),
+        ("resnet,deepth=8", "deepth"),
+        ("no.such.module:build", "no module 'no'"),
+        ("json:no_such_function", "has no function"),
+        ("json:dumps,obj=1", "gives a str"),
+    ],
+)
+def test_what_is_no_network_is_refused(name: str, message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        request(name).build()
+
+
+@pytest.mark.parametrize(("name", "library"), [("timm:resnet50", "timm"), ("hf:some/model", "transformers")])
+def test_an_absent_library_says_what_to_install(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DependencyError, match=f"pip install {library}"):
+        request(name)
+
+
+def test_a_transformers_configuration_in_a_folder(tmp_path: Path) -> None:
+    ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    ).save_pretrained(tmp_path)
+    asked = request(f"hf:{tmp_path},num_labels=5")
+    module = asked.build()
+    assert module(torch.randn(1, 3, 32, 32)).logits.shape == (1, 5)
+    declared = asked.input(module, {})
+    assert declared is not None
+    assert declared.shape == (3, 32, 32)
+
+
+def test_a_transformers_name_that_is_not_there() -> None:
+    with pytest.raises(NetworkError, match=r"config\.json"):
+        request("hf:nobody/nothing").build()
+
+
+def test_a_users_own_function_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_net.py").write_text(
+        "from torch import nn\ndef build(width=4):\n    return nn.Sequential(nn.Linear(width, width))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    module = request("my_own_net:build,width=6").build({"width": 6})
+    assert module[0].in_features == 6  # type: ignore[index]
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_module_and_a_function_of_the_callers() -> None:
+    module = nn.Linear(3, 3)
+    copied = request(module).build()
+    assert copied is not module
+    assert torch.equal(copied.weight, module.weight)  # type: ignore[arg-type]
+    assert not request(module).initialises
+    assert request(lambda: nn.Linear(2, 2)).build().in_features == 2

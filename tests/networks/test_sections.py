@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+from litdeploy.errors import NetworkError
+from litdeploy.networks.resnet import resnet
+from litdeploy.networks.resnext import resnext
+from litdeploy.networks.sections import Section, container, find_sections, recording, run_section
+
+
+def bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=99, num_labels=3
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def vit() -> ViTForImageClassification:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    return ViTForImageClassification(config).eval()
+
+
+TOKENS = {
+    "input_ids": torch.arange(14).reshape(2, 7),
+    "attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3]),
+}
+
+
+def test_resnet_has_three() -> None:
+    found = find_sections(resnet(20), torch.randn(2, 3, 32, 32))
+    assert found == [
+        Section("layer1", 3, (16, 32, 32), (16, 32, 32)),
+        Section("layer2", 3, (16, 32, 32), (32, 16, 16)),
+        Section("layer3", 3, (32, 16, 16), (64, 8, 8)),
+    ]
+
+
+def test_resnext_has_three() -> None:
+    found = find_sections(resnext(20, width=4, out_width=32, stem_width=8), torch.randn(2, 3, 16, 16))
+    assert [(section.name, section.blocks) for section in found] == [("layer1", 2), ("layer2", 2), ("layer3", 2)]
+
+
+def test_bert_and_vit_have_their_encoder() -> None:
+    assert find_sections(bert(), TOKENS) == [Section("bert.encoder.layer", 4, (7, 32), (7, 32))]
+    (found,) = find_sections(vit(), torch.randn(2, 3, 32, 32))
+    assert (found.blocks, found.input_shape, found.output_shape) == (4, (17, 32), (17, 32))
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = resnet(14).train()
+    network.layer1.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    find_sections(network, torch.randn(2, 3, 16, 16))
+    assert network.training
+    assert not network.layer1.training
+    assert not network.layer1[0].bn1.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+class Branching(nn.Module):
+    """Two blocks side by side: the second does not run on the first's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((block(x) for block in self.blocks), torch.zeros(()))
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.used = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.used(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "reason"),
+    [
+        (nn.Linear(4, 4), torch.zeros(2, 4), "no nn.Sequential or nn.ModuleList"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), torch.zeros(2, 3, 4, 4), "not built alike (Conv2d, ReLU)"),
+        (nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(2, 3), "no parameters"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5)), torch.zeros(2, 4), "different output shapes"),
+        (Branching(), torch.zeros(2, 4), "not each run on the output of the one before"),
+        (Unused(), torch.zeros(2, 4), "were not run"),
+    ],
+)
+def test_no_repeated_blocks_says_what_was_looked_for(module: nn.Module, example: Tensor, reason: str) -> None:
+    with pytest.raises(NetworkError, match="built alike, run in order and all give the same output shape") as caught:
+        find_sections(module, example)
+    assert reason in str(caught.value)
+
+
+def test_of_nested_containers_the_outermost_counts() -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    found = find_sections(nn.Sequential(nn.Sequential(block(), block(), block()), nn.Linear(4, 2)), torch.zeros(1, 4))
+    assert found == [Section("0", 3, (4,), (4,))]
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "example"), [(bert, "bert.encoder.layer", TOKENS), (resnet, "layer2", None)]
+)
+def test_a_recorded_call_replays_exactly(network, name, example) -> None:  # type: ignore[no-untyped-def]
+    module = network().eval()
+    with torch.no_grad(), recording(module, [name]) as calls:
+        module(**example) if example else module(torch.randn(2, 3, 16, 16))
+    call = calls[name]
+    with torch.no_grad():
+        again = run_section(list(container(module, name)), call.input, call.arguments)
+    assert torch.equal(again, call.output)
+
+
+def test_an_attention_mask_is_part_of_what_is_replayed() -> None:
+    module = bert()
+    with torch.no_grad(), recording(module, ["bert.encoder.layer"]) as calls:
+        module(**TOKENS)
+    call = calls["bert.encoder.layer"]
+    with torch.no_grad():
+        unmasked = run_section(list(container(module, "bert.encoder.layer")), call.input, ((), {}))
+    assert not torch.allclose(unmasked, call.output)
+
+
+def test_a_section_that_is_not_there_is_named() -> None:
+    with pytest.raises(NetworkError, match="no section 'layer9'"):
+        container(resnet(8), "layer9")
+    with pytest.raises(NetworkError, match="no section 'conv1'"):
+        container(resnet(8), "conv1")

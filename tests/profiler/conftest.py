@@ -1,0 +1,174 @@
+"""A report that could be, and a bundle that is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import litdeploy
+from litdeploy.bundle import Accuracy, Bundle, DataRecord, Manifest, RunRecord, TeacherRecord
+from litdeploy.checkpoint import write_checkpoint
+from litdeploy.exporter import BatchParity, Parity
+from litdeploy.networks import build, new
+from litdeploy.profiler.breakdown import Breakdown, Part
+from litdeploy.profiler.environment import Environment
+from litdeploy.profiler.report import Measurement, Report, Side, SideTiming
+from litdeploy.profiler.statistics import compare, summarise
+from litdeploy.profiler.verdict import sentence
+from litdeploy.recipe import DataSettings, Recipe
+from litdeploy.target import Target, Tolerance
+
+
+def row(epoch: int, **values: object) -> dict[str, object]:
+    """A line of metrics.jsonl."""
+    phase = "lit" if epoch <= 4 else "finetune"
+    return {
+        "phase": phase,
+        "epoch": epoch,
+        "epochs": 5,
+        "loss": 2 / epoch,
+        "validation_top1": 1 - 0.5 / epoch,
+        **values,
+    }
+
+
+def side(name: str, depth: int, blocks: int, accuracy: float) -> Side:
+    section = Part(name="layer1", blocks=blocks, parameters=90_000 * blocks, flops=14_000_000 * blocks)
+    rest = Part(name="stem and head", blocks=None, parameters=1_098, flops=885_000)
+    return Side(
+        name=name,
+        network=f"resnet,depth={depth}",
+        plan=None,
+        path=f"{name}.pt",
+        sha256="0f" * 32,
+        bytes=4 * (section.parameters + rest.parameters),
+        breakdown=Breakdown(
+            depth=depth,
+            depth_unit="layers",
+            parameters=section.parameters + rest.parameters,
+            flops=section.flops + rest.flops,
+            parts=(section, rest),
+        ),
+        accuracy={
+            "test": Accuracy(top1=accuracy, loss=0.4, images=10_000),
+            "validation": Accuracy(top1=accuracy + 0.004, loss=0.3, images=5_000),
+        },
+    )
+
+
+def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: float) -> Measurement:
+    """Medians as given; a spread of 4 %."""
+    samples = [[ms * (0.96 + 0.001 * index) for index in range(80)] for ms in (teacher_ms, student_ms)]
+    artefact = "deploy/export/student.onnx" if runner == "onnxruntime" else None
+    teacher, student = (
+        SideTiming(
+            **summarise(each, batch_size).model_dump(), first_run_ms=2 * each[0], build_seconds=0.1, artefact=artefact
+        )
+        for each in samples
+    )
+    return Measurement(
+        runner=runner,
+        mode="CPUExecutionProvider",
+        device="cpu",
+        precision="fp32",
+        batch_size=batch_size,
+        clock="wall",
+        teacher=teacher,
+        student=student,
+        comparison=compare(*samples),
+    )
+
+
+def parity() -> Parity:
+    batches = (
+        BatchParity(batch_size=1, images=64, max_absolute=3.1e-6, max_relative=2e-7, top1=1.0, within=True),
+        BatchParity(batch_size=8, images=64, max_absolute=None, max_relative=None, top1=0.5, within=False),
+    )
+    return Parity(reference="eager", candidate="onnxruntime", tolerance=Tolerance(), batches=batches, within=False)
+
+
+@pytest.fixture
+def report() -> Report:
+    teacher, student = side("ResNet-56", 56, 9, 0.8944), side("ResNet-20", 20, 3, 0.8906)
+    measurements = tuple(
+        measurement(runner, batch_size, base * batch_size**0.9, base * batch_size**0.9 / 2.6)
+        for runner, base in (("eager", 14.0), ("compiled", 7.0), ("onnxruntime", 5.0))
+        for batch_size in (1, 8, 64)
+    )
+    return Report(
+        verdict=sentence(teacher, student, measurements[6], "a processor"),
+        bundle="deploy",
+        student_sha256="0f" * 32,
+        teacher=teacher,
+        student=student,
+        depth_ratio=2.8,
+        parameter_ratio=3.0,
+        flop_ratio=2.9,
+        measurements=measurements,
+        parity=parity(),
+        training=tuple(row(epoch) for epoch in range(1, 6)),
+        data=DataRecord(source="digits", fingerprint="ab", images={"train": 1_400, "test": 360}),
+        test_used_once=True,
+        environment=Environment(
+            device="cpu",
+            device_name="a processor",
+            cores=2,
+            threads=2,
+            load_average=0.4,
+            system="Linux",
+            python="3.11",
+            litdeploy="0.1.0",
+            versions={"torch": "2.13"},
+            date="2026-01-02T03:04:05+00:00",
+        ),
+        recipe=Recipe(student_depth=20),
+        target=Target(),
+        commands=("litdeploy profile",),
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small bundle, and its teacher's file."""
+
+    bundle: Bundle
+    teacher: Path
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """ResNet-14 → ResNet-8 on 1×8×8 images, not trained."""
+    teacher = new("resnet,depth=14,in_channels=1,width=4", normalise="none", input_shape=(1, 8, 8), classes=10, seed=0)
+    file = tmp_path / "teacher.safetensors"
+    teacher_sha256 = write_checkpoint(file, teacher.module.state_dict(), teacher.spec)
+    spec = teacher.spec.with_(plan={"layer1": (0,), "layer2": (0,), "layer3": (0,)})
+    bundle = Bundle(tmp_path / "deploy")
+    bundle.claim(overwrite=False)
+    student_sha256 = write_checkpoint(bundle.student_path, build(spec, None, "test").state_dict(), spec)
+    bundle.metrics_path.write_text("".join(json.dumps(row(epoch)) + "\n" for epoch in (1, 2)))
+    accuracy = {"test": Accuracy(top1=0.9, loss=0.3, images=360)}
+    bundle.write(
+        Manifest(
+            litdeploy=litdeploy.__version__,
+            status="complete",
+            teacher=TeacherRecord(path=str(file), sha256=teacher_sha256, spec=teacher.spec),
+            student=spec,
+            student_sha256=student_sha256,
+            recipe=Recipe(student_depth=8, data=DataSettings(source="digits")),
+            data=DataRecord(source="digits", fingerprint="ab", images={"train": 1_000, "test": 360}),
+            run=RunRecord(
+                started="2026-01-02T03:04:05+00:00",
+                seconds=1.0,
+                images_per_second=1.0,
+                epochs=2,
+                device="cpu",
+                precision="fp32",
+                versions={},
+            ),
+            metrics={"teacher": accuracy, "student": accuracy},
+        )
+    )
+    return Made(bundle, file)

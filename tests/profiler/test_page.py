@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from litdeploy.profiler.page import in_bytes, render, short
+from litdeploy.profiler.report import Report
+
+from .conftest import parity
+
+HOSTILE = '"><script>alert("$x$")</script>ß漢'
+
+
+class Outline(HTMLParser):
+    """Which elements are open when the page ends, its headings' levels, and its ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    return parser
+
+
+def test_the_page_is_whole_and_stands_alone(report: Report) -> None:
+    page = render(report)
+    parsed = outline(page)
+    assert not parsed.open
+    assert parsed.headings[0] == "h1"
+    assert parsed.headings.count("h1") == 1
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert not parsed.tags & {"script", "link", "img", "iframe"}
+    assert "http" not in page
+    assert "@import" not in page
+    assert "data:" not in page
+
+
+def test_the_verdict_comes_first(report: Report) -> None:
+    page = render(report)
+    assert f"<h1>{report.verdict}</h1>" in page
+    assert page.index(report.verdict) < page.index("<table")
+
+
+def test_every_chart_has_a_name_and_a_description_and_the_pages_colours(report: Report) -> None:
+    charts = re.findall(r"<svg.*?</svg>", render(report), re.DOTALL)
+    assert len(charts) == 5  # three batch sizes, loss, accuracy
+    for chart in charts:
+        assert re.match(
+            r'<svg viewBox="[\d. ]+" role="img" aria-labelledby="[\w-]+ [\w-]+"><title id=.*?<desc id=', chart
+        )
+        assert not re.findall(r"#[0-9a-f]{6}", chart)
+        assert "var(--student)" in chart
+        for target in re.findall(r'(?:url\(#|href="#)([\w-]+)', chart):
+            assert f'id="{target}"' in chart
+
+
+def test_what_comes_from_files_is_escaped(report: Report) -> None:
+    side = report.teacher.model_copy(update={"name": HOSTILE, "path": HOSTILE, "network": HOSTILE})
+    part = report.teacher.breakdown.parts[0].model_copy(update={"name": HOSTILE})
+    sizes = report.teacher.breakdown.model_copy(update={"parts": (part, report.teacher.breakdown.parts[1])})
+    hostile = report.model_copy(
+        update={
+            "verdict": HOSTILE,
+            "bundle": HOSTILE,
+            "teacher": side.model_copy(update={"breakdown": sizes}),
+            "student": side,
+            "measurements": tuple(each.model_copy(update={"mode": HOSTILE}) for each in report.measurements),
+            "parity": parity().model_copy(update={"reference": HOSTILE, "candidate": HOSTILE}),
+            "training": ({"phase": HOSTILE, "epoch": 1, "loss": 1.0}, {"phase": "x", "epoch": 2, "loss": HOSTILE}),
+            "commands": (HOSTILE,),
+            "environment": report.environment.model_copy(update={"system": HOSTILE, "versions": {HOSTILE: HOSTILE}}),
+            "data": report.data.model_copy(update={"source": HOSTILE, "images": {HOSTILE: 1}}),
+            "recipe": report.recipe.model_copy(update={"network": HOSTILE}),
+        }
+    )
+    page = render(hostile)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not outline(page).open
+
+
+@pytest.mark.parametrize(
+    "training", [(), ({},), ({"epoch": 1, "loss": None},), ({"phase": None, "epoch": "one", "loss": True},)]
+)
+def test_a_page_without_a_training_curve(report: Report, training: tuple[dict[str, object], ...]) -> None:
+    assert "holds no record of its epochs" in render(report.model_copy(update={"training": training}))
+
+
+def test_a_page_of_little(report: Report) -> None:
+    bare = {"accuracy": {}}
+    little = report.model_copy(
+        update={
+            "teacher": report.teacher.model_copy(update=bare),
+            "student": report.student.model_copy(update=bare),
+            "measurements": report.measurements[:1],
+            "parity": None,
+            "training": ({"epoch": 1, "validation_top1": 0.5},),
+            "test_used_once": False,
+            "environment": report.environment.model_copy(update={"load_average": None}),
+        }
+    )
+    page = render(little)
+    assert "no accuracy on a test split" in page
+    assert "no exported student" in page
+    assert not outline(page).open
+
+
+def test_the_page_is_the_same_for_the_same_report(report: Report) -> None:
+    assert render(report) == render(report)
+
+
+def test_counts_for_people() -> None:
+    assert [short(number) for number in (10, 1_500, 855_770, 999_900, 1.27e6, 2.51e8)] == [
+        "10",
+        "1.5 k",
+        "856 k",
+        "1000 k",
+        "1.27 M",
+        "251 M",
+    ]
+    assert [in_bytes(number) for number in (10, 3_450_000)] == ["10 B", "3.45 MB"]

@@ -1,0 +1,90 @@
+"""From a bundle to a report, with networks that answer in a millisecond."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from litdeploy.bundle import Artefact
+from litdeploy.errors import BundleError
+from litdeploy.exporter import export
+from litdeploy.profiler import profile, read_report
+from litdeploy.target import Target, Timing
+
+from .conftest import Made
+
+EAGER = Target(
+    device="cpu", runners=("eager",), batch_sizes=(1, 2), timing=Timing(warmup_ms=1, samples=8, max_seconds=1)
+)
+ONNX = EAGER.model_copy(update={"runners": ("onnxruntime",), "batch_sizes": (1, 3)})
+
+
+def test_eager(made: Made) -> None:
+    lines: list[str] = []
+    report = profile(made.bundle, target=EAGER, progress=lines.append)
+
+    assert [(each.runner, each.batch_size) for each in report.measurements] == [("eager", 1), ("eager", 2)]
+    assert len(lines) == 2
+    assert all(each.teacher.samples == each.student.samples >= 2 for each in report.measurements)
+    assert all(each.student.median_ms > 0 and each.comparison.speedup > 0 for each in report.measurements)
+    assert (report.teacher.name, report.student.name) == ("ResNet-14", "ResNet-8")
+    assert report.depth_ratio == 14 / 8
+    assert report.flop_ratio > 1
+    assert report.parity is None
+    assert report.test_used_once
+    assert [row["epoch"] for row in report.training] == [1, 2]
+    assert report.student_sha256 == made.bundle.read().student_sha256
+    assert report.headline.device == "cpu"
+    assert report.commands[-1].endswith(f"--teacher {made.teacher}")
+
+    folder = made.bundle.profile_path
+    assert read_report(folder) == report
+    assert report.verdict in (folder / "report.html").read_text(encoding="utf-8")
+    [first, _] = json.loads((folder / "samples.json").read_text())["measurements"]
+    assert len(first["timed"]["order"]) == 2 * report.measurements[0].teacher.samples
+
+
+def test_without_a_training_record(made: Made) -> None:
+    made.bundle.metrics_path.unlink()
+    assert profile(made.bundle.path, target=EAGER).training == ()
+
+
+def test_a_teacher_that_moved(made: Made) -> None:
+    moved = made.teacher.rename(made.teacher.with_name("elsewhere.safetensors"))
+    with pytest.raises(BundleError, match=r"--teacher FILE"):
+        profile(made.bundle, target=EAGER)
+    assert profile(made.bundle, teacher=moved, target=EAGER).teacher.path == str(moved)
+
+
+def test_another_teacher_is_refused(made: Made) -> None:
+    other = shutil.copy(made.bundle.student_path, made.teacher.with_name("other.safetensors"))
+    with pytest.raises(BundleError, match="not the teacher"):
+        profile(made.bundle, teacher=other, target=EAGER)
+
+
+def test_onnxruntime_needs_an_export(made: Made) -> None:
+    with pytest.raises(BundleError, match=r"litdeploy export .*deploy --onnx"):
+        profile(made.bundle, target=ONNX)
+
+
+def test_onnxruntime_runs_what_ships(made: Made) -> None:
+    export(made.bundle, target=ONNX)
+    report = profile(made.bundle, target=ONNX)
+    assert [(each.runner, each.batch_size) for each in report.measurements] == [("onnxruntime", 1), ("onnxruntime", 3)]
+    assert report.headline.student.artefact == str(made.bundle.export_path / "student.onnx")
+    assert report.parity is not None
+    assert report.parity.within
+    assert read_report(made.bundle.profile_path) == report
+
+
+def test_an_altered_export_is_refused(made: Made) -> None:
+    file = made.bundle.export_path / "student.onnx"
+    file.parent.mkdir()
+    file.write_bytes(b"altered")
+    details = {"opset": 20}
+    artefact = Artefact(path="export/student.onnx", sha256="0f" * 32, precision="fp32", versions={}, details=details)
+    made.bundle.add_artefact("onnx", artefact)
+    with pytest.raises(BundleError, match="altered since it was exported"):
+        profile(made.bundle, target=ONNX)

@@ -1,0 +1,31 @@
+"""A small network with statistics as after training, and its ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from litdeploy.exporter.onnx import export_onnx
+from litdeploy.networks import Network, new
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    network = new("resnet,depth=8,width=4", normalise="half", input_shape=(3, 8, 8), classes=10, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for module in network.module.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                assert tensor is not None
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return Network(network.module.eval(), network.spec, network.source)
+
+
+@pytest.fixture(scope="session")
+def onnx_path(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "network.onnx"
+    export_onnx(network, path, None)
+    return path

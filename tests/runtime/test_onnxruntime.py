@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from litdeploy.errors import RunnerError
+from litdeploy.networks import Network
+from litdeploy.runtime import open_runner
+
+CPU = torch.device("cpu")
+
+
+def saved(path: Path, input_type: int, input_shape: list[int | str], output_shape: list[int | str]) -> Path:
+    """An ONNX file that flattens its input."""
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["in"], ["out"])],
+        "flatten",
+        [helper.make_tensor_value_info("in", input_type, input_shape)],
+        [helper.make_tensor_value_info("out", input_type, output_shape)],
+    )
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_cuda_that_cannot_be_had_is_an_error_and_not_the_cpu(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runner = open_runner("onnxruntime", onnx_path=onnx_path, device=torch.device("cuda", 0))
+    with pytest.raises(RunnerError, match="CPUExecutionProvider") as caught, runner:
+        pass
+    assert "pip install" in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_on_cuda_it_takes_its_place_in_the_current_stream(onnx_path: Path, network: Network) -> None:
+    device = torch.device("cuda", 0)
+    expected = network.module(network.example(8)).detach()
+    with open_runner("onnxruntime", onnx_path=onnx_path, device=device) as runner:
+        stream = torch.cuda.Stream(device)
+        for _ in range(20):
+            with torch.cuda.stream(stream):
+                # Slow work first: a runner that does not wait for it reads zeros.
+                batch = torch.zeros(8, 3, 8, 8, device=device)
+                torch.cuda._sleep(2_000_000)
+                batch.copy_(network.example(8).to(device))
+                doubled = runner.run(batch) * 2
+            torch.testing.assert_close(doubled.cpu() / 2, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunnerError, match="no such file"),
+        open_runner("onnxruntime", onnx_path=tmp_path / "none.onnx", device=CPU),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a\x12\x07pytorch"])
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(RunnerError, match="not an ONNX file"), open_runner("onnxruntime", onnx_path=path, device=CPU):
+        pass
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path, onnx_path: Path) -> None:
+    path = tmp_path / "short.onnx"
+    path.write_bytes(onnx_path.read_bytes()[:-100])
+    with pytest.raises(RunnerError, match="not an ONNX file"), open_runner("onnxruntime", onnx_path=path, device=CPU):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("input_type", "input_shape", "output_shape"),
+    [
+        (TensorProto.FLOAT, ["batch", 12], ["batch", 12]),
+        (TensorProto.UINT8, ["batch", 1, 3, 4], ["batch", 12]),
+        (TensorProto.FLOAT, ["batch", 1, "height", "width"], ["batch", "features"]),
+    ],
+)
+def test_a_model_that_is_no_classifier_of_images_is_refused(
+    tmp_path: Path, input_type: int, input_shape: list[int | str], output_shape: list[int | str]
+) -> None:
+    path = saved(tmp_path / "other.onnx", input_type, input_shape, output_shape)
+    with pytest.raises(RunnerError, match="no classifier"), open_runner("onnxruntime", onnx_path=path, device=CPU):
+        pass
+
+
+def test_a_model_of_one_batch_size_refuses_others_with_a_message(tmp_path: Path) -> None:
+    path = saved(tmp_path / "fixed.onnx", TensorProto.FLOAT, [2, 1, 3, 4], [2, 12])
+    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+        assert runner.run(torch.ones(2, 1, 3, 4)).shape == (2, 12)
+        with pytest.raises(RunnerError, match="cannot run it"):
+            runner.run(torch.ones(3, 1, 3, 4))

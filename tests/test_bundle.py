@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from litdeploy.bundle import (
+    Artefact,
+    Bundle,
+    DataRecord,
+    Manifest,
+    RunRecord,
+    TeacherRecord,
+    sha256_of,
+    write_whole,
+)
+from litdeploy.checkpoint import write_checkpoint
+from litdeploy.errors import BundleError
+from litdeploy.networks.resnet import resnet
+from litdeploy.recipe import Recipe
+from litdeploy.spec import InputSpec, NetworkSpec
+
+SPEC = NetworkSpec(
+    name="resnet",
+    arguments={"depth": 8, "in_channels": 1},
+    input=InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,)),
+)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    bundle = Bundle(tmp_path / "deploy")
+    bundle.claim(overwrite=False)
+    sha256 = write_checkpoint(bundle.student_path, resnet(8, in_channels=1).state_dict(), SPEC)
+    bundle.write(
+        Manifest(
+            litdeploy="0",
+            status="complete",
+            teacher=TeacherRecord(path="teacher.pt", sha256="0" * 64, spec=SPEC),
+            student=SPEC.with_(plan={"layer1": (0,)}),
+            student_sha256=sha256,
+            recipe=Recipe(),
+            data=DataRecord(source="digits", fingerprint="0", images={"test": 1}),
+            run=RunRecord(
+                started="now", seconds=1, images_per_second=1, epochs=5, device="cpu", precision="fp32", versions={}
+            ),
+            metrics={},
+        )
+    )
+    return bundle
+
+
+def test_a_manifest_is_read_back_as_it_was_written(bundle: Bundle) -> None:
+    manifest = bundle.read()
+    bundle.write(manifest)
+    assert bundle.read() == manifest
+
+
+def test_what_is_no_bundle_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="litdeploy compress"):
+        Bundle(tmp_path / "absent").read()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(BundleError, match="is no bundle"):
+        Bundle(tmp_path).read()
+
+
+def test_an_unfinished_run_is_named(bundle: Bundle) -> None:
+    bundle.manifest_path.unlink()
+    with pytest.raises(BundleError, match="did not finish"):
+        bundle.read()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}', '{"surprise": 1}'])
+def test_a_damaged_manifest_is_refused(bundle: Bundle, text: str) -> None:
+    bundle.manifest_path.write_text(text)
+    with pytest.raises(BundleError, match="not a manifest"):
+        bundle.read()
+
+
+def test_another_schema_is_refused(bundle: Bundle) -> None:
+    text = bundle.manifest_path.read_text().replace('"schema_version": 1', '"schema_version": 99')
+    bundle.manifest_path.write_text(text)
+    with pytest.raises(BundleError, match="schema version 99"):
+        bundle.read()
+
+
+def test_an_altered_student_is_refused(bundle: Bundle) -> None:
+    content = bytearray(bundle.student_path.read_bytes())
+    content[-1] ^= 1
+    bundle.student_path.write_bytes(content)
+    with pytest.raises(BundleError, match="altered"):
+        bundle.read()
+
+
+def test_an_interrupted_run_can_be_read_but_not_gone_on_from(bundle: Bundle) -> None:
+    bundle.write(bundle.read().model_copy(update={"status": "interrupted"}))
+    assert bundle.read().status == "interrupted"
+    with pytest.raises(BundleError, match="interrupted after 5 of 5 epochs"):
+        bundle.read_complete()
+
+
+def test_another_run_is_kept_unless_overwritten(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="it is kept"):
+        bundle.claim(overwrite=False)
+    assert bundle.read().status == "complete"
+    bundle.claim(overwrite=True)
+    assert not bundle.exists()
+
+
+def test_other_peoples_files_are_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BundleError, match=r"thesis\.tex"):
+        Bundle(tmp_path).claim(overwrite=True)
+    bundle = Bundle(tmp_path)
+    bundle.metrics_path.touch()
+    bundle.claim(overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "deploy").touch()
+    with pytest.raises(BundleError, match="is a file"):
+        Bundle(tmp_path / "deploy").claim(overwrite=True)
+
+
+def _artefact(path: str, sha256: str) -> Artefact:
+    return Artefact(path=path, sha256=sha256, precision="fp32", versions={}, details={})
+
+
+def test_an_artefact_is_held_against_its_hash(bundle: Bundle) -> None:
+    path = bundle.export_path / "student.onnx"
+    with write_whole(path) as temporary:
+        temporary.write_bytes(b"onnx")
+    manifest = bundle.add_artefact("onnx", _artefact("export/student.onnx", sha256_of(path)))
+    assert bundle.artefact_path(manifest.artefacts["onnx"]) == path
+    path.write_bytes(b"other")
+    with pytest.raises(BundleError, match="altered"):
+        bundle.artefact_path(manifest.artefacts["onnx"])
+
+
+def test_an_artefact_outside_the_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"")
+    with pytest.raises(BundleError, match="outside"):
+        bundle.artefact_path(_artefact("../outside", sha256_of(tmp_path / "outside")))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("whole")
+
+    def fail() -> None:
+        with write_whole(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        fail()
+    assert path.read_text() == "whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
