@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from litdeploy.bundle import Bundle, Manifest, Record, sha256_of
 from litdeploy.errors import NetworkError
@@ -39,13 +38,15 @@ class FoundNetwork(Record):
 
 
 class FoundOnnx(Record):
-    """What is known of an ONNX file: inputs, outputs, opset and metadata, as the file has them."""
+    """What is known of an ONNX file: input and output (the batch is a name), opset and metadata."""
 
-    sha256: str
     opset: int
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
+    input: str
+    input_shape: list[int | str]
+    output: str
+    output_shape: list[int | str]
     metadata: dict[str, str]
+    sha256: str
 
 
 def inspect(
@@ -64,7 +65,7 @@ def inspect(
     if path.is_dir():
         return Bundle(path).read()
     if path.suffix == ".onnx":
-        return FoundOnnx(sha256=sha256_of(path) if path.is_file() else "", **describe_onnx(path))
+        return FoundOnnx(**describe_onnx(path), sha256=sha256_of(path))
     return _inspect_network(load(path, network=network, normalise=normalise, input_shape=input_shape), path)
 
 

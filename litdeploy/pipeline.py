@@ -11,8 +11,8 @@ from litdeploy.exporter import export
 from litdeploy.networks import NetworkName
 from litdeploy.profiler import Report, profile, read_report
 from litdeploy.recipe import Recipe, read_recipe
-from litdeploy.runtime import default_target
-from litdeploy.target import Target, read_target
+from litdeploy.runtime import resolve_target
+from litdeploy.target import Target
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.compress import resolve_recipe
 
@@ -40,7 +40,7 @@ def deploy(
         LitdeployError: as the stages raise it.
     """
     progress = progress or Progress()
-    aim = target if isinstance(target, Target) else default_target() if target is None else read_target(target)
+    aim = resolve_target(target)
     resolved = resolve_recipe(recipe, changes)
     bundle = Bundle(out)
     if overwrite or not _trained(bundle, Path(teacher), resolved):

@@ -30,7 +30,7 @@ class DataSettings(Settings):
     image_column: str | None = None
     label_column: str | None = None
     image_size: tuple[int, int] | None = None
-    validation: float = Field(0.1, gt=0, lt=1)
+    validation: float = Field(0.05, gt=0, lt=1)
     resident: bool | None = None
     workers: int = Field(2, ge=0)
 
@@ -85,7 +85,7 @@ class Recipe(Settings):
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None
     main: Phase = Phase(epochs=4, learning_rate=0.1)
-    finetune: Phase = Phase(epochs=1, learning_rate=0.01)
+    finetune: Phase = Phase(epochs=1, learning_rate=0.03)
     hint_share: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(128, ge=2)
     alpha: float = Field(0.1, ge=0, le=1)

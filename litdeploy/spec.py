@@ -99,3 +99,18 @@ def parse_normalisation(text: str, channels: int) -> tuple[tuple[float, ...], tu
             f"--normalise {text}: needs {channels} means and {channels} standard deviations above 0, one a channel."
         )
     return mean, std
+
+
+def override_input(
+    spec: InputSpec, normalise: str | None, input_shape: tuple[int, int, int] | None, source: str
+) -> InputSpec:
+    """The input with what the user said over what was known.
+
+    Raises:
+        SettingsError: another number of channels, or no such normalisation.
+    """
+    shape = input_shape or spec.shape
+    if shape[0] != spec.shape[0]:
+        raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")
+    mean, std = parse_normalisation(normalise, shape[0]) if normalise else (spec.mean, spec.std)
+    return InputSpec(shape=shape, mean=mean, std=std)

@@ -36,12 +36,12 @@ def command(
 
     found = evaluate(
         file,
-        data=o.data_settings(data, image_column, label_column, image_size),
+        data=o.data_settings(data, image_column, label_column, image_size) or None,
         split=split,
         batch_size=batch_size,
         precision=precision,
         device=device,
-        seed=seed or 0,
+        seed=seed,
         network=network,
         normalise=normalise,
         input_shape=o.shape_of(input_shape),

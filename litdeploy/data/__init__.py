@@ -6,6 +6,6 @@ DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, label
 
 from litdeploy.data.augment import augment, normalise
 from litdeploy.data.data import Data, check_against, open_data
-from litdeploy.data.split import Split
+from litdeploy.data.split import Split, normalised_batches
 
-__all__ = ["Data", "Split", "augment", "check_against", "normalise", "open_data"]
+__all__ = ["Data", "Split", "augment", "check_against", "normalise", "normalised_batches", "open_data"]

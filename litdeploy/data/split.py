@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from litdeploy.data.augment import normalise
 from litdeploy.data.images import Images
 from litdeploy.errors import DataError
+from litdeploy.spec import InputSpec
 
 _ROWS_AT_ONCE = 256
 
@@ -49,6 +51,12 @@ class Split(Protocol):
             DataError: an image that cannot be decoded, or a worker process that died.
         """
         ...
+
+
+def normalised_batches(split: Split, spec: InputSpec, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(normalised float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
+    for images_NCHW, labels in split.batches(batch_size):
+        yield normalise(images_NCHW, spec), labels
 
 
 def _order(

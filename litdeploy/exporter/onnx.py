@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from litdeploy import __version__
 from litdeploy.bundle import write_whole
-from litdeploy.errors import NetworkError, SettingsError
+from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.networks import Network, logits_of
 from litdeploy.spec import NetworkSpec
 
@@ -185,6 +185,32 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
             "unfolded_batch_norms": _unfolded(saved.graph),
             "bytes": temporary.stat().st_size,
         }
+
+
+def describe_onnx(path: Path) -> dict[str, Any]:
+    """What an ONNX file says of itself: `opset`, `input`, `output`, their shapes and the `metadata`.
+
+    Raises:
+        RunnerError: no such file, or no ONNX.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise RunnerError(f"{path}: no such file.")
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+        [source], [result, *_] = model.graph.input, model.graph.output
+    except (DecodeError, ValueError):
+        raise RunnerError(f"{path}: not an ONNX file with one input. Make one: litdeploy export --onnx") from None
+    return {
+        "opset": next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
+        "input": source.name,
+        "output": result.name,
+        "input_shape": _shape(source),
+        "output_shape": _shape(result),
+        "metadata": {each.key: each.value for each in model.metadata_props},
+    }
 
 
 def _shape(value: Any) -> list[int | str]:

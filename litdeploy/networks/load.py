@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import nn
 
 from litdeploy.checkpoint import Checkpoint, load_weights, read_checkpoint
-from litdeploy.errors import NetworkError, SettingsError
+from litdeploy.errors import NetworkError
 from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, is_code, request
 from litdeploy.networks.student import shorten
-from litdeploy.spec import InputSpec, NetworkSpec, parse_normalisation
+from litdeploy.spec import InputSpec, NetworkSpec, override_input, parse_normalisation
 
 
 def load(
@@ -106,7 +106,7 @@ def _rebuilt(
         )
     module = build(spec, asked, source)
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    return Network(module.eval(), spec.with_(input=_override(spec.input, normalise, input_shape, source)), source)
+    return Network(module.eval(), spec.with_(input=override_input(spec.input, normalise, input_shape, source)), source)
 
 
 def _recognised(
@@ -145,15 +145,5 @@ def _spec(
         mean, std = parse_normalisation(normalise, input_shape[0])
         known = InputSpec(shape=input_shape, mean=mean, std=std)
     return NetworkSpec(
-        name=asked.name, arguments=dict(arguments), input=_override(known, normalise, input_shape, source)
+        name=asked.name, arguments=dict(arguments), input=override_input(known, normalise, input_shape, source)
     )
-
-
-def _override(
-    spec: InputSpec, normalise: str | None, input_shape: tuple[int, int, int] | None, source: str
-) -> InputSpec:
-    shape = input_shape or spec.shape
-    if shape[0] != spec.shape[0]:
-        raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")
-    mean, std = parse_normalisation(normalise, shape[0]) if normalise else (spec.mean, spec.std)
-    return InputSpec(shape=shape, mean=mean, std=std)

@@ -47,19 +47,22 @@ def render(report: Report) -> str:
     )
 
 
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
 def short(number: float) -> str:
-    """A count for people: `856 k`, `1.27 M`, `251 M`."""
+    """A count for people: `856 k`, `1.27 M`, `251 M`, with a space that no line breaks at."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             value = number / factor
-            return f"{value:.3g} {letter}" if value < 999.5 else f"{value:.0f} {letter}"
+            return (f"{value:.3g}" if value < 999.5 else f"{value:.0f}") + _SPACE + letter
     return f"{number:g}"
 
 
 def in_bytes(number: int) -> str:
     """Bytes for people, in powers of 1000: `3.45 MB`."""
     text = short(number)
-    return f"{text}B" if " " in text else f"{text} B"
+    return f"{text}B" if _SPACE in text else f"{text}{_SPACE}B"
 
 
 def _sizes(report: Report) -> list[tuple[str, str, str, str]]:

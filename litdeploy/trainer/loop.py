@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from litdeploy.bundle import Accuracy
-from litdeploy.data import Data, Split, augment, normalise
+from litdeploy.data import Data, Split, augment, normalise, normalised_batches
 from litdeploy.errors import TrainingError
 from litdeploy.networks.network import logits_of
 from litdeploy.recipe import Phase, Recipe
@@ -112,13 +112,7 @@ def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, b
         with autocast(device, precision):
             return logits_of(module(images_NCHW)).float()
 
-    return accuracy(logits, normalised(split, spec, batch_size))
-
-
-def normalised(split: Split, spec: InputSpec, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised images, labels) of a split, in order."""
-    for images, labels in split.batches(batch_size):
-        yield normalise(images, spec), labels
+    return accuracy(logits, normalised_batches(split, spec, batch_size))
 
 
 def _optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:

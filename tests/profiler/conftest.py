@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import litdeploy
 from litdeploy.bundle import Accuracy, Bundle, DataRecord, Manifest, RunRecord, TeacherRecord
@@ -20,6 +22,15 @@ from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.verdict import sentence
 from litdeploy.recipe import DataSettings, Recipe
 from litdeploy.target import Target, Tolerance
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads wait for each other at every operator; where something else has one of two cores, for milliseconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def row(epoch: int, **values: object) -> dict[str, object]:

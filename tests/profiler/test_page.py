@@ -133,7 +133,7 @@ def test_the_page_is_the_same_for_the_same_report(report: Report) -> None:
 
 
 def test_counts_for_people() -> None:
-    assert [short(number) for number in (10, 1_500, 855_770, 999_900, 1.27e6, 2.51e8)] == [
+    assert [short(number).replace("\xa0", " ") for number in (10, 1_500, 855_770, 999_900, 1.27e6, 2.51e8)] == [
         "10",
         "1.5 k",
         "856 k",
@@ -141,4 +141,4 @@ def test_counts_for_people() -> None:
         "1.27 M",
         "251 M",
     ]
-    assert [in_bytes(number) for number in (10, 3_450_000)] == ["10 B", "3.45 MB"]
+    assert [in_bytes(number).replace("\xa0", " ") for number in (10, 3_450_000)] == ["10 B", "3.45 MB"]

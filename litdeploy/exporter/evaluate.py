@@ -1,0 +1,105 @@
+"""The verb `evaluate`: accuracy of any checkpoint or artefact, on any split of any dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from litdeploy.bundle import Accuracy, Bundle
+from litdeploy.data import check_against, normalised_batches, open_data
+from litdeploy.errors import DataError, SettingsError
+from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.networks import Network, NetworkName, load
+from litdeploy.recipe import DataSettings
+from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.settings import parse
+from litdeploy.spec import InputSpec, NetworkSpec, override_input
+
+SPLITS = ("test", "validation", "train")
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    data: DataSettings | dict[str, Any] | str | None = None,
+    split: str = "test",
+    batch_size: int = 256,
+    precision: str = "fp32",
+    device: str = "auto",
+    seed: int | None = None,
+    network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+) -> Accuracy:
+    """Measures accuracy.
+
+    Args:
+        path: weights, an `.onnx` file with litdeploy's metadata, or a bundle, whose student is taken.
+        data: the dataset; for a bundle, None is the one that its student was trained on.
+        split: `test`, `validation` or `train`.
+        batch_size: images a call.
+        precision: `fp32`, `bf16` or `auto`; an ONNX file has its own.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        seed: of the split that is held out, where the dataset has none of its own; None: 0, or the bundle's.
+        network, normalise, input_shape: see `networks.load`.
+
+    Raises:
+        LitdeployError: one of its kinds.
+    """
+    path = Path(path)
+    if split not in SPLITS:
+        raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
+    settings = DataSettings(source=data) if isinstance(data, str) else data
+    if path.is_dir():
+        bundle = Bundle(path)
+        manifest = bundle.read()
+        path = bundle.student_path
+        seed = manifest.recipe.seed if seed is None else seed
+        if isinstance(settings, dict):
+            settings = {**manifest.recipe.data.model_dump(mode="json", exclude_defaults=True), **settings}
+        settings = settings or manifest.recipe.data
+    if isinstance(settings, dict):
+        settings = parse(DataSettings, settings, "command line")
+    if settings is None or settings.source is None:
+        raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
+    where = resolve_device(device)
+    runner: Runner
+    if path.suffix == ".onnx":
+        spec, classes = _onnx_spec(path, normalise, input_shape)
+        runner = open_runner("onnxruntime", onnx_path=path, device=where)
+    else:
+        loaded: Network = load(path, network=network, normalise=normalise, input_shape=input_shape)
+        spec, classes = loaded.spec, loaded.class_count()
+        runner = open_runner("eager", network=loaded, device=where, precision=resolve_precision(precision, where))
+    opened = open_data(settings, where, seed or 0)
+    check_against(opened, spec, classes)
+    with runner:
+        return accuracy(runner.run, normalised_batches(getattr(opened, split), spec.input, batch_size))
+
+
+def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, int] | None) -> tuple[NetworkSpec, int]:
+    """What an ONNX file says of its input and classes, and how many classes it tells apart.
+
+    Raises:
+        SettingsError: it says nothing of its normalisation, and none is given.
+    """
+    described = describe_onnx(path)
+    metadata, (_, *shape), (_, classes) = described["metadata"], described["input_shape"], described["output_shape"]
+    if input_shape is None and all(isinstance(size, int) for size in shape):
+        input_shape = (shape[0], shape[1], shape[2])
+    if {"mean", "std"} <= metadata.keys() and input_shape is not None:
+        stored = InputSpec(
+            shape=input_shape, mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"]))
+        )
+        found = override_input(stored, normalise, input_shape, str(path))
+    elif normalise is None or input_shape is None:
+        raise SettingsError(
+            f"{path}: does not say how its images are normalised, or of which size. Say it: --normalise imagenet "
+            "--input-shape 3,32,32"
+        )
+    else:
+        blank = InputSpec(shape=input_shape, mean=(0.0,) * input_shape[0], std=(1.0,) * input_shape[0])
+        found = override_input(blank, normalise, input_shape, str(path))
+    names = tuple(json.loads(metadata.get("classes", "[]")))
+    return NetworkSpec(name=path.name, input=found, classes=names), int(classes)
