@@ -84,8 +84,8 @@ class Recipe(Settings):
     student_depth: int | None = Field(None, ge=1)
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None
-    main: Phase = Phase(epochs=4, learning_rate=0.1)
-    finetune: Phase = Phase(epochs=1, learning_rate=0.03)
+    main: Phase = Phase(epochs=4, learning_rate=0.05)
+    finetune: Phase = Phase(epochs=1, learning_rate=0.01)
     hint_share: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(128, ge=2)
     alpha: float = Field(0.1, ge=0, le=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from litdeploy.bundle import Accuracy
 from litdeploy.profiler import charts
@@ -14,6 +16,8 @@ from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Report
+
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render(report: Report) -> str:
@@ -31,6 +35,7 @@ def render(report: Report) -> str:
     by_batch = sorted(report.measurements, key=lambda measurement: measurement.batch_size)
     return environment.get_template("report.html.j2").render(
         report=report,
+        verdict=_unbroken(report.verdict, (report.teacher.name, report.student.name)),
         sizes=_sizes(report),
         sections=list(zip(report.teacher.breakdown.parts, report.student.breakdown.parts, strict=True)),
         latency=[
@@ -47,7 +52,10 @@ def render(report: Report) -> str:
     )
 
 
-_SPACE = "\N{NO-BREAK SPACE}"
+def _unbroken(text: str, names: tuple[str, str]) -> Markup:
+    """The text, escaped, with the names marked, so that no line breaks at their hyphens."""
+    split = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+    return Markup("").join(Markup("<span>{}</span>").format(part) if part in names else part for part in split)
 
 
 def short(number: float) -> str:

@@ -28,7 +28,7 @@ from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.spec import DepthPlan
-from litdeploy.trainer.loop import Run, evaluate, fit
+from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES
 from litdeploy.trainer.teacher import Teacher
@@ -76,6 +76,7 @@ def compress(
     plan = plan_of(loaded, sections, resolved)
     data = open_data(resolved.data, where, resolved.seed)
     check_against(data, loaded.spec, loaded.class_count())
+    steps_an_epoch(data.train, resolved.batch_size)
     student = _start(loaded, plan, resolved, network)
     bundle = Bundle(out)
     bundle.claim(overwrite)

@@ -67,7 +67,7 @@ def fit(run: Run) -> None:
     for phase in run.phases:
         prepare(run.student, phase.objective, run.sections)
         optimiser = _optimiser(run, phase)
-        schedule = _schedule(optimiser, phase.settings, _steps(run.data.train, run.recipe.batch_size))
+        schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
         for _ in range(phase.settings.epochs):
             run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
             started = time.perf_counter()
@@ -125,7 +125,12 @@ def _optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     )
 
 
-def _steps(split: Split, batch_size: int) -> int:
+def steps_an_epoch(split: Split, batch_size: int) -> int:
+    """Whole batches in a split; what is left over is not trained on in that epoch.
+
+    Raises:
+        TrainingError: there is none.
+    """
     steps = len(split) // batch_size
     if steps == 0:
         raise TrainingError(
@@ -135,14 +140,12 @@ def _steps(split: Split, batch_size: int) -> int:
     return steps
 
 
-def _schedule(
-    optimiser: torch.optim.Optimizer, phase: Phase, steps_an_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimiser: torch.optim.Optimizer, phase: Phase, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The phase's schedule, stepped once a step."""
     if phase.schedule == "step":
-        milestones = [epoch * steps_an_epoch for epoch in phase.milestones]
+        milestones = [epoch * steps for epoch in phase.milestones]
         return torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
-    total = max(1, phase.epochs * steps_an_epoch)
+    total = max(1, phase.epochs * steps)
     # One more than the steps: the schedule is stepped after the last update too.
     return torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=phase.learning_rate, total_steps=total + 1, cycle_momentum=False
@@ -165,7 +168,7 @@ def _record(
     assert run.validation is not None
     run.epochs_done += 1
     run.training_seconds += seconds
-    images = _steps(run.data.train, run.recipe.batch_size) * run.recipe.batch_size
+    images = steps_an_epoch(run.data.train, run.recipe.batch_size) * run.recipe.batch_size
     row: Row = {
         "phase": phase.name,
         "epoch": run.epochs_done,

@@ -16,7 +16,7 @@ from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_device, resolve_precision
 from litdeploy.trainer.compress import resolve_recipe
-from litdeploy.trainer.loop import Run, evaluate, fit
+from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy
 
@@ -67,6 +67,7 @@ def train(
         seed=resolved.seed,
     )
     check_against(data, made.spec, made.class_count())
+    steps_an_epoch(data.train, resolved.batch_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     (phase,) = CrossEntropy.phases(resolved, ())
     with MetricsLog(path.with_suffix(".metrics.jsonl")) as log:

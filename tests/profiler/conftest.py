@@ -26,7 +26,7 @@ from litdeploy.target import Target, Tolerance
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Two threads wait for each other at every operator; where something else has one of two cores, for milliseconds."""
+    """Two threads wait for each other at every operator: for milliseconds, where something else has a core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,0 +1,154 @@
+"""What bad input gets: a message, exit code 2, no traceback, and nothing half-written."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from litdeploy.networks.resnet import resnet
+from tests.cli.conftest import Run
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments after `compress`, what to make in the folder first, and what the message must say."""
+
+    arguments: tuple[str, ...]
+    message: str
+    make: Callable[[Path], None] = lambda folder: None
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("code-was-run"),))
+
+
+def _save(content: object) -> Callable[[Path], None]:
+    return lambda folder: torch.save(content, folder / "bad.pt")
+
+
+def _write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def _changed(**changes: torch.Tensor | None) -> Callable[[Path], None]:
+    """A ResNet-14's weights with some keys (`__` for a dot) replaced, or removed where None."""
+    weights = resnet(14, width=4, in_channels=1).state_dict()
+    for key, value in changes.items():
+        name = key.replace("__", ".")
+        if value is None:
+            del weights[name]
+        else:
+            weights[name] = value
+    return _save(weights)
+
+
+def _images(count: int, size: int, mode: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for label in range(count):
+            for split in ("train", "test"):
+                place = folder / "images" / split / f"class{label}"
+                place.mkdir(parents=True)
+                for index in range(8):
+                    shape = (size, size) if mode == "L" else (size, size, 3)
+                    pixels = np.full(shape, 20 * index, np.uint8)
+                    Image.fromarray(pixels).save(place / f"{index}.png")
+
+    return make
+
+
+def _another_run(folder: Path) -> None:
+    (folder / "deploy").mkdir()
+    (folder / "deploy" / "metrics.jsonl").write_text("an earlier run\n")
+
+
+DIGITS = ("--data", "digits", "--student-depth", "8")
+CASES = {
+    "missing file": Case(("absent.pt", *DIGITS), "no such file"),
+    "empty file": Case(("bad.pt", *DIGITS), "is empty", _write("bad.pt", b"")),
+    "not a checkpoint": Case(("bad.pt", *DIGITS), "not a checkpoint", _write("bad.pt", b"hello, world\n" * 50)),
+    "truncated": Case(
+        ("bad.safetensors", *DIGITS), "not a whole safetensors", _write("bad.safetensors", b"\x40" + bytes(40))
+    ),
+    "a pickle that runs code": Case(
+        ("bad.pt", *DIGITS), "runs code when opened", _write("bad.pt", pickle.dumps(RunsCode()))
+    ),
+    "another network": Case(
+        ("bad.pt", *DIGITS), "--network", _save({"weight": torch.zeros(3), "bias": torch.zeros(3)})
+    ),
+    "a missing key": Case(("bad.pt", *DIGITS), "missing: layer1.1.bn1.bias", _changed(layer1__1__bn1__bias=None)),
+    "an extra key": Case(("bad.pt", *DIGITS), "unexpected: surplus", _changed(surplus=torch.zeros(1))),
+    "another shape": Case(
+        ("bad.pt", *DIGITS), "shape (5,) in the file, (4,) in the network", _changed(bn1__bias=torch.zeros(5))
+    ),
+    "other classes": Case(("TEACHER", "--data", "images", "--student-depth", "8"), "3 classes", _images(3, 8, "L")),
+    "other channels": Case(("TEACHER", "--data", "images", "--student-depth", "8"), "channel", _images(10, 8, "RGB")),
+    "another size": Case(("TEACHER", "--data", "images", "--student-depth", "8"), "--image-size", _images(10, 9, "L")),
+    "no such data": Case(("TEACHER", "--data", "./nowhere", "--student-depth", "8"), "nowhere"),
+    "an unknown key": Case(
+        ("TEACHER", "--recipe", "my.yaml"),
+        "my.yaml line 2: unknown key 'betta'",
+        _write("my.yaml", b"seed: 0\nbetta: 1\n"),
+    ),
+    "a wrong type": Case(
+        ("TEACHER", "--recipe", "my.yaml"), "my.yaml line 2: beta", _write("my.yaml", b"seed: 0\nbeta: much\n")
+    ),
+    "no such recipe": Case(("TEACHER", "--recipe", "nothing"), "digits-resnet"),
+    "deeper than its teacher": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "20"), "no deeper than its teacher"
+    ),
+    "an impossible depth": Case(("TEACHER", "--data", "digits", "--student-depth", "9"), "Possible: 8, 14"),
+    "no such section": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer9=1"), "layer1 (2 blocks)"),
+    "blocks that are no numbers": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer1"), "layer1=3"),
+    "another run": Case(("TEACHER", *DIGITS), "--overwrite", _another_run),
+    "no such method": Case(("TEACHER", *DIGITS, "--method", "magic"), "'lit', 'kd', 'hint' or 'scratch'"),
+    "no such normalisation": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
+    "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "3 whole numbers"),
+    "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),
+    "no data": Case(("TEACHER", "--student-depth", "8"), "--data"),
+    "no depth": Case(("TEACHER", "--data", "digits"), "--student-depth"),
+    "CUDA that is absent": Case(("TEACHER", *DIGITS, "--device", "cuda:99"), "cuda"),
+    "a device that is none": Case(("TEACHER", *DIGITS, "--device", "abacus"), "abacus"),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, teacher_path: Path, case: Case) -> None:
+    case.make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    answer = run("compress", *(teacher_path if word == "TEACHER" else word for word in case.arguments))
+    assert answer.code == 2, answer.err
+    assert case.message in answer.err
+    assert "Traceback" not in answer.err
+    assert answer.out == ""
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "--onnx"), "litdeploy compress"),
+        (("export",), "--onnx"),
+        (("profile",), "litdeploy compress"),
+        (("profile", "--target", "moon"), "no such file"),
+        (("inspect", "absent.pt"), "no such file"),
+        (("inspect", "absent.onnx"), "no such file"),
+        (("evaluate", "absent.pt", "--data", "digits"), "no such file"),
+        (("train", "resnet9", "--data", "digits"), "6n+2"),
+        (("train", "nonsense", "--data", "digits"), "no network 'nonsense'"),
+        (("deploy", "absent.pt", "--data", "digits", "--student-depth", "8"), "no such file"),
+    ],
+)
+def test_the_other_commands_too(run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    answer = run(*arguments)
+    assert answer.code == 2, answer.err
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert not list(tmp_path.iterdir())

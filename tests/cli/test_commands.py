@@ -1,0 +1,109 @@
+"""The commands, one after the other, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from litdeploy.bundle import Bundle
+from tests.cli.conftest import Run
+
+COMPRESS = ("--recipe", "digits-resnet", "--student-depth", "8", "--epochs", "1")
+TARGET = """
+device: cpu
+runners: [eager, onnxruntime]
+batch_sizes: [1, 4]
+timing: {warmup_ms: 1, samples: 8, max_seconds: 1}
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.yaml"
+    path.write_text(TARGET)
+    return path
+
+
+def test_compress_export_profile_with_the_default_folder(
+    run: Run, teacher_path: Path, tmp_path: Path, target: Path
+) -> None:
+    answer = run("compress", teacher_path, *COMPRESS)
+    assert answer.code == 0, answer.err
+    assert "teacher" in answer.out
+    assert "used once" in answer.err
+    answer = run("export", "--onnx", "--target", target)
+    assert answer.code == 0, answer.err
+    assert "batch    8" in answer.out
+    answer = run("profile", "--target", target)
+    assert answer.code == 0, answer.err
+    assert "onnxruntime" in answer.out
+    assert (tmp_path / "deploy" / "profile" / "report.html").is_file()
+
+    accuracies = {}
+    for path in ("deploy", "deploy/student.safetensors", "deploy/export/student.onnx"):
+        answer = run("evaluate", path, "--data", "digits", "--json")
+        assert answer.code == 0, answer.err
+        accuracies[path] = json.loads(answer.out)["top1"]
+    recorded = Bundle(tmp_path / "deploy").read().metrics["student"]["test"].top1
+    assert set(accuracies.values()) == {recorded}
+
+    assert json.loads(run("inspect", "deploy", "--json").out)["status"] == "complete"
+    assert "CIFAR ResNet-8" in run("inspect", "deploy/student.safetensors").out
+    assert json.loads(run("inspect", "deploy/export/student.onnx", "--json").out)["input_shape"] == ["batch", 1, 8, 8]
+
+
+def test_deploy_goes_on_after_the_last_whole_stage(run: Run, teacher_path: Path, tmp_path: Path, target: Path) -> None:
+    command = ("deploy", teacher_path, *COMPRESS, "--target", target)
+    answer = run(*command)
+    assert answer.code == 0, answer.err
+    bundle = Bundle(tmp_path / "deploy")
+    student = bundle.student_path.stat().st_mtime_ns
+    report = (bundle.profile_path / "report.json").read_bytes()
+
+    answer = run(*command)
+    assert answer.code == 0
+    for stage in ("trained already", "exported already", "profiled already"):
+        assert stage in answer.err
+    assert (bundle.profile_path / "report.json").read_bytes() == report
+
+    (bundle.export_path / "student.onnx").unlink()
+    answer = run(*command)
+    assert answer.code == 0, answer.err
+    assert "exported already" not in answer.err
+    assert bundle.student_path.stat().st_mtime_ns == student
+
+    answer = run(*command, "--seed", "5")
+    assert answer.code == 2
+    assert "holds another run" in answer.err
+    assert bundle.student_path.stat().st_mtime_ns == student
+
+
+def test_train_and_evaluate_with_a_gate(run: Run) -> None:
+    answer = run("train", "resnet8,width=4", "--recipe", "digits-resnet-teacher", "--epochs", "1", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["path"] == "teacher.safetensors"
+    assert run("evaluate", "teacher.safetensors", "--data", "digits").code == 0
+    answer = run("evaluate", "teacher.safetensors", "--data", "digits", "--min-accuracy", "99.9")
+    assert answer.code == 3
+    assert "--min-accuracy" in answer.err
+
+
+def test_inspect_names_the_network_its_sections_and_the_depths(run: Run, shared: Path) -> None:
+    answer = run("inspect", shared / "teachers" / "cifar10-resnet56.th")
+    assert answer.code == 0
+    assert "CIFAR ResNet-56, shortcut A" in answer.out
+    assert "classes      10" in answer.out
+    for section in ("layer1", "layer2", "layer3"):
+        assert any(line.split()[:2] == [section, "9"] for line in answer.out.splitlines())
+    assert "--student-depth 8, 14, 20, 26, 32, 38, 44, 50, 56" in answer.out
+
+
+def test_a_fault_of_ours_is_a_traceback_and_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("litdeploy.inspection.inspect", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("inspect", "anything")

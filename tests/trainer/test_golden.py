@@ -1,0 +1,107 @@
+"""LIT, held against a transcription of the formula in plain PyTorch: none of litdeploy's code is in `transcription`."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litdeploy.recipe import Recipe
+from litdeploy.trainer.objectives import Lit
+from litdeploy.trainer.step import prepare, train_step
+from litdeploy.trainer.teacher import Teacher
+
+ALPHA, BETA, TAU, WEIGHT, LR = 0.3, 0.6, 5.0, 2.0, 0.05
+
+
+class Block(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return F.relu(y if self.stride > 1 else y + x)
+
+
+class Net(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.one = nn.Sequential(*(Block(6, 6, 1) for _ in range(n)))
+        self.two = nn.Sequential(Block(6, 8, 2), *(Block(8, 8, 1) for _ in range(n - 1)))
+        self.three = nn.Sequential(Block(8, 10, 2), *(Block(10, 10, 1) for _ in range(n - 1)))
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.three(self.two(self.one(self.stem(x)))).mean((2, 3)))
+        return y
+
+
+def networks() -> tuple[Net, Net]:
+    torch.manual_seed(7)
+    teacher, student = Net(3), Net(2)
+    with torch.no_grad():  # statistics that are not those of a new network
+        for _ in range(5):
+            teacher(torch.randn(32, 3, 16, 16))
+    student.stem.load_state_dict(teacher.stem.state_dict())
+    student.head.load_state_dict(teacher.head.state_dict())
+    return teacher, student
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(11)
+    return [
+        (torch.randn(16, 3, 16, 16, generator=generator), torch.randint(4, (16,), generator=generator))
+        for _ in range(10)
+    ]
+
+
+def transcription(teacher: Net, student: Net) -> list[float]:
+    """Ten steps of LIT: stem and head frozen, each section on the teacher's input, the chain end to end."""
+    teacher.eval().requires_grad_(False)
+    student.eval().requires_grad_(False)
+    sections = [student.one, student.two, student.three]
+    for section in sections:
+        section.train().requires_grad_(True)
+    optimiser = torch.optim.SGD([p for s in sections for p in s.parameters()], LR, momentum=0.9, weight_decay=1e-4)
+    losses = []
+    for x, y in batches():
+        t0 = teacher.stem(x)
+        t1 = teacher.one(t0)
+        t2 = teacher.two(t1)
+        t3 = teacher.three(t2)
+        t = teacher.head(t3.mean((2, 3)))
+        branches = F.mse_loss(student.two(t1), t2) + F.mse_loss(student.three(t2), t3)
+        s1 = student.one(student.stem(x))  # the stem is the teacher's: S_1(T_0) is the chain's own first section
+        s = student.head(student.three(student.two(s1)).mean((2, 3)))
+        soft = (F.softmax(t / TAU, 1) * (F.log_softmax(t / TAU, 1) - F.log_softmax(s / TAU, 1))).sum(1).mean()
+        kd = ALPHA * F.cross_entropy(s, y) + (1 - ALPHA) * TAU**2 * soft
+        loss = BETA * kd + (1 - BETA) * WEIGHT * (F.mse_loss(s1, t1) + branches)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_ten_steps_equal_the_transcription() -> None:
+    teacher, ours = networks()
+    theirs = copy.deepcopy(ours)
+    expected = transcription(copy.deepcopy(teacher), theirs)
+
+    names = ("one", "two", "three")
+    objective = Lit(Recipe(alpha=ALPHA, beta=BETA, temperature=TAU, section_weight=WEIGHT), names)
+    frozen = Teacher(teacher, names, torch.device("cpu"))
+    prepare(ours, objective, names)
+    optimiser = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], LR, momentum=0.9, weight_decay=1e-4)
+    found = [train_step(ours, frozen, objective, optimiser, x, y, "fp32")["loss"].item() for x, y in batches()]
+
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    assert found[-1] < 0.8 * found[0]
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-5, atol=1e-5, msg=name)
