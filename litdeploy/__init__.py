@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from litdeploy.exporter import export as export
-    from litdeploy.networks import load as load
-    from litdeploy.profiler import profile as profile
-    from litdeploy.trainer import compress as compress
+    from litdeploy.exporter.exporter import export as export
+    from litdeploy.networks.load import load as load
+    from litdeploy.profiler.profiler import profile as profile
+    from litdeploy.trainer.compress import compress as compress
 
 _VERBS = {
     "load": "litdeploy.networks",

@@ -122,9 +122,10 @@ def _exported(bundle: Bundle) -> bool:
 
 
 def _profiled(bundle: Bundle, target: Target) -> Report | None:
-    """The report that is there, where it is of this student and this target."""
+    """The report that is there, where it is of this student, its exported file and this target."""
     report = read_report(bundle.profile_path)
     manifest = bundle.read_complete()
-    if report is None or report.student_sha256 != manifest.student_sha256 or report.target != target:
+    current = (manifest.student_sha256, manifest.artefacts["onnx"].sha256, target)
+    if report is None or (report.student_sha256, report.onnx_sha256, report.target) != current:
         return None
     return report

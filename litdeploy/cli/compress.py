@@ -34,6 +34,7 @@ def command(
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
     image_size: o.ImageSize = None,
+    workers: o.Workers = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
@@ -45,7 +46,7 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(data, image_column, label_column, image_size),
+        "data": o.data_settings(data, image_column, label_column, image_size, workers),
         "method": method,
         "init": init,
         "epochs": epochs,

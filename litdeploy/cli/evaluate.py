@@ -26,6 +26,7 @@ def command(
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
     image_size: o.ImageSize = None,
+    workers: o.Workers = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail with exit code 3 below this, in percent.", min=0, max=100)
     ] = None,
@@ -36,7 +37,7 @@ def command(
 
     found = evaluate(
         file,
-        data=o.data_settings(data, image_column, label_column, image_size) or None,
+        data=o.data_settings(data, image_column, label_column, image_size, workers) or None,
         split=split,
         batch_size=batch_size,
         precision=precision,

@@ -45,6 +45,9 @@ Data = Annotated[
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
 ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this height and width.", metavar="H,W")]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that decode, where the images do not fit in memory.", min=0)
+]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or path.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="A deployment target's name or path.")]
 Out = Annotated[Path, typer.Option(help="The folder that becomes the bundle.")]
@@ -69,15 +72,24 @@ DEFAULT_BUNDLE = DEFAULT_PATH
 
 def shape_of(text: str | None) -> tuple[int, int, int] | None:
     """Reads --input-shape."""
-    return None if text is None else _whole_numbers(text, "--input-shape", 3, "3,32,32")
+    if text is None:
+        return None
+    channels, height, width = _whole_numbers(text, "--input-shape", 3, "3,32,32")
+    return channels, height, width
 
 
 def data_settings(
-    source: str | None, image_column: str | None, label_column: str | None, image_size: str | None
+    source: str | None, image_column: str | None, label_column: str | None, image_size: str | None, workers: int | None
 ) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
     size = None if image_size is None else list(_whole_numbers(image_size, "--image-size", 2, "32,32"))
-    given = {"source": source, "image_column": image_column, "label_column": label_column, "image_size": size}
+    given = {
+        "source": source,
+        "image_column": image_column,
+        "label_column": label_column,
+        "image_size": size,
+        "workers": workers,
+    }
     return {key: value for key, value in given.items() if value is not None}
 
 

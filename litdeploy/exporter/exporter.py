@@ -52,7 +52,7 @@ def export(
         ParityError: the artefact is further from PyTorch than the target's tolerance allows (exit code 3).
     """
     if not onnx:
-        raise SettingsError("nothing to export: ONNX is the one form that there is. Leave --no-onnx out.")
+        raise SettingsError("nothing to export: ONNX is the one form that there is. Leave onnx=False out.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     manifest = bundle.read_complete()
     chosen = resolve_target(target)

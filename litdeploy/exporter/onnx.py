@@ -194,7 +194,7 @@ def describe_onnx(path: Path) -> dict[str, Any]:
         RunnerError: no such file, or no ONNX.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise RunnerError(f"{path}: no such file.")

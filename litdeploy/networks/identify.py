@@ -43,7 +43,8 @@ def identify(weights: Weights, source: str, asked: Request | None = None) -> tup
 
 def describe(name: str, arguments: Arguments) -> str:
     """A network as `--network` takes it: `resnet,depth=56,classes=10,shortcut=A`."""
-    return ",".join([name, *(f"{key}={value}" for key, value in arguments.items())])
+    values = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in arguments.items())
+    return ",".join([name, *(f"{key}={value}" for key, value in values)])
 
 
 def _not_recognised(weights: Weights, source: str) -> str:

@@ -181,6 +181,7 @@ def _report(
         verdict=sentence(teacher, student, headline(measurements), environment.device_name),
         bundle=str(bundle.path),
         student_sha256=manifest.student_sha256,
+        onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
         depth_ratio=teacher.breakdown.depth / student.breakdown.depth,

@@ -94,7 +94,8 @@ class Report(Record):
     Attributes:
         verdict: the outcome in one sentence.
         bundle: the folder.
-        student_sha256: of the student's weights: a report whose hash is not the manifest's is out of date.
+        student_sha256, onnx_sha256: of the student's weights and its exported file (None: there was none); a report
+            whose hashes are not the manifest's is out of date.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
         measurements: by runner, then by batch size, as the target lists them.
         parity: how the exported student was held against PyTorch; None where it was not exported.
@@ -108,6 +109,7 @@ class Report(Record):
     verdict: str
     bundle: str
     student_sha256: str
+    onnx_sha256: str | None
     teacher: Side
     student: Side
     depth_ratio: float

@@ -52,8 +52,8 @@ class MetricsLog:
         if self._writer is not None:
             for name, value in row.items():
                 if isinstance(value, float):
-                    self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
-            self._writer.flush()  # type: ignore[no-untyped-call]
+                    self._writer.add_scalar(name, value, row["epoch"])
+            self._writer.flush()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -63,7 +63,7 @@ class MetricsLog:
     ) -> None:
         self._file.close()
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
 
 
 def check_tensorboard() -> None:

@@ -163,7 +163,7 @@ class Hint:
     branches: tuple[str, ...] = ()
 
     def __init__(self, sections: Sequence[str], regressor: nn.Module | None = None) -> None:
-        self.chain = (sections[(len(sections) - 1) // 2],)
+        self.chain: tuple[str, ...] = (sections[(len(sections) - 1) // 2],)
         self.regressor = regressor or nn.Identity()
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:

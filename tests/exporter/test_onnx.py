@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from litdeploy.errors import NetworkError, SettingsError
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.errors import NetworkError, RunnerError, SettingsError
+from litdeploy.exporter.onnx import describe_onnx, export_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 
@@ -58,6 +58,17 @@ def test_it_says_what_it_takes_and_nothing_of_where_it_was_made(exported: tuple[
     content = path.read_bytes()
     assert b".py" not in content
     assert str(Path.cwd()).encode() not in content
+
+
+def test_a_file_is_described_as_it_was_written(exported: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    path, details = exported
+    described = describe_onnx(path)
+    assert json.loads(described.pop("metadata")["mean"]) == [0.5]
+    assert described.items() <= details.items()
+    for content in (b"", b"not a model"):
+        (tmp_path / "broken.onnx").write_bytes(content)
+        with pytest.raises(RunnerError, match="not an ONNX file"):
+            describe_onnx(tmp_path / "broken.onnx")
 
 
 def test_an_operator_set_that_was_asked_for_is_in_the_file(student: Network, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from litdeploy.errors import NetworkError
-from litdeploy.networks.identify import identify
-from litdeploy.networks.registry import request
+from litdeploy.networks.identify import describe, identify
+from litdeploy.networks.registry import _argument, request
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.resnext import resnext
 
@@ -111,3 +111,10 @@ def test_what_is_not_recognised_says_what_to_type(weights: dict[str, Tensor], hi
 def test_a_family_that_was_asked_for_and_does_not_fit() -> None:
     with pytest.raises(NetworkError, match="recognises"):
         identify(resnet(20).state_dict(), "teacher.pt", request("resnext29"))
+
+
+def test_a_network_is_described_as_it_is_asked_for() -> None:
+    for text in ("resnet,depth=20,shortcut=B", "timm,pretrained=true,rate=0.5"):
+        name, *pairs = text.split(",")
+        arguments = dict(_argument(pair, text) for pair in pairs)
+        assert describe(name, arguments) == text
