@@ -134,6 +134,8 @@ def _unpickle(path: Path) -> object:
     import torch
 
     _refuse_torchscript(path)
+    if not (zipfile.is_zipfile(path) or _first_byte(path) == pickle.PROTO):
+        raise _not_weights(path, "")
     try:
         with warnings.catch_warnings():
             # torch warns of pickles that it did not write itself; whether it could read them is what counts here.
@@ -149,8 +151,7 @@ def _unpickle(path: Path) -> object:
 def _not_weights(path: Path, reason: str) -> CheckpointError:
     """What to say of a file that the weights-only reader refused, for the reason it gave."""
     named = re.search(r"(?:GLOBAL|class) ([\w.]+)", reason)
-    is_pickle = zipfile.is_zipfile(path) or _first_byte(path) == pickle.PROTO
-    if named or ("Unsupported operand" in reason and is_pickle):
+    if named or "Unsupported operand" in reason:
         held = f" ({named[1]})" if named else ""
         return CheckpointError(
             f"{path} holds a pickled object{held}, which runs code when opened. litdeploy opens weights only. Save its "

@@ -84,7 +84,7 @@ class Recipe(Settings):
     student_depth: int | None = Field(None, ge=1)
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None
-    main: Phase = Phase(epochs=4, learning_rate=0.05)
+    main: Phase = Phase(epochs=9, learning_rate=0.1)
     finetune: Phase = Phase(epochs=1, learning_rate=0.01)
     hint_share: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(128, ge=2)
@@ -93,7 +93,7 @@ class Recipe(Settings):
     beta: float = Field(0.5, ge=0, le=1)
     section_weight: float = Field(3.0, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0)
     precision: Precision = "auto"
     seed: int = Field(0, ge=0)
 

@@ -42,7 +42,7 @@ def _options(
 def main() -> None:
     """Runs the command line; errors of the user's become a message and an exit code, ours a traceback and 1."""
     try:
-        app()
+        app(prog_name="litdeploy")
     except LitdeployError as error:
         errors.print(
             f"litdeploy: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False

@@ -38,11 +38,11 @@ def command(
 
 def show(artefact: Artefact) -> None:
     """Prints an exported file and how it was held against PyTorch."""
+    from litdeploy.exporter import Parity
+
     details = artefact.details
-    output.print(f"{artefact.path}   opset {details['opset']}   {artefact.precision}   {details['bytes']:,} bytes")
-    for check in details["parity"]["checks"]:
-        output.print(
-            f"  batch {check['batch_size']:>4}   largest difference {check['max_absolute']:.2e} "
-            f"(relative {check['max_relative']:.2e})   same class {check['top1_agreement']:.2%}",
-            highlight=False,
-        )
+    output.print(
+        f"{artefact.path}   opset {details['opset']}   {artefact.precision}   {details['bytes']:,} bytes",
+        highlight=False,
+    )
+    output.print(Parity.model_validate(details["parity"]).told(), highlight=False)

@@ -72,6 +72,8 @@ def compress(
     if tensorboard:
         check_tensorboard()
     loaded, record = _load_teacher(teacher, resolved, network)
+    if loaded.spec.plan is not None:
+        raise StudentError(f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted.")
     sections = find_sections(loaded.module, loaded.example())
     plan = plan_of(loaded, sections, resolved)
     data = open_data(resolved.data, where, resolved.seed)
@@ -144,8 +146,6 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
         StudentError: neither is given, or no such student is possible.
     """
     family = FAMILIES.get(teacher.spec.name)
-    if teacher.spec.plan is not None:
-        raise StudentError(f"{teacher.source} is a student already. Compress its teacher to the depth that is wanted.")
     if recipe.student_blocks is not None:
         return make_plan(sections, recipe.student_blocks)
     if recipe.student_depth is None:

@@ -137,7 +137,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("export", "--onnx"), "litdeploy compress"),
         (("export",), "--onnx"),
         (("profile",), "litdeploy compress"),
-        (("profile", "--target", "moon"), "no such file"),
+        (("profile", "--target", "moon"), "no such folder"),
         (("inspect", "absent.pt"), "no such file"),
         (("inspect", "absent.onnx"), "no such file"),
         (("evaluate", "absent.pt", "--data", "digits"), "no such file"),
