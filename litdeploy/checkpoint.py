@@ -134,7 +134,7 @@ def _unpickle(path: Path) -> object:
     import torch
 
     _refuse_torchscript(path)
-    if not (zipfile.is_zipfile(path) or _first_byte(path) == pickle.PROTO):
+    if _first_byte(path) not in (b"P", pickle.PROTO):  # a zip archive (PK…), or the pickle of the old format
         raise _not_weights(path, "")
     try:
         with warnings.catch_warnings():
