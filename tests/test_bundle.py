@@ -95,7 +95,7 @@ def test_an_altered_student_is_refused(bundle: Bundle) -> None:
 def test_an_interrupted_run_can_be_read_but_not_gone_on_from(bundle: Bundle) -> None:
     bundle.write(bundle.read().model_copy(update={"status": "interrupted"}))
     assert bundle.read().status == "interrupted"
-    with pytest.raises(BundleError, match="interrupted after 5 of 5 epochs"):
+    with pytest.raises(BundleError, match="interrupted after 5 of 10 epochs"):
         bundle.read_complete()
 
 
