@@ -5,10 +5,12 @@ Shape suffixes: N images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import SectionCall, container, recording, run_section
@@ -27,6 +29,23 @@ def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -
         student.eval().requires_grad_(False)
         for name in sections:
             container(student, name).train().requires_grad_(True)
+
+
+@contextmanager
+def statistics_kept(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """While it is open, batch norms normalise by their batch as ever, and leave their running statistics alone.
+
+    What is deployed is the student's own chain: statistics of the teacher's inputs mixed into its own cost accuracy.
+    """
+    norms = [module for block in blocks for module in block.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def forward(
@@ -48,14 +67,12 @@ def forward(
     # Behind a frozen stem the student's own first section runs on the teacher's input already: run it once.
     ordered = [name for name in calls if name in objective.branches]
     in_chain = ordered[:1] if objective.freezes else []
-    branches = {
-        name: (
-            run_section(list(container(student, name)), calls[name].input, calls[name].arguments),
-            calls[name].output,
-        )
-        for name in ordered
-        if name not in in_chain
-    }
+    branches = {}
+    for name in ordered:
+        if name not in in_chain:
+            blocks = list(container(student, name))
+            with statistics_kept(blocks):
+                branches[name] = (run_section(blocks, calls[name].input, calls[name].arguments), calls[name].output)
     with recording(student, [*in_chain, *objective.chain]) as own:
         logits_NK = logits_of(student(images_NCHW)).float()
     branches |= {name: (own[name].output, calls[name].output) for name in in_chain}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -55,6 +57,20 @@ def test_the_first_section_runs_once(teacher: Teacher) -> None:
         count(name)
     forward(student, teacher, objective, IMAGES, LABELS)
     assert runs == {"layer1": 1, "layer2": 2, "layer3": 2}
+
+
+def test_running_statistics_are_those_of_the_students_own_chain(teacher: Teacher) -> None:
+    student = make_student(teacher.module, PLAN)
+    objective = Lit(Recipe(), NAMES)
+    prepare(student, objective, NAMES)
+    alone = copy.deepcopy(student)
+    forward(student, teacher, objective, IMAGES, LABELS)
+    alone(IMAGES)
+    expected = dict(alone.named_buffers())
+    for name, value in student.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            torch.testing.assert_close(value, expected[name], msg=name)
+    assert student.layer3[0].bn1.momentum == 0.1
 
 
 def test_what_is_frozen_stays_bit_equal_and_the_rest_moves(teacher: Teacher) -> None:
