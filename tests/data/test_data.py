@@ -31,9 +31,9 @@ def share_of_ones(split: Split) -> float:
 @pytest.mark.parametrize(
     ("own", "expected", "held_out"),
     [
-        ({"train"}, {"train": 81, "validation": 9, "test": 10}, True),
-        ({"train", "test"}, {"train": 90, "validation": 10, "test": 6}, False),
-        ({"train", "validation"}, {"train": 90, "validation": 10, "test": 6}, False),
+        ({"train"}, {"train": 85, "validation": 5, "test": 10}, True),
+        ({"train", "test"}, {"train": 95, "validation": 5, "test": 6}, False),
+        ({"train", "validation"}, {"train": 95, "validation": 5, "test": 6}, False),
         ({"train", "validation", "test"}, {"train": 100, "validation": 6, "test": 6}, False),
         ({"test"}, {"test": 6}, False),
         ({"validation"}, {"test": 6}, False),
@@ -171,7 +171,7 @@ def test_cifar10(opened: Opened) -> None:
     dataset = opened(CIFAR)
     assert dataset.shape == (3, 32, 32)
     assert dataset.classes[:3] == ("airplane", "automobile", "bird")
-    assert dataset.record().images == {"train": 45_000, "validation": 5_000, "test": 10_000}
+    assert dataset.record().images == {"train": 47_500, "validation": 2_500, "test": 10_000}
     assert dataset.test.labels.bincount().tolist() == [1000] * 10
     images = torch.cat([images for images, _ in dataset.test.batches(1000)])
     # The mean colour of CIFAR-10, in the order R, G, B.
