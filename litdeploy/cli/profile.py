@@ -36,7 +36,9 @@ def command(
 
 def show(report: Report, bundle: Path) -> None:
     """Prints the verdict, the table, and where the page is."""
-    table = Table(title=f"{report.student.name} against {report.teacher.name}, {report.environment.device}", box=None)
+    table = Table(
+        title=f"{report.student.name} against {report.teacher.name}, {report.environment.device_name}", box=None
+    )
     table.add_column("runner")
     for name in ("batch", "teacher ms", "p90", "student ms", "p90", "images/s", "speed-up"):
         table.add_column(name, justify="right")
