@@ -117,7 +117,11 @@ def recording(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Sec
 
 
 def _split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The hidden state, and the rest. Blocks that take it by keyword take it first among the tensors."""
+    """The hidden state, which must be the first positional argument, and the rest.
+
+    Raises:
+        NetworkError: the block takes it by keyword.
+    """
     if args:
         return args[0], args[1:], dict(kwargs)
     raise NetworkError("a block takes its hidden state by keyword; it must be the first positional argument.")
