@@ -10,6 +10,7 @@
     ├── BundleError                a folder that is no bundle, holds another run, or was altered
     ├── DeviceError                a device that is not there
     ├── RunnerError                a backend that cannot run what it was given
+    ├── CompilationError           a function that torch.compile cannot compile here
     ├── DependencyError            an optional library that is not installed
     ├── GateError                  exit code 3: a result beyond a stated limit
     │   └── ParityError            an artefact that does not compute what the student computes
@@ -62,6 +63,10 @@ class DeviceError(LitdeployError):
 
 
 class RunnerError(LitdeployError):
+    pass
+
+
+class CompilationError(LitdeployError):
     pass
 
 

@@ -4,8 +4,20 @@ DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, label
     ─augment─▶ cropped, flipped ─normalise─▶ what a network takes
 """
 
-from litdeploy.data.augment import augment, normalise
+from litdeploy.data.augment import Crops, augment, draw_crops, normalise
 from litdeploy.data.data import Data, check_against, open_data
-from litdeploy.data.split import Split, normalised_batches
+from litdeploy.data.split import Picked, Split, normalised_batches, shuffled
 
-__all__ = ["Data", "Split", "augment", "check_against", "normalise", "normalised_batches", "open_data"]
+__all__ = [
+    "Crops",
+    "Data",
+    "Picked",
+    "Split",
+    "augment",
+    "check_against",
+    "draw_crops",
+    "normalise",
+    "normalised_batches",
+    "open_data",
+    "shuffled",
+]

@@ -5,6 +5,7 @@ Shape suffixes: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -15,39 +16,63 @@ from litdeploy.recipe import Augmentation
 from litdeploy.spec import InputSpec
 
 
-def augment(images_NCHW: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Crops and flips each image at random, each by its own draw.
+@dataclass(frozen=True)
+class Crops:
+    """Where a batch of images is cut, and which are flipped. On the images' device.
+
+    Attributes:
+        tops_N, lefts_N: int64, 0 to 2 · padding: the cut's corner in the padded image.
+        flips_N: bool: the cut is mirrored left to right.
+        padding: pixels of black on each side, before the cut.
+    """
+
+    tops_N: Tensor
+    lefts_N: Tensor
+    flips_N: Tensor
+    padding: int
+
+    def to(self, device: torch.device) -> Crops:
+        """The same on another device."""
+        return replace(
+            self, tops_N=self.tops_N.to(device), lefts_N=self.lefts_N.to(device), flips_N=self.flips_N.to(device)
+        )
+
+
+def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generator) -> Crops:
+    """Draws each image's cut and flip; nothing is drawn for what the augmentation leaves out.
+
+    Args:
+        generator: on the CPU, so that every device gets the same.
+    """
+    padding = augmentation.padding
+    still = torch.zeros(count, dtype=torch.int64)
+    flips_N = torch.randint(2, (count,), generator=generator).bool() if augmentation.flip else still.bool()
+    if not padding:
+        return Crops(still, still, flips_N, padding)
+    tops_N, lefts_N = (torch.randint(2 * padding + 1, (count,), generator=generator) for _ in range(2))
+    return Crops(tops_N, lefts_N, flips_N, padding)
+
+
+def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
+    """Pads, cuts and flips each image.
 
     The padding is of black pixels, before normalisation, as torchvision's `RandomCrop(size, padding)` ahead of
     `ToTensor` does it (and the LIT paper's CIFAR runs).
 
     Args:
         images_NCHW: uint8, on any device; not changed.
-        generator: on the CPU or on the images' device; the same draws give the same crops on every device.
 
     Returns:
         uint8 of the same shape, on the same device.
     """
-    padding = augmentation.padding
-    if padding == 0 and not augmentation.flip:
-        return images_NCHW
     device = images_NCHW.device
     n, _, height, width = images_NCHW.shape
-
-    def draw(high: int) -> Tensor:
-        drawn = torch.randint(high, (n, 1), generator=generator, device=generator.device)
-        return drawn.to(device, non_blocking=True)
-
-    rows_NH = torch.arange(height, device=device).expand(n, height)
-    columns_NW = torch.arange(width, device=device).expand(n, width)
-    if augmentation.flip:
-        columns_NW = torch.where(draw(2).bool(), columns_NW.flip(1), columns_NW)
-    if padding:
-        images_NCHW = F.pad(images_NCHW, (padding,) * 4)
-        rows_NH = rows_NH + draw(2 * padding + 1)
-        columns_NW = columns_NW + draw(2 * padding + 1)
+    padded_NCHW = F.pad(images_NCHW, (crops.padding,) * 4)
+    columns_W = torch.arange(width, device=device)
+    columns_NW = torch.where(crops.flips_N[:, None], columns_W.flip(0), columns_W) + crops.lefts_N[:, None]
+    rows_NH = torch.arange(height, device=device) + crops.tops_N[:, None]
     each = torch.arange(n, device=device)[:, None, None]
-    cut_NHWC = images_NCHW.permute(0, 2, 3, 1)[each, rows_NH[:, :, None], columns_NW[:, None, :]]
+    cut_NHWC = padded_NCHW.permute(0, 2, 3, 1)[each, rows_NH[:, :, None], columns_NW[:, None, :]]
     return cut_NHWC.permute(0, 3, 1, 2)
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,15 +34,8 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the split.
-
-        Args:
-            batch_size: images a batch; the last one may have fewer.
-            generator: of the CPU; draws the order, at once. None for the order of the split.
-            drop_last: leaves out a last batch that is not full.
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the split, in its order; the last batch may have fewer images.
 
         Returns:
             (images, labels): uint8 (batch, channels, height, width) and int64 (batch), on the device. Copies: the
@@ -52,21 +46,44 @@ class Split(Protocol):
         """
         ...
 
+    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
+        """The images at these positions of the split, one batch for each tensor of them (int64, on the CPU).
+
+        Raises:
+            DataError: as `batches`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A batch where it lies: no pixel is copied.
+
+    Attributes:
+        source_MCHW: uint8, on the device; not to be written to.
+        rows_N: int64, on the device: which of the source's images are the batch.
+        labels_N: int64, on the device.
+    """
+
+    source_MCHW: Tensor
+    rows_N: Tensor
+    labels_N: Tensor
+
+    def images(self) -> Tensor:
+        """A copy of the batch: uint8 (N, C, H, W)."""
+        return self.source_MCHW.index_select(0, self.rows_N)
+
+
+def shuffled(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """A pass over `count` images in an order drawn at once, in whole batches; what is left over is left out."""
+    order = torch.randperm(count, generator=generator)[: count - count % batch_size]
+    return torch.split(order, batch_size) if len(order) else ()
+
 
 def normalised_batches(split: Split, spec: InputSpec, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(normalised float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
     for images_NCHW, labels in split.batches(batch_size):
         yield normalise(images_NCHW, spec), labels
-
-
-def _order(
-    count: int, batch_size: int, generator: torch.Generator | None, drop_last: bool, device: torch.device
-) -> tuple[Tensor, ...]:
-    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    if drop_last:
-        order = order[: count - count % batch_size]
-    # Moved whole: one copy a pass, not one a batch.
-    return torch.split(order.to(device), batch_size) if len(order) else ()
 
 
 class Resident:
@@ -94,12 +111,17 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
-        order = _order(len(self), batch_size, generator, drop_last, self.labels.device)
-        return ((self._images_NCHW.index_select(0, some), self.labels.index_select(0, some)) for some in order)
+        return _copies(self, batch_size)
+
+    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
+        """See `Split.pick`."""
+        if order:
+            # Moved whole: one copy a pass, not one a batch.
+            everything = torch.cat(list(order)).to(self.labels.device)
+            for rows in torch.split(everything, [len(some) for some in order]):
+                yield Picked(self._images_NCHW, rows, self.labels.index_select(0, rows))
 
 
 class _Decoding(Dataset[Any]):
@@ -149,20 +171,21 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
-        return self._stream(_order(len(self), batch_size, generator, drop_last, torch.device("cpu")))
+        return _copies(self, batch_size)
 
-    def _stream(self, order: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
+        """See `Split.pick`."""
         # A loader serves one pass at a time; whoever starts a second pass beside the first gets another.
         positions, loader = self._idle.pop() if self._idle else self._new_loader()
         positions.batches = [some.tolist() for some in order]
         device = self.labels.device
         try:
             for some, images_NCHW in zip(order, _guarded(loader), strict=True):
-                yield images_NCHW.to(device, non_blocking=True), self.labels.index_select(0, some.to(device))
+                rows = torch.arange(len(some), device=device)
+                labels = self.labels.index_select(0, some.to(device))
+                yield Picked(images_NCHW.to(device, non_blocking=True), rows, labels)
         except GeneratorExit:
             self._idle.append((positions, loader))
             raise
@@ -184,6 +207,11 @@ class Streamed:
             generator=torch.Generator(),
         )
         return positions, loader
+
+
+def _copies(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for picked in split.pick(torch.split(torch.arange(len(split)), batch_size)):
+        yield picked.images(), picked.labels_N
 
 
 def _as_is(batch: Any) -> Any:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
-from types import FunctionType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from litdeploy.errors import RunnerError
+from litdeploy.errors import CompilationError, RunnerError
 from litdeploy.networks import logits_of
+from litdeploy.runtime.compilation import compiled
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.eager import DTYPES, ieee_float32, placed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
 
 class CompiledRunner:
-    """The module compiled for each batch size apart, by the first call with that size.
-
-    Nothing compiled is shared with another runner of the process. Inductor's cache on disk stays in use, so compiling
-    the same network again takes less time than the first time on a machine.
-    """
+    """The module compiled for each batch size apart, by the first call with that size."""
 
     name = "compiled"
 
@@ -68,32 +63,17 @@ class CompiledRunner:
         )
 
     def _first(self, module: nn.Module, batch_NCHW: Tensor) -> Tensor:
-        from torch._dynamo.exc import TorchDynamoException
+        def forward(batch_NCHW: Tensor) -> Tensor:
+            return logits_of(module(batch_NCHW))
 
+        call = compiled(forward)
         try:
-            with warnings.catch_warnings():
-                # Inductor loads torch.utils.mkldnn, whose classes still use it (torch 2.11 to 2.13).
-                warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
-                call = torch.compile(_own_code(module), dynamic=False)
-                logits: Tensor = call(batch_NCHW)
-        except TorchDynamoException as error:
+            logits = call(batch_NCHW)
+        except CompilationError as error:
             raise RunnerError(
-                f"the runner '{self.name}' cannot compile {self._network.source} ({str(error).splitlines()[0]}). "
+                f"the runner '{self.name}' cannot compile {self._network.source} ({error}). "
                 "torch.compile needs a C++ compiler (apt-get install g++) and, on CUDA, Triton (pip install triton). "
                 "Or leave this runner out of the target's `runners`."
             ) from error
         self._compiled[len(batch_NCHW)] = call
         return logits
-
-
-def _own_code(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that runs the module, with a code object of its own.
-
-    Dynamo keeps what it compiled at the code object, for all functions that share it: teacher and student would take
-    each other's places there, and after eight batch sizes of both it would silently stop compiling.
-    """
-
-    def call(batch_NCHW: Tensor) -> Tensor:
-        return logits_of(module(batch_NCHW))
-
-    return FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)

@@ -91,7 +91,7 @@ def compress(
     with log:
         run = Run(
             student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            teacher=Teacher(loaded.module, names, where),
+            teacher=Teacher(loaded.module, names, loaded.example(), where, precision),
             phases=phases,
             sections=names,
             data=data,

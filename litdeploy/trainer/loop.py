@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.bundle import Accuracy
-from litdeploy.data import Data, Split, augment, normalise, normalised_batches
+from litdeploy.data import Data, Split, augment, draw_crops, normalise, normalised_batches, shuffled
 from litdeploy.errors import TrainingError
 from litdeploy.networks.network import logits_of
 from litdeploy.recipe import Phase, Recipe
@@ -19,7 +19,7 @@ from litdeploy.runtime import accuracy
 from litdeploy.spec import InputSpec
 from litdeploy.trainer.metrics import MetricsLog, Progress, Row
 from litdeploy.trainer.objectives import TrainingPhase
-from litdeploy.trainer.step import autocast, prepare, train_step
+from litdeploy.trainer.step import Step, prepare
 from litdeploy.trainer.teacher import Teacher
 
 
@@ -63,25 +63,25 @@ def fit(run: Run) -> None:
         TrainingError: the loss is no longer a finite number.
     """
     order = torch.Generator().manual_seed(run.recipe.seed)
-    draws = torch.Generator(run.device).manual_seed(run.recipe.seed)
+    draws = torch.Generator().manual_seed(run.recipe.seed)
     for phase in run.phases:
-        prepare(run.student, phase.objective, run.sections)
-        optimiser = _optimiser(run, phase)
-        schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
-        for _ in range(phase.settings.epochs):
-            run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
-            started = time.perf_counter()
-            losses = _train_epoch(run, phase, optimiser, schedule, order, draws)
-            seconds = time.perf_counter() - started
-            _check_finite(losses, phase, run)
-            run.validation = evaluate(run.student, run.data.validation, run.input, run.precision)
-            prepare(run.student, phase.objective, run.sections)
-            _record(run, phase, losses, optimiser, seconds)
+        with Step(run.student, phase.objective, run.sections, run.precision) as step:
+            optimiser = _optimiser(run, phase)
+            schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
+            for _ in range(phase.settings.epochs):
+                run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
+                started = time.perf_counter()
+                losses = _train_epoch(run, step, optimiser, schedule, order, draws)
+                seconds = time.perf_counter() - started
+                _check_finite(losses, phase, run)
+                run.validation = evaluate(run.student, run.data.validation, run.input, run.precision)
+                prepare(run.student, phase.objective, run.sections)
+                _record(run, phase, losses, optimiser, seconds)
 
 
 def _train_epoch(
     run: Run,
-    phase: TrainingPhase,
+    step: Step,
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     order: torch.Generator,
@@ -90,15 +90,18 @@ def _train_epoch(
     """Mean of each loss over the epoch. The sums stay on the device and are read once."""
     sums: dict[str, Tensor] = {}
     steps = 0
-    for images, labels in run.data.train.batches(run.recipe.batch_size, order, drop_last=True):
-        batch_NCHW = normalise(augment(images, run.recipe.augmentation, draws), run.input)
-        losses = train_step(run.student, run.teacher, phase.objective, optimiser, batch_NCHW, labels, run.precision)
+    batches = shuffled(len(run.data.train), run.recipe.batch_size, order)
+    for picked in run.data.train.pick(batches):
+        crops = draw_crops(len(picked.rows_N), run.recipe.augmentation, draws).to(run.device)
+        images_NCHW = normalise(augment(picked.images(), crops), run.input)
+        features = run.teacher(images_NCHW) if run.teacher is not None and step.objective.needs_teacher else None
+        losses = step(optimiser, images_NCHW, picked.labels_N, features)
         schedule.step()
         for name, loss in losses.items():
             sums[name] = sums[name] + loss if name in sums else loss
         steps += 1
-        run.images_done += len(labels)
-        run.progress.advance(len(labels))
+        run.images_done += len(picked.labels_N)
+        run.progress.advance(len(picked.labels_N))
     return {name: value.item() / steps for name, value in sums.items()}
 
 
@@ -109,7 +112,7 @@ def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, b
 
     @torch.no_grad()
     def logits(images_NCHW: Tensor) -> Tensor:
-        with autocast(device, precision):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return logits_of(module(images_NCHW)).float()
 
     return accuracy(logits, normalised_batches(split, spec, batch_size))

@@ -1,21 +1,25 @@
-"""One step: the teacher once, the student's sections on the teacher's inputs, the student's own chain.
+"""One step: the student's sections on the teacher's inputs, the student's own chain, the update.
 
 Shape suffixes: N images, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from litdeploy.networks.network import logits_of
-from litdeploy.networks.sections import SectionCall, container, recording, run_section
+from litdeploy.networks.sections import container, recording, run_section
+from litdeploy.runtime import compilation
 from litdeploy.trainer.objectives import Objective, Outputs
-from litdeploy.trainer.teacher import Teacher
+from litdeploy.trainer.teacher import Features
 
 
 def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -> None:
@@ -31,74 +35,103 @@ def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -
             container(student, name).train().requires_grad_(True)
 
 
-@contextmanager
-def statistics_kept(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """While it is open, batch norms normalise by their batch as ever, and leave their running statistics alone.
+def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential | nn.ModuleList:
+    """A twin with the very same parameters, whose batch norms normalise by their batch and keep no running statistics.
 
     What is deployed is the student's own chain: statistics of the teacher's inputs mixed into its own cost accuracy.
     """
-    norms = [module for block in blocks for module in block.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    shared = {id(parameter): parameter for parameter in blocks.parameters()}
+    twin = copy.deepcopy(blocks, shared)
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return twin
 
 
-def forward(
-    student: nn.Module, teacher: Teacher | None, objective: Objective, images_NCHW: Tensor, labels_N: Tensor
-) -> Outputs:
-    """Computes what the objective compares.
+class Step:
+    """The steps of one phase: forward, backward and one update each.
+
+    A context manager: while it is open the student carries hooks.
 
     Args:
-        student: prepared for the objective.
-        teacher: None where the objective needs none.
-        images_NCHW: normalised.
-        labels_N: int64.
+        student: trained in place; put in the state that the objective trains it in.
+        objective: what is learnt by.
+        sections: names of the student's planned sections, in the order they run in.
+        precision: `fp32`, or `bf16` by autocast.
+        compiled: forward and backward through `torch.compile`.
     """
-    teacher_logits_NK: Tensor | None = None
-    calls: dict[str, SectionCall] = {}
-    if objective.needs_teacher:
-        assert teacher is not None
-        teacher_logits_NK, calls = teacher(images_NCHW)
-    # Behind a frozen stem the student's own first section runs on the teacher's input already: run it once.
-    ordered = [name for name in calls if name in objective.branches]
-    in_chain = ordered[:1] if objective.freezes else []
-    branches = {}
-    for name in ordered:
-        if name not in in_chain:
-            blocks = list(container(student, name))
-            with statistics_kept(blocks):
-                branches[name] = (run_section(blocks, calls[name].input, calls[name].arguments), calls[name].output)
-    with recording(student, [*in_chain, *objective.chain]) as own:
-        logits_NK = logits_of(student(images_NCHW)).float()
-    branches |= {name: (own[name].output, calls[name].output) for name in in_chain}
-    chain = {name: (own[name].output, calls[name].output) for name in objective.chain}
-    return Outputs(logits_NK, labels_N, teacher_logits_NK, {name: branches[name] for name in ordered}, chain)
 
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        sections: Sequence[str],
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        prepare(student, objective, sections)
+        self.student = student
+        self.objective = objective
+        self._precision = precision
+        # Behind a frozen stem the student's own first section runs on the teacher's input already: run it once.
+        self._in_chain = [name for name in sections[:1] if objective.freezes and name in objective.branches]
+        self._branches = {
+            name: without_statistics(container(student, name))
+            for name in sections
+            if name in objective.branches and name not in self._in_chain
+        }
+        self._hooks = ExitStack()
+        self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
+        self._compute = compilation.compiled(self.losses) if compiled else self.losses
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for `bf16`, nothing for `fp32`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.close()
 
-def train_step(
-    student: nn.Module,
-    teacher: Teacher | None,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    images_NCHW: Tensor,
-    labels_N: Tensor,
-    precision: str,
-) -> dict[str, Tensor]:
-    """Forward, backward and one update. Gives the losses by name, detached, on the device."""
-    with autocast(images_NCHW.device, precision):
-        outputs = forward(student, teacher, objective, images_NCHW, labels_N)
-        losses = objective.losses(outputs)
-    optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    return {name: loss.detach() for name, loss in losses.items()}
+    def __call__(
+        self,
+        optimiser: torch.optim.Optimizer,
+        images_NCHW: Tensor,
+        labels_N: Tensor,
+        features: Features | None,
+    ) -> dict[str, Tensor]:
+        """One update. Gives the losses by name, detached, on the device."""
+        losses = self._compute(images_NCHW, labels_N, features)
+        optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def losses(self, images_NCHW: Tensor, labels_N: Tensor, features: Features | None) -> dict[str, Tensor]:
+        """The objective's losses of a batch.
+
+        Args:
+            images_NCHW: normalised.
+            labels_N: int64.
+            features: the teacher's, of these images; None where the objective needs none.
+        """
+        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return self.objective.losses(self.outputs(images_NCHW, labels_N, features))
+
+    def outputs(self, images_NCHW: Tensor, labels_N: Tensor, features: Features | None) -> Outputs:
+        """What the objective compares. See `losses`."""
+        calls = {} if features is None else features.calls
+        ran = {
+            name: run_section(list(twin), calls[name].input, calls[name].arguments)
+            for name, twin in self._branches.items()
+        }
+        logits_NK = logits_of(self.student(images_NCHW)).float()
+        own = self._own
+        ran |= {name: own[name].output for name in self._in_chain}
+        return Outputs(
+            logits_NK,
+            labels_N,
+            None if features is None else features.logits_NK,
+            {name: (ran[name], calls[name].output) for name in self.objective.branches},
+            {name: (own[name].output, calls[name].output) for name in self.objective.chain},
+        )

@@ -4,31 +4,70 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import SectionCall, recording
+from litdeploy.runtime import compilation
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the teacher makes of a batch.
+
+    Attributes:
+        logits_NK: float32.
+        calls: section → what it was given and what it gave, in the training precision.
+    """
+
+    logits_NK: Tensor
+    calls: dict[str, SectionCall]
 
 
 class Teacher:
-    """A frozen copy of a network, in eval mode, channels-last, without autograd state.
+    """A frozen copy of a network: in eval mode, batch norms folded into what is before them, channels-last, in the
+    training precision, without autograd state.
 
     Args:
         module: left as it is.
         sections: names of the sections whose inputs and outputs are asked for; none: the logits only.
+        example: what the module takes, float32; it is run on it once, to see what can be folded.
         device: where the copy is put.
+        precision: `fp32` or `bf16`: the type of its weights and of all that it computes but the logits.
+        compiled: through `torch.compile`.
     """
 
-    def __init__(self, module: nn.Module, sections: Sequence[str], device: torch.device) -> None:
-        self.module = copy.deepcopy(module).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module.eval().requires_grad_(False)
-        self.sections = tuple(sections)
+    def __init__(
+        self,
+        module: nn.Module,
+        sections: Sequence[str],
+        example: Tensor,
+        device: torch.device,
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        fold_batch_norms(self.module, example.to(next(module.parameters()).device), sections)
+        self._dtype = DTYPES[precision]
+        self.module.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._hooks = ExitStack()  # open as long as this object lives: the copy is its own
+        self._calls = self._hooks.enter_context(recording(self.module, sections))
+        # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
+        self._run = compilation.compiled(self._forward, {"freezing": True}) if compiled else self._forward
 
-    @torch.no_grad()  # not inference_mode: the sections' inputs are saved for the student's backward pass
-    def __call__(self, images_NCHW: Tensor) -> tuple[Tensor, dict[str, SectionCall]]:
-        """Gives the logits (N, classes) in float32 and the sections' calls, in the type that autocast is set to."""
-        with recording(self.module, self.sections) as calls:
-            logits_NK = logits_of(self.module(images_NCHW)).float()
-        return logits_NK, calls
+    # Not inference_mode: the sections' inputs are saved for the student's backward pass.
+    @torch.no_grad()
+    def __call__(self, images_NCHW: Tensor) -> Features:
+        """Normalised images in float32 or the training precision → what the teacher makes of them."""
+        return self._run(images_NCHW.to(self._dtype))
+
+    def _forward(self, images_NCHW: Tensor) -> Features:
+        logits_NK = logits_of(self.module(images_NCHW)).float()
+        return Features(logits_NK, dict(self._calls))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litdeploy.data import augment, normalise
+from litdeploy.data import augment, draw_crops, normalise
 from litdeploy.recipe import Augmentation
 from litdeploy.spec import InputSpec
 
@@ -15,6 +15,10 @@ def images(count: int = 64, channels: int = 3, height: int = 6, width: int = 5) 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def cropped(before: torch.Tensor, augmentation: Augmentation, draws: torch.Generator) -> torch.Tensor:
+    return augment(before, draw_crops(len(before), augmentation, draws))
 
 
 def every_cut(image_CHW: torch.Tensor, padding: int, flip: bool) -> list[torch.Tensor]:
@@ -33,7 +37,7 @@ def every_cut(image_CHW: torch.Tensor, padding: int, flip: bool) -> list[torch.T
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_image_is_one_of_its_own_cuts(padding: int, flip: bool, channels: int) -> None:
     before = images(channels=channels)
-    after = augment(before, Augmentation(padding=padding, flip=flip), generator())
+    after = cropped(before, Augmentation(padding=padding, flip=flip), generator())
     assert after.shape == before.shape
     assert after.dtype == torch.uint8
     for one, cut in zip(before, after, strict=True):
@@ -42,7 +46,7 @@ def test_each_image_is_one_of_its_own_cuts(padding: int, flip: bool, channels: i
 
 def test_images_are_cut_and_flipped_independently_of_each_other_and_over_the_whole_range() -> None:
     same = images(1).expand(2000, -1, -1, -1)
-    after = augment(same, Augmentation(padding=1, flip=True), generator())
+    after = cropped(same, Augmentation(padding=1, flip=True), generator())
     allowed = every_cut(same[0], 1, flip=True)
     counts = torch.tensor([sum(torch.equal(cut, one) for cut in after) for one in allowed])
     assert counts.sum() == 2000
@@ -52,22 +56,22 @@ def test_images_are_cut_and_flipped_independently_of_each_other_and_over_the_who
 
 
 def test_padding_is_black() -> None:
-    after = augment(images(), Augmentation(padding=4, flip=False), generator())
+    after = cropped(images(), Augmentation(padding=4, flip=False), generator())
     assert (after == 0).any()
 
 
 def test_the_same_generator_gives_the_same_and_the_input_is_kept() -> None:
     before = images()
     kept = before.clone()
-    first, second = (augment(before, Augmentation(), generator(3)) for _ in range(2))
+    first, second = (cropped(before, Augmentation(), generator(3)) for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, augment(before, Augmentation(), generator(4)))
+    assert not torch.equal(first, cropped(before, Augmentation(), generator(4)))
     assert torch.equal(before, kept)
 
 
 def test_nothing_to_do_draws_nothing() -> None:
     before, unused = images(), generator()
-    assert torch.equal(augment(before, Augmentation(padding=0, flip=False), unused), before)
+    assert torch.equal(cropped(before, Augmentation(padding=0, flip=False), unused), before)
     assert torch.equal(unused.get_state(), generator().get_state())
 
 
@@ -103,7 +107,7 @@ def test_statistics_first_used_in_inference_mode_serve_training_too() -> None:
 def test_a_gpu_gives_the_same() -> None:
     before = images()
     spec = InputSpec(shape=(3, 6, 5), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
-    on_cpu = augment(before, Augmentation(), generator())
-    on_gpu = augment(before.cuda(), Augmentation(), generator())
+    on_cpu = cropped(before, Augmentation(), generator())
+    on_gpu = augment(before.cuda(), draw_crops(len(before), Augmentation(), generator()).to(torch.device("cuda")))
     assert torch.equal(on_gpu.cpu(), on_cpu)
     torch.testing.assert_close(normalise(on_gpu, spec).cpu(), normalise(on_cpu, spec))

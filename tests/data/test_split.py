@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from litdeploy.data import Data, Split
+from litdeploy.data import Data, Split, shuffled
 from litdeploy.data.images import Images
 from litdeploy.data.split import Resident, Streamed
 from litdeploy.data.table import Table
@@ -38,7 +38,12 @@ def split(request: pytest.FixtureRequest, images: Images) -> Split:
     return Resident(images, ROWS, CPU) if request.param == "resident" else Streamed(images, ROWS, CPU, workers=0)
 
 
-def test_in_order_without_a_generator(split: Split, images: Images) -> None:
+def drawn(split: Split, batch_size: int, source: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """One pass in an order drawn by the generator."""
+    return [(some.images(), some.labels_N) for some in split.pick(shuffled(len(split), batch_size, source))]
+
+
+def test_in_order(split: Split, images: Images) -> None:
     pixels, labels = zip(*split.batches(3), strict=True)
     assert [len(some) for some in labels] == [3, 3, 1]
     assert torch.equal(torch.cat(pixels), images.decode(ROWS.tolist()))
@@ -50,10 +55,8 @@ def test_in_order_without_a_generator(split: Split, images: Images) -> None:
 
 def test_shuffled_by_the_generator_every_image_once_with_its_label(split: Split, images: Images) -> None:
     source = generator()
-    passes = [list(split.batches(3, source)) for _ in range(2)]
-    for one_pass in passes:
-        labels = torch.cat([labels for _, labels in one_pass])
-        pixels = torch.cat([pixels for pixels, _ in one_pass])
+    passes = [drawn(split, 7, source) for _ in range(2)]
+    for [(pixels, labels)] in passes:
         seen = []
         for image, label in zip(pixels, labels, strict=True):
             [row] = [row for row in ROWS.tolist() if torch.equal(images.decode([row])[0], image)]
@@ -63,18 +66,17 @@ def test_shuffled_by_the_generator_every_image_once_with_its_label(split: Split,
     assert not torch.equal(passes[0][0][0], passes[1][0][0])
 
 
-def test_drop_last(split: Split) -> None:
-    assert [len(labels) for _, labels in split.batches(3, drop_last=True)] == [3, 3]
-    assert list(split.batches(8, drop_last=True)) == []
+def test_a_shuffled_pass_has_whole_batches_only() -> None:
+    assert [len(some) for some in shuffled(7, 3, generator())] == [3, 3]
+    assert shuffled(7, 8, generator()) == ()
+    first, second = shuffled(7, 3, generator(1)), shuffled(7, 3, generator(2))
+    assert not torch.equal(first[0], second[0])
 
 
-def test_the_order_is_drawn_when_a_pass_is_asked_for(split: Split) -> None:
-    source = generator()
-    first = split.batches(7, source)
-    second = split.batches(7, source)
-    late, early = next(second)[0], next(first)[0]
-    assert torch.equal(early, next(split.batches(7, generator()))[0])
-    assert not torch.equal(early, late)
+def test_what_is_picked_lies_where_the_images_are(split: Split, images: Images) -> None:
+    [picked] = split.pick([torch.tensor([4, 0, 4])])
+    assert torch.equal(picked.source_MCHW[picked.rows_N], images.decode(ROWS[[4, 0, 4]].tolist()))
+    assert list(split.pick([])) == []
 
 
 @pytest.mark.parametrize("workers", [None, 0, 1])
@@ -95,7 +97,7 @@ def test_the_caller_may_write_to_a_batch(split: Split, images: Images) -> None:
 
 def test_the_global_generator_is_left_alone(split: Split) -> None:
     before = torch.get_rng_state()
-    list(split.batches(3, generator()))
+    drawn(split, 3, generator())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -104,7 +106,7 @@ def test_workers_give_what_memory_gives_pass_after_pass_also_after_one_that_was_
     others = {child.pid for child in multiprocessing.active_children()}
     workers = []
     for seed in range(3):
-        ours, theirs = (split.batches(2, generator(seed)) for split in (streamed, resident))
+        ours, theirs = (drawn(split, 2, generator(seed)) for split in (streamed, resident))
         for count, ((pixels, labels), (other_pixels, other_labels)) in enumerate(zip(ours, theirs, strict=True)):
             assert torch.equal(pixels, other_pixels)
             assert torch.equal(labels, other_labels)
@@ -145,8 +147,8 @@ def test_a_worker_that_died_is_told(images: Images) -> None:
 def test_batches_on_a_gpu(images: Images, workers: int) -> None:
     device = torch.device("cuda")
     for split in (Resident(images, ROWS, device), Streamed(images, ROWS, device, workers)):
-        expected = Resident(images, ROWS, CPU).batches(3, generator())
-        for (pixels, labels), (right, right_labels) in zip(split.batches(3, generator()), expected, strict=True):
+        expected = drawn(Resident(images, ROWS, CPU), 3, generator())
+        for (pixels, labels), (right, right_labels) in zip(drawn(split, 3, generator()), expected, strict=True):
             assert pixels.device.type == labels.device.type == "cuda"
             assert torch.equal(pixels.cpu(), right)
             assert torch.equal(labels.cpu(), right_labels)

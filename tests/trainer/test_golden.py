@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives import Lit
-from litdeploy.trainer.step import prepare, train_step
+from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 
 ALPHA, BETA, TAU, WEIGHT, LR = 0.3, 0.6, 5.0, 2.0, 0.05
@@ -89,20 +90,23 @@ def transcription(teacher: Net, student: Net) -> list[float]:
     return losses
 
 
-def test_ten_steps_equal_the_transcription() -> None:
+# How far parameters may be off after ten steps. Inductor's gradients differ from eager's by rounding (1e-6 of each), and
+# an activation that thereby falls on the other side of a ReLU's kink makes 1.7e-4 of that on this network.
+@pytest.mark.parametrize(("compiled", "tolerance"), [(False, 1e-5), (True, 1e-3)], ids=["eager", "compiled"])
+def test_ten_steps_equal_the_transcription(compiled: bool, tolerance: float) -> None:
     teacher, ours = networks()
     theirs = copy.deepcopy(ours)
     expected = transcription(copy.deepcopy(teacher), theirs)
 
     names = ("one", "two", "three")
     objective = Lit(Recipe(alpha=ALPHA, beta=BETA, temperature=TAU, section_weight=WEIGHT), names)
-    frozen = Teacher(teacher, names, torch.device("cpu"))
-    prepare(ours, objective, names)
-    optimiser = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], LR, momentum=0.9, weight_decay=1e-4)
-    found = [train_step(ours, frozen, objective, optimiser, x, y, "fp32")["loss"].item() for x, y in batches()]
+    frozen = Teacher(teacher, names, torch.zeros(1, 3, 16, 16), torch.device("cpu"), compiled=compiled)
+    with Step(ours, objective, names, compiled=compiled) as step:
+        optimiser = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], LR, 0.9, weight_decay=1e-4)
+        found = [step(optimiser, x, y, frozen(x))["loss"].item() for x, y in batches()]
 
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
     assert found[-1] < 0.8 * found[0]
     # Parameters; which of the two forward passes batch norm's running statistics follow, the formula does not say.
     for (name, value), expected_value in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(value, expected_value, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(value, expected_value, rtol=tolerance, atol=tolerance, msg=name)

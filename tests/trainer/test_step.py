@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.student import make_student
 from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives import CrossEntropy, Distillation, Hint, Lit, Objective
-from litdeploy.trainer.step import forward, prepare, train_step
+from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 
 NAMES = ("layer1", "layer2", "layer3")
@@ -18,71 +20,82 @@ IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 10
 
 
+CPU = torch.device("cpu")
+
+
 @pytest.fixture
-def teacher() -> Teacher:
+def module() -> nn.Module:
     torch.manual_seed(0)
-    return Teacher(resnet(14, width=4), NAMES, torch.device("cpu"))
+    return resnet(14, width=4).eval()
 
 
-def test_branches_run_on_the_teachers_inputs(teacher: Teacher) -> None:
-    student = make_student(teacher.module, PLAN)
-    objective = Lit(Recipe(), NAMES)
-    prepare(student, objective, NAMES)
-    found = forward(student, teacher, objective, IMAGES, LABELS)
+@pytest.fixture
+def teacher(module: nn.Module) -> Teacher:
+    return Teacher(module, NAMES, IMAGES, CPU)
+
+
+def sgd(student: nn.Module, learning_rate: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD([p for p in student.parameters() if p.requires_grad], learning_rate)
+
+
+def test_branches_run_on_the_teachers_inputs(module: nn.Module, teacher: Teacher) -> None:
+    student = make_student(module, PLAN)
+    with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+        found = step.outputs(IMAGES, LABELS, teacher(IMAGES))
     assert tuple(found.branches) == NAMES
     with torch.no_grad():
-        stem = torch.relu(teacher.module.bn1(teacher.module.conv1(IMAGES)))
-        t1 = teacher.module.layer1(stem)
-        t2 = teacher.module.layer2(t1)
-    torch.testing.assert_close(found.branches["layer1"][1], t1)
-    torch.testing.assert_close(found.branches["layer1"][0], student.layer1(stem))
-    torch.testing.assert_close(found.branches["layer2"][0], student.layer2(t1))
-    torch.testing.assert_close(found.branches["layer3"][0], student.layer3(t2))
-    torch.testing.assert_close(found.teacher_logits, teacher.module(IMAGES))
+        stem = torch.relu(module.bn1(module.conv1(IMAGES)))
+        t1 = module.layer1(stem)
+        t2 = module.layer2(t1)
+    close = {"rtol": 1e-4, "atol": 1e-4}  # the teacher is folded, the module is not
+    torch.testing.assert_close(found.branches["layer1"][1], t1, **close)
+    torch.testing.assert_close(found.branches["layer1"][0], student.layer1(stem), **close)
+    torch.testing.assert_close(found.branches["layer2"][0], student.layer2(t1), **close)
+    torch.testing.assert_close(found.branches["layer3"][0], student.layer3(t2), **close)
+    torch.testing.assert_close(found.teacher_logits, module(IMAGES), **close)
 
 
-def test_the_first_section_runs_once(teacher: Teacher) -> None:
-    student = make_student(teacher.module, PLAN)
-    objective = Lit(Recipe(), NAMES)
-    prepare(student, objective, NAMES)
-    runs = dict.fromkeys(NAMES, 0)
-
-    def count(name: str) -> None:
-        def hook(*_: object) -> None:
-            runs[name] += 1
-
-        getattr(student, name)[0].register_forward_hook(hook)
-
-    for name in NAMES:
-        count(name)
-    forward(student, teacher, objective, IMAGES, LABELS)
-    assert runs == {"layer1": 1, "layer2": 2, "layer3": 2}
+def test_no_section_runs_twice_on_the_same_input(module: nn.Module, teacher: Teacher) -> None:
+    student = make_student(module, PLAN)
+    with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+        features = teacher(IMAGES)
+        with FlopCounterMode(display=False) as whole:
+            step.outputs(IMAGES, LABELS, features)
+    alone = {}
+    for name, given in {"": IMAGES, **{name: features.calls[name].input for name in NAMES}}.items():
+        with FlopCounterMode(display=False) as counted:
+            student.get_submodule(name)(given)
+        alone[name] = counted.get_total_flops()
+    # The chain, and a branch for each section but the first.
+    assert whole.get_total_flops() == alone[""] + alone["layer2"] + alone["layer3"]
 
 
-def test_running_statistics_are_those_of_the_students_own_chain(teacher: Teacher) -> None:
-    student = make_student(teacher.module, PLAN)
-    objective = Lit(Recipe(), NAMES)
-    prepare(student, objective, NAMES)
-    alone = copy.deepcopy(student)
-    forward(student, teacher, objective, IMAGES, LABELS)
-    alone(IMAGES)
+def test_running_statistics_are_those_of_the_students_own_chain(module: nn.Module, teacher: Teacher) -> None:
+    student = make_student(module, PLAN)
+    with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+        alone = copy.deepcopy(student)
+        step.outputs(IMAGES, LABELS, teacher(IMAGES))
+        alone(IMAGES)
     expected = dict(alone.named_buffers())
     for name, value in student.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            torch.testing.assert_close(value, expected[name], msg=name)
-    assert student.layer3[0].bn1.momentum == 0.1
+        torch.testing.assert_close(value, expected[name], msg=name)
 
 
-def test_what_is_frozen_stays_bit_equal_and_the_rest_moves(teacher: Teacher) -> None:
-    student = make_student(teacher.module, {"layer1": (0,), "layer2": (0,)})
+def test_the_student_is_left_without_hooks(module: nn.Module) -> None:
+    student = make_student(module, PLAN)
+    with Step(student, Lit(Recipe(), NAMES), NAMES):
+        assert student.layer1[0]._forward_pre_hooks
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in student.modules())
+
+
+def test_what_is_frozen_stays_bit_equal_and_the_rest_moves(module: nn.Module) -> None:
+    student = make_student(module, {"layer1": (0,), "layer2": (0,)})
     names = ("layer1", "layer2")
-    objective = Lit(Recipe(), names)
-    frozen = Teacher(teacher.module, names, torch.device("cpu"))
-    prepare(student, objective, names)
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    teacher_before = {name: value.clone() for name, value in frozen.module.state_dict().items()}
-    optimiser = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], 0.1)
-    train_step(student, frozen, objective, optimiser, IMAGES, LABELS, "fp32")
+    frozen = Teacher(module, names, IMAGES, CPU)
+    with Step(student, Lit(Recipe(), names), names) as step:
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        teacher_before = {name: value.clone() for name, value in frozen.module.state_dict().items()}
+        step(sgd(student), IMAGES, LABELS, frozen(IMAGES))
     for name, value in student.state_dict().items():
         moved = name.startswith(names)
         assert torch.equal(value, before[name]) is not moved, name
@@ -94,36 +107,32 @@ def test_what_is_frozen_stays_bit_equal_and_the_rest_moves(teacher: Teacher) -> 
     "objective", [Distillation(Recipe()), Hint(NAMES), CrossEntropy()], ids=lambda o: type(o).__name__
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_objective_learns(teacher: Teacher, objective: Objective, precision: str) -> None:
-    student = make_student(teacher.module, PLAN)
-    prepare(student, objective, NAMES)
+def test_every_objective_learns(module: nn.Module, objective: Objective, precision: str) -> None:
+    student = make_student(module, PLAN)
+    teacher = Teacher(module, NAMES, IMAGES, CPU, precision)
     optimiser = torch.optim.SGD(student.parameters(), 0.05)
-    steps = [
-        train_step(student, teacher, objective, optimiser, IMAGES, LABELS, precision)["loss"].item() for _ in range(40)
-    ]
-    assert steps[-1] < 0.9 * steps[0]
+    with Step(student, objective, NAMES, precision) as step:
+        losses = [step(optimiser, IMAGES, LABELS, teacher(IMAGES))["loss"].item() for _ in range(40)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_hint_trains_nothing_behind_its_section(teacher: Teacher) -> None:
-    student = make_student(teacher.module, PLAN)
-    objective = Hint(NAMES)
-    prepare(student, objective, NAMES)
-    objective.losses(forward(student, teacher, objective, IMAGES, LABELS))["loss"].backward()
+def test_a_hint_trains_nothing_behind_its_section(module: nn.Module, teacher: Teacher) -> None:
+    student = make_student(module, PLAN)
+    with Step(student, Hint(NAMES), NAMES) as step:
+        step.losses(IMAGES, LABELS, teacher(IMAGES))["loss"].backward()
     touched = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
     assert {name.split(".")[0] for name in touched} == {"conv1", "bn1", "layer1", "layer2"}
 
 
 @pytest.mark.gpu
-def test_a_step_on_cuda_equals_one_on_the_cpu(teacher: Teacher) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_cuda_equals_one_on_the_cpu(module: nn.Module) -> None:
     losses = []
-    for device in (torch.device("cpu"), torch.device("cuda")):
-        student = make_student(teacher.module, PLAN).to(device)
-        objective = Lit(Recipe(), NAMES)
-        prepare(student, objective, NAMES)
-        there = Teacher(teacher.module, NAMES, device)
-        optimiser = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], 0.1)
-        batch = IMAGES.to(device), LABELS.to(device)
-        losses.append(
-            [train_step(student, there, objective, optimiser, *batch, "fp32")["loss"].item() for _ in range(3)]
-        )
+    for device in (CPU, torch.device("cuda")):
+        student = make_student(module, PLAN).to(device)
+        there = Teacher(module, NAMES, IMAGES, device)
+        images, labels = IMAGES.to(device), LABELS.to(device)
+        with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+            optimiser = sgd(student)
+            losses.append([step(optimiser, images, labels, there(images))["loss"].item() for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -1,0 +1,59 @@
+"""`torch.compile`, as the runner `compiled` and the trainer use it."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from types import FunctionType
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from litdeploy.errors import CompilationError
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def compiled(function: Callable[P, Result], options: dict[str, bool] | None = None) -> Callable[P, Result]:
+    """The function through `torch.compile`, for fixed shapes. The first call with a shape compiles.
+
+    Nothing compiled is shared with another function of the process. Inductor's cache on disk stays in use, so compiling
+    the same again takes less time than the first time on a machine.
+
+    Args:
+        function: any.
+        options: of Inductor.
+
+    Raises:
+        CompilationError: by a call; it cannot be compiled here.
+    """
+    with warnings.catch_warnings():
+        # Inductor loads it, and its classes still use what is deprecated (torch 2.11 to 2.13).
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
+        importlib.import_module("torch.utils.mkldnn")
+    inner = torch.compile(_own_code(function), dynamic=False, options=options)  # type: ignore[arg-type]
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return inner(*args, **kwargs)
+        except TorchDynamoException as error:
+            raise CompilationError(str(error).splitlines()[0]) from error
+
+    return call
+
+
+def _own_code(function: Callable[P, Result]) -> Callable[P, Result]:
+    """A function that calls the function, with a code object of its own.
+
+    Dynamo keeps what it compiled at the code object, for all functions that share it: teacher and student would take
+    each other's places there, and after eight of them it would silently stop compiling.
+    """
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        return function(*args, **kwargs)
+
+    return FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)

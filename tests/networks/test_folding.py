@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from litdeploy.networks.folding import fold_batch_norms
+from litdeploy.networks.resnet import resnet
+from litdeploy.networks.resnext import resnext
+
+
+def used(module: nn.Module, example: Tensor) -> nn.Module:
+    """The module in eval mode, with statistics and weights that are not those of a new network."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in [*module.parameters(), *module.buffers()]:
+            if value.dim() == 1:
+                value.add_(torch.rand(value.shape, generator=generator), alpha=0.3)
+        module.train()
+        for _ in range(3):
+            module(torch.randn(16, *example.shape[1:], generator=generator))
+    return module.eval()
+
+
+IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "norms"),
+    [
+        (resnet(20, width=4), 19),
+        (resnet(20, width=4, shortcut="B"), 21),
+        (resnext(20, cardinality=2, width=4), 22),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(400, 8), nn.BatchNorm1d(8)), 2),
+    ],
+    ids=["resnet-A", "resnet-B", "resnext", "linear"],
+)
+def test_a_folded_network_computes_the_same_without_batch_norms(network: nn.Module, norms: int) -> None:
+    network = used(network, IMAGES)
+    folded = copy.deepcopy(network)
+    assert fold_batch_norms(folded, IMAGES) == norms
+    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+class Shared(nn.Module):
+    """Its first convolution is read by the batch norm and by the sum; its second runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.one_norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.two, self.two_norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        y = self.one_norm(y) + y
+        return torch.as_tensor(self.two_norm(self.two(torch.relu(self.two(y)))))
+
+
+def test_what_others_read_too_or_what_runs_twice_is_left() -> None:
+    network = used(Shared(), IMAGES)
+    expected = network(IMAGES)
+    assert fold_batch_norms(network, IMAGES) == 0
+    assert torch.equal(network(IMAGES), expected)
+
+
+def test_nothing_is_folded_across_the_border_of_a_section() -> None:
+    network = used(nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)), IMAGES)
+    assert fold_batch_norms(copy.deepcopy(network), IMAGES) == 1
+    assert fold_batch_norms(network, IMAGES, ["0"]) == 0
+
+
+def test_a_network_without_batch_norms_is_left() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval()
+    assert fold_batch_norms(network, IMAGES) == 0
