@@ -31,6 +31,7 @@ _OURS = (
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
+    "features",
     "export",
     "profile",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from litdeploy.settings import Settings
 
 Method = Literal["lit", "kd", "hint", "scratch"]
 Precision = Literal["auto", "fp32", "bf16"]
+Choice = Literal["auto", "on", "off"]
 
 
 class DataSettings(Settings):
@@ -72,6 +73,8 @@ class Recipe(Settings):
         student_depth, student_blocks: the student; one of them.
         init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
+        compile: the step and the teacher through `torch.compile`; `auto` where it pays in the epochs there are.
+        feature_cache: views of each image whose teacher's features are kept; `auto` where it pays and fits.
         hint_share: share of the epochs that `hint` spends on its hint, before distilling.
     """
 
@@ -95,6 +98,8 @@ class Recipe(Settings):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     precision: Precision = "auto"
+    compile: Choice = "auto"
+    feature_cache: Literal["off", "auto"] | Annotated[int, Field(ge=1)] = "auto"
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

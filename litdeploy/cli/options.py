@@ -66,8 +66,26 @@ StudentBlocks = Annotated[
 ]
 Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with: kd, hint, scratch.")]
 Init = Annotated[str | None, typer.Option(help="copy (the teacher's blocks, evenly spaced) or fresh.")]
+Compile = Annotated[
+    str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")
+]
+FeatureCache = Annotated[
+    str | None,
+    typer.Option(
+        help="Views of each image whose teacher's features are kept: off, auto (where it pays and fits) or a number.",
+        metavar="off|auto|K",
+    ),
+]
+FeatureCacheDir = Annotated[
+    Path | None, typer.Option(help="A folder to keep them in, for further students of the same teacher and data.")
+]
 
 DEFAULT_BUNDLE = DEFAULT_PATH
+
+
+def views_of(text: str | None) -> int | str | None:
+    """Reads --feature-cache; words are left to the recipe's own check."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def shape_of(text: str | None) -> tuple[int, int, int] | None:

@@ -6,6 +6,7 @@ DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, label
 
 from litdeploy.data.augment import Crops, augment, draw_crops, normalise
 from litdeploy.data.data import Data, check_against, open_data
+from litdeploy.data.memory import free_memory
 from litdeploy.data.split import Picked, Split, normalised_batches, shuffled
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "augment",
     "check_against",
     "draw_crops",
+    "free_memory",
     "normalise",
     "normalised_batches",
     "open_data",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from litdeploy.bundle import DataRecord
 from litdeploy.data import sources
 from litdeploy.data.images import Images, find_shape
+from litdeploy.data.memory import free_memory
 from litdeploy.data.split import Resident, Split, Streamed
 from litdeploy.data.table import Columns, Table, class_names, find_columns, read_table
 from litdeploy.errors import DataError
@@ -178,22 +177,10 @@ class Data:
         images = Images(table, self.shape, resize=self._settings.image_size is not None)
         resident = self._settings.resident
         if resident is None:
-            resident = len(rows) * int(np.prod(self.shape)) <= _free_memory(self._device) // 2
+            resident = len(rows) * int(np.prod(self.shape)) <= free_memory(self._device) // 2
         if resident:
             return Resident(images, rows, self._device)
         return Streamed(images, rows, self._device, self._settings.workers)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that may be had on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        # Not SC_AVPHYS_PAGES: that leaves out what the page cache would give up, which is most of it on a busy machine.
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:

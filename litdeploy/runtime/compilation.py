@@ -16,7 +16,11 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-def compiled(function: Callable[P, Result], options: dict[str, bool] | None = None) -> Callable[P, Result]:
+def compiled(
+    function: Callable[P, Result],
+    options: dict[str, bool] | None = None,
+    fallback: Callable[[str], None] | None = None,
+) -> Callable[P, Result]:
     """The function through `torch.compile`, for fixed shapes. The first call with a shape compiles.
 
     Nothing compiled is shared with another function of the process. Inductor's cache on disk stays in use, so compiling
@@ -25,23 +29,30 @@ def compiled(function: Callable[P, Result], options: dict[str, bool] | None = No
     Args:
         function: any.
         options: of Inductor.
+        fallback: told why it cannot be compiled here; it then runs as it is.
 
     Raises:
-        CompilationError: by a call; it cannot be compiled here.
+        CompilationError: by a call; it cannot be compiled, and there is no fallback.
     """
     with warnings.catch_warnings():
         # Inductor loads it, and its classes still use what is deprecated (torch 2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
         importlib.import_module("torch.utils.mkldnn")
-    inner = torch.compile(_own_code(function), dynamic=False, options=options)  # type: ignore[arg-type]
+    inner: Callable[P, Result] = torch.compile(_own_code(function), dynamic=False, options=options)  # type: ignore[arg-type]
 
     def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        nonlocal inner
         from torch._dynamo.exc import TorchDynamoException
 
         try:
             return inner(*args, **kwargs)
         except TorchDynamoException as error:
-            raise CompilationError(str(error).splitlines()[0]) from error
+            why = str(error).splitlines()[0]
+            if fallback is None:
+                raise CompilationError(why) from error
+        fallback(why)
+        inner = function
+        return function(*args, **kwargs)
 
     return call
 

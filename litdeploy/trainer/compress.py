@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import platform
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,18 +24,17 @@ from litdeploy.bundle import (
     RunRecord,
     TeacherRecord,
 )
-from litdeploy.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
 from litdeploy.errors import InterruptedRun, SettingsError, StudentError
-from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, request
-from litdeploy.networks.student import make_plan, make_student, plan_for_depth
+from litdeploy.networks import Network, NetworkName, find_sections
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.spec import DepthPlan
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES
-from litdeploy.trainer.teacher import Teacher
+from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student
 
 
 def compress(
@@ -43,6 +46,7 @@ def compress(
     network: NetworkName | None = None,
     overwrite: bool = False,
     tensorboard: bool = False,
+    feature_cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Bundle:
@@ -56,6 +60,8 @@ def compress(
         network: the teacher's network, where its file does not tell: see `networks.load`.
         overwrite: replace another run in `out`.
         tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`.
+        feature_cache_dir: folder in which the teacher's features are kept for further students of the same teacher and
+            data; None: they are not kept beyond this run.
         progress: told of every epoch.
         **changes: fields of the recipe, over what it says: `student_depth=20`, `data="digits"`, `epochs=5`.
 
@@ -71,7 +77,7 @@ def compress(
     where = resolve_device(device)
     if tensorboard:
         check_tensorboard()
-    loaded, record = _load_teacher(teacher, resolved, network)
+    loaded, record = load_teacher(teacher, resolved, network)
     if loaded.spec.plan is not None:
         raise StudentError(f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted.")
     sections = find_sections(loaded.module, loaded.example())
@@ -79,30 +85,31 @@ def compress(
     data = open_data(resolved.data, where, resolved.seed)
     check_against(data, loaded.spec, loaded.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
-    student = _start(loaded, plan, resolved, network)
+    student = start_student(loaded, plan, resolved, network)
     bundle = Bundle(out)
     bundle.claim(overwrite)
     if record is None:
-        record = _keep_teacher(bundle, loaded)
-    precision = resolve_precision(resolved.precision, where)
+        record = keep_teacher(bundle, loaded)
     names = [section.name for section in sections if section.name in plan]
-    phases = [phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs > 0]
     log = MetricsLog(bundle.metrics_path, bundle.path / "tensorboard" if tensorboard else None)
-    with log:
+    with log, _own_folder(bundle) as folder:
         run = Run(
             student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            teacher=Teacher(loaded.module, names, loaded.example(), where, precision),
-            phases=phases,
+            teacher=None,
+            phases=[phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs],
             sections=names,
             data=data,
             input=loaded.spec.input,
             recipe=resolved,
-            precision=precision,
+            precision=resolve_precision(resolved.precision, where),
             device=where,
             log=log,
             progress=progress,
+            example=loaded.example().to(where),
         )
-        return _train(bundle, run, record, plan)
+        kept = None if feature_cache_dir is None else Path(feature_cache_dir)
+        add_teacher(run, loaded, record.sha256, kept or folder, kept is not None)
+        return _train(bundle, run, loaded, record, plan)
 
 
 def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
@@ -139,68 +146,16 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     return resolved
 
 
-def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthPlan:
-    """The student's plan, by the recipe's depth or blocks.
-
-    Raises:
-        StudentError: neither is given, or no such student is possible.
-    """
-    family = FAMILIES.get(teacher.spec.name)
-    if recipe.student_blocks is not None:
-        return make_plan(sections, recipe.student_blocks)
-    if recipe.student_depth is None:
-        raise StudentError(
-            "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
-        )
-    return plan_for_depth(sections, recipe.student_depth, family)
-
-
-def _load_teacher(
-    teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
-) -> tuple[Network, TeacherRecord | None]:
-    if isinstance(teacher, Network):
-        return teacher, None
-    checkpoint = read_checkpoint(teacher)
-    loaded = load(
-        checkpoint,
-        network=network if network is not None else recipe.network,
-        normalise=recipe.normalise,
-        input_shape=recipe.input_shape,
-    )
-    record = TeacherRecord(path=str(Path(teacher).resolve()), sha256=checkpoint.sha256, spec=loaded.spec)
-    return loaded, record
-
-
-def _keep_teacher(bundle: Bundle, teacher: Network) -> TeacherRecord:
-    """A teacher that came from no file is written beside its student, so that later stages find it."""
-    sha256 = write_checkpoint(bundle.teacher_path, teacher.module.state_dict(), teacher.spec)
-    return TeacherRecord(path=str(bundle.teacher_path.resolve()), sha256=sha256, spec=teacher.spec)
-
-
-def _start(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
-    """The student before its first step, as the method or the recipe's `init` has it."""
-    default = OBJECTIVES[recipe.method].init
-    if default == "scratch" and recipe.init == "copy":
-        raise StudentError("--method scratch copies nothing from the teacher; leave --init out, or choose --method kd.")
-    init = "scratch" if default == "scratch" else recipe.init or default
-    if init == "copy":
-        return make_student(teacher.module, plan)
-    asked = None if network is None else request(network)
-    if asked is not None and not asked.initialises:
-        raise StudentError("fresh blocks need a function that builds the network: pass network=build, not a module.")
-    fresh = build(teacher.spec, asked, teacher.source, recipe.seed)
-    return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
-
-
-def _train(bundle: Bundle, run: Run, teacher: TeacherRecord, plan: DepthPlan) -> Bundle:
-    assert run.teacher is not None
+def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, plan: DepthPlan) -> Bundle:
     started, clock = datetime.now(UTC), time.perf_counter()
     teacher_accuracy: dict[str, Accuracy] = {}
+    # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
+    as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        teacher_accuracy["validation"] = _teacher_on_validation(run)
+        teacher_accuracy["validation"] = _teacher_on_validation(run, as_given)
         fit(run)
         run.progress.note("testing teacher and student on the test split, once")
-        teacher_accuracy["test"] = evaluate(run.teacher.module, run.data.test, run.input, "fp32")
+        teacher_accuracy["test"] = evaluate(as_given, run.data.test, run.input, "fp32")
         student_test = evaluate(run.student, run.data.test, run.input, "fp32")
     except KeyboardInterrupt:
         _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
@@ -213,9 +168,18 @@ def _train(bundle: Bundle, run: Run, teacher: TeacherRecord, plan: DepthPlan) ->
     return bundle
 
 
-def _teacher_on_validation(run: Run) -> Accuracy:
-    assert run.teacher is not None
-    found = evaluate(run.teacher.module, run.data.validation, run.input, run.precision)
+@contextmanager
+def _own_folder(bundle: Bundle) -> Iterator[Path]:
+    """A folder of the bundle for features that need not outlive the run."""
+    folder = bundle.path / "features"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
+    found = evaluate(teacher, run.data.validation, run.input, run.precision)
     run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation images")
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.bundle import Accuracy
-from litdeploy.data import Data, Split, augment, draw_crops, normalise, normalised_batches, shuffled
+from litdeploy.data import Data, Split, normalised_batches
 from litdeploy.errors import TrainingError
 from litdeploy.networks.network import logits_of
 from litdeploy.recipe import Phase, Recipe
 from litdeploy.runtime import accuracy
 from litdeploy.spec import InputSpec
+from litdeploy.trainer.cache import FeatureCache
+from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.metrics import MetricsLog, Progress, Row
 from litdeploy.trainer.objectives import TrainingPhase
+from litdeploy.trainer.plan import compiles_step, fallback, forward_flops
 from litdeploy.trainer.step import Step, prepare
 from litdeploy.trainer.teacher import Teacher
 
@@ -31,6 +34,8 @@ class Run:
         student: trained in place, on `device`, channels-last.
         teacher: None where no phase needs one.
         sections: names of the student's planned sections, in the order they run in.
+        example: what the student takes, of a few images.
+        cache: of the teacher's features; None: none are kept.
         epochs_done: whole epochs of all phases together.
         validation: accuracy after the last whole epoch.
     """
@@ -46,6 +51,8 @@ class Run:
     device: torch.device
     log: MetricsLog
     progress: Progress
+    example: Tensor
+    cache: FeatureCache | None = None
     epochs_done: int = 0
     images_done: int = 0
     training_seconds: float = 0.0
@@ -65,13 +72,16 @@ def fit(run: Run) -> None:
     order = torch.Generator().manual_seed(run.recipe.seed)
     draws = torch.Generator().manual_seed(run.recipe.seed)
     for phase in run.phases:
-        with Step(run.student, phase.objective, run.sections, run.precision) as step:
+        with _step(run, phase) as step:
             optimiser = _optimiser(run, phase)
             schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
+            teacher = run.teacher if phase.objective.needs_teacher else None
+            cache = run.cache if teacher is not None else None
+            passes = Epochs(step, teacher, cache, optimiser, run.input, run.recipe, order, draws, _captures(run))
             for _ in range(phase.settings.epochs):
                 run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
                 started = time.perf_counter()
-                losses = _train_epoch(run, step, optimiser, schedule, order, draws)
+                losses = _train_epoch(run, passes, schedule)
                 seconds = time.perf_counter() - started
                 _check_finite(losses, phase, run)
                 run.validation = evaluate(run.student, run.data.validation, run.input, run.precision)
@@ -79,30 +89,33 @@ def fit(run: Run) -> None:
                 _record(run, phase, losses, optimiser, seconds)
 
 
-def _train_epoch(
-    run: Run,
-    step: Step,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    order: torch.Generator,
-    draws: torch.Generator,
-) -> dict[str, float]:
+def _train_epoch(run: Run, passes: Epochs, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, float]:
     """Mean of each loss over the epoch. The sums stay on the device and are read once."""
     sums: dict[str, Tensor] = {}
     steps = 0
-    batches = shuffled(len(run.data.train), run.recipe.batch_size, order)
-    for picked in run.data.train.pick(batches):
-        crops = draw_crops(len(picked.rows_N), run.recipe.augmentation, draws).to(run.device)
-        images_NCHW = normalise(augment(picked.images(), crops), run.input)
-        features = run.teacher(images_NCHW) if run.teacher is not None and step.objective.needs_teacher else None
-        losses = step(optimiser, images_NCHW, picked.labels_N, features)
+    for losses in passes.run(run.data.train):
         schedule.step()
         for name, loss in losses.items():
-            sums[name] = sums[name] + loss if name in sums else loss
+            sums[name] = sums[name] + loss if name in sums else loss.clone()
         steps += 1
-        run.images_done += len(picked.labels_N)
-        run.progress.advance(len(picked.labels_N))
+        run.images_done += run.recipe.batch_size
+        run.progress.advance(run.recipe.batch_size)
     return {name: value.item() / steps for name, value in sums.items()}
+
+
+def _step(run: Run, phase: TrainingPhase) -> Step:
+    """The phase's step, compiled where the recipe says so or it pays."""
+    images = phase.settings.epochs * len(run.data.train)
+    # Backward takes twice what forward takes.
+    flops = 3 * images * forward_flops(run.student, run.example)
+    compiled = compiles_step(run.recipe.compile, flops, run.device)
+    tell = fallback(run.recipe.compile, run.progress.note)
+    return Step(run.student, phase.objective, run.sections, run.precision, compiled, tell)
+
+
+def _captures(run: Run) -> bool:
+    """Whether steps are captured: on CUDA, where their tensors lie there too."""
+    return run.device.type == "cuda" and (run.cache is None or not run.cache.mapped)
 
 
 def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, batch_size: int = 256) -> Accuracy:
@@ -120,9 +133,13 @@ def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, b
 
 def _optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     parameters: Iterable[nn.Parameter] = [*run.student.parameters(), *phase.objective.parameters()]
+    on_cuda = run.device.type == "cuda"
+    # A captured graph has its numbers built in: there the learning rate is a tensor, which the fused update reads.
+    rate = torch.tensor(phase.settings.learning_rate, device=run.device) if on_cuda else phase.settings.learning_rate
     return torch.optim.SGD(
         [parameter for parameter in parameters if parameter.requires_grad],
-        lr=phase.settings.learning_rate,
+        lr=rate,
+        fused=on_cuda,
         momentum=run.recipe.momentum,
         weight_decay=run.recipe.weight_decay,
     )
@@ -176,7 +193,7 @@ def _record(
         "phase": phase.name,
         "epoch": run.epochs_done,
         "epochs": run.epochs,
-        "learning_rate": optimiser.param_groups[0]["lr"],
+        "learning_rate": float(optimiser.param_groups[0]["lr"]),
         **losses,
         "validation_top1": run.validation.top1,
         "validation_loss": run.validation.loss,

@@ -6,7 +6,7 @@ Shape suffixes: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -49,6 +49,17 @@ def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential |
     return twin
 
 
+def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
+    """The branch that the student's own chain computes: behind a frozen stem its first section runs on the teacher's
+    input already."""
+    return tuple(name for name in sections[:1] if objective.freezes and name in objective.branches)
+
+
+def inputs_needed(objective: Objective, sections: Sequence[str]) -> set[str]:
+    """Sections whose teacher's input the objective's step takes."""
+    return set(objective.branches) - set(in_chain(objective, sections))
+
+
 class Step:
     """The steps of one phase: forward, backward and one update each.
 
@@ -60,6 +71,7 @@ class Step:
         sections: names of the student's planned sections, in the order they run in.
         precision: `fp32`, or `bf16` by autocast.
         compiled: forward and backward through `torch.compile`.
+        fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
     """
 
     def __init__(
@@ -69,21 +81,21 @@ class Step:
         sections: Sequence[str],
         precision: str = "fp32",
         compiled: bool = False,
+        fallback: Callable[[str], None] | None = None,
     ) -> None:
         prepare(student, objective, sections)
         self.student = student
         self.objective = objective
         self._precision = precision
-        # Behind a frozen stem the student's own first section runs on the teacher's input already: run it once.
-        self._in_chain = [name for name in sections[:1] if objective.freezes and name in objective.branches]
+        self._in_chain = in_chain(objective, sections)  # run once, not twice
         self._branches = {
             name: without_statistics(container(student, name))
             for name in sections
-            if name in objective.branches and name not in self._in_chain
+            if name in inputs_needed(objective, sections)
         }
         self._hooks = ExitStack()
         self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
-        self._compute = compilation.compiled(self.losses) if compiled else self.losses
+        self._compute = compilation.compiled(self.losses, fallback=fallback) if compiled else self.losses
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -42,6 +42,11 @@ class Teacher:
         device: where the copy is put.
         precision: `fp32` or `bf16`: the type of its weights and of all that it computes but the logits.
         compiled: through `torch.compile`.
+        fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
+
+    Attributes:
+        module: the copy.
+        template: what it makes of the first image of the example.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Teacher:
         device: torch.device,
         precision: str = "fp32",
         compiled: bool = False,
+        fallback: Callable[[str], None] | None = None,
     ) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, example.to(next(module.parameters()).device), sections)
@@ -59,14 +65,19 @@ class Teacher:
         self.module.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._hooks = ExitStack()  # open as long as this object lives: the copy is its own
         self._calls = self._hooks.enter_context(recording(self.module, sections))
+        self.template = self._template(example[:1].to(device))
         # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
-        self._run = compilation.compiled(self._forward, {"freezing": True}) if compiled else self._forward
+        self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
 
     # Not inference_mode: the sections' inputs are saved for the student's backward pass.
     @torch.no_grad()
     def __call__(self, images_NCHW: Tensor) -> Features:
         """Normalised images in float32 or the training precision → what the teacher makes of them."""
         return self._run(images_NCHW.to(self._dtype))
+
+    @torch.no_grad()
+    def _template(self, image_1CHW: Tensor) -> Features:
+        return self._forward(image_1CHW.to(self._dtype))
 
     def _forward(self, images_NCHW: Tensor) -> Features:
         logits_NK = logits_of(self.module(images_NCHW)).float()

@@ -83,6 +83,7 @@ def train(
             device=where,
             log=log,
             progress=progress or Progress(),
+            example=made.example().to(where),
         )
         fit(run)
     assert run.validation is not None

@@ -135,13 +135,9 @@ def test_resident_as_told_or_when_it_fits_in_half_of_the_free_memory(
     free: int,
     kind: type,
 ) -> None:
-    monkeypatch.setattr(data, "_free_memory", lambda device: free)
+    monkeypatch.setattr(data, "free_memory", lambda device: free)
     parquet(tmp_path / "test.parquet", LABELS[:7])
     assert type(opened(tmp_path, resident=resident).test) is kind
-
-
-def test_free_memory_is_of_this_machine() -> None:
-    assert 2**24 < data._free_memory(torch.device("cpu")) < 2**50
 
 
 def spec(shape: tuple[int, int, int] = (3, 8, 6), classes: tuple[str, ...] = ()) -> NetworkSpec:

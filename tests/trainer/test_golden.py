@@ -90,8 +90,8 @@ def transcription(teacher: Net, student: Net) -> list[float]:
     return losses
 
 
-# How far parameters may be off after ten steps. Inductor's gradients differ from eager's by rounding (1e-6 of each), and
-# an activation that thereby falls on the other side of a ReLU's kink makes 1.7e-4 of that on this network.
+# How far parameters may be off after ten steps. Inductor's gradients differ from eager's by rounding (1e-6 of each),
+# and an activation that thereby falls on the other side of a ReLU's kink makes 1.7e-4 of that on this network.
 @pytest.mark.parametrize(("compiled", "tolerance"), [(False, 1e-5), (True, 1e-3)], ids=["eager", "compiled"])
 def test_ten_steps_equal_the_transcription(compiled: bool, tolerance: float) -> None:
     teacher, ours = networks()

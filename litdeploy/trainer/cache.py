@@ -1,0 +1,252 @@
+"""The feature cache: what the teacher makes of K augmented views of each training image, computed once.
+
+The teacher is frozen: what it makes of an image's view never changes. The first K passes over the data run as ever and
+keep what the teacher gave; later passes, and further students of the same teacher and data, read it.
+
+Shape suffixes: K views, M images of the split, N images of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litdeploy.bundle import write_whole
+from litdeploy.data import Crops
+from litdeploy.errors import TrainingError
+from litdeploy.networks.sections import SectionCall
+from litdeploy.trainer.teacher import Features
+
+# Of the files; another one is not read.
+_SCHEMA = 1
+_KEY = "key.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is kept of one view of one image.
+
+    Attributes:
+        shapes: name → shape without the batch, in bfloat16: `layer2.output`, and `layer2.input` where that is not
+            another section's output.
+        inputs: section → the name that its input is kept under, for those whose input is asked for.
+        classes: of the logits, in float32.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    inputs: dict[str, str]
+    classes: int
+
+    @classmethod
+    def of(cls, features: Features, inputs: Sequence[str]) -> Layout | None:
+        """The layout for features like these; None where a section takes further tensors (an attention mask, say).
+
+        Args:
+            inputs: sections whose input is asked for.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        kept: dict[str, str] = {}
+        outputs: dict[int, str] = {}
+        for name, call in features.calls.items():
+            args, kwargs = call.arguments
+            if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+                return None
+            if name in inputs:
+                kept[name] = outputs.get(id(call.input), f"{name}.input")
+                shapes.setdefault(kept[name], tuple(call.input.shape[1:]))
+            outputs[id(call.output)] = f"{name}.output"
+            shapes[f"{name}.output"] = tuple(call.output.shape[1:])
+        return cls(shapes, kept, features.logits_NK.shape[1])
+
+    def bytes(self, views: int, images: int) -> int:
+        """Size of a cache of that many views of that many images."""
+        values = sum(math.prod(shape) for shape in self.shapes.values())
+        # Beside values and logits: where the view was cut (two offsets, a flip), and whether it is filled.
+        return views * images * (2 * values + 4 * self.classes + 6)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views that a batch is seen in.
+
+    Attributes:
+        crops: of each image, on the CPU.
+        slots_N: int64, on the CPU: where its features are, or are to be kept.
+        known: whether the features of all of them are there.
+    """
+
+    crops: Crops
+    slots_N: Tensor
+    known: bool
+
+
+class FeatureCache:
+    """Features of `views` augmented views of each image; the views are those of the first passes over the data.
+
+    Args:
+        template: the teacher's features of any batch; of it, the sections' further arguments.
+        layout: of the template.
+        views: K.
+        images: M, of the training split.
+        padding: of the augmentation.
+        device: where features are given, and kept where there is no folder.
+        folder: where they are kept, memory-mapped, for further students; None: in memory.
+        key: what they were computed from; in a folder they are read again only under the same key.
+
+    Attributes:
+        mapped: whether they are kept in files.
+
+    Raises:
+        TrainingError: the folder's features were computed from something else.
+    """
+
+    def __init__(
+        self,
+        template: Features,
+        layout: Layout,
+        views: int,
+        images: int,
+        padding: int,
+        device: torch.device,
+        folder: Path | None = None,
+        key: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.views = views
+        self.mapped = folder is not None
+        self._images = images
+        self._padding = padding
+        self._device = device
+        self._arguments = {name: call.arguments for name, call in template.calls.items()}
+        self._passes = 0
+        if folder is not None:
+            _claim(folder, {"views": views, "images": images, "shapes": self.layout.shapes, **(key or {})})
+        slots = views * images
+        self._values = {
+            name: _tensor((slots, *_stored_shape(shape)), torch.bfloat16, device, folder, name)
+            for name, shape in self.layout.shapes.items()
+        }
+        self._logits = _tensor((slots, self.layout.classes), torch.float32, device, folder, "logits")
+        # Few bytes, and looked up by the host when it plans a batch: always in its memory.
+        host = torch.device("cpu")
+        self._cuts = _tensor((3, slots), torch.int16, host, folder, "cuts")
+        self._filled = _tensor((views, images), torch.uint8, host, folder, "filled")
+
+    @property
+    def begun(self) -> bool:
+        """Whether any features are there yet."""
+        return bool(self._filled.any())
+
+    def begin_pass(self) -> None:
+        """The next pass over the data begins."""
+        self._passes += 1
+
+    def choose(self, indices_N: Tensor, fresh: Crops) -> Views:
+        """The views that a batch is seen in: those kept, each in its turn, or fresh ones where room is left.
+
+        Args:
+            indices_N: of the images in the training split, on the CPU.
+            fresh: on the CPU; used for images of which the turn's view is not kept yet.
+        """
+        turn = (self._passes - 1) % self.views
+        filled_KN = self._filled[:, indices_N].bool()
+        # The turn's view where it is kept; in the first passes else a new one; later any that is.
+        other_N = filled_KN.int().argmax(0)
+        late = self._passes > self.views
+        view_N = torch.where(filled_KN[turn] | (not late) | ~filled_KN.any(0), turn, other_N)
+        slots_N = view_N * self._images + indices_N
+        known_N = filled_KN.gather(0, view_N[None])[0]
+        tops_N, lefts_N, flips_N = self._cuts[:, slots_N].long()
+        crops = Crops(
+            torch.where(known_N, tops_N, fresh.tops_N),
+            torch.where(known_N, lefts_N, fresh.lefts_N),
+            torch.where(known_N, flips_N.bool(), fresh.flips_N),
+            self._padding,
+        )
+        return Views(crops, slots_N, bool(known_N.all()))
+
+    def write(self, slots_N: Tensor, features: Features) -> None:
+        """Keeps what the teacher made of a batch; `mark` says then that it is there."""
+        slots_N = slots_N.to(self._logits.device)
+        self._logits.index_copy_(0, slots_N, features.logits_NK.to(self._logits.device))
+        for name, call in features.calls.items():
+            self._write(f"{name}.output", slots_N, call.output)
+            if self.layout.inputs.get(name) == f"{name}.input":
+                self._write(f"{name}.input", slots_N, call.input)
+
+    def mark(self, views: Views) -> None:
+        """The features of these views are there. After `write`: a run stopped in between leaves no slot half kept."""
+        crops = views.crops
+        self._cuts[:, views.slots_N] = torch.stack([crops.tops_N, crops.lefts_N, crops.flips_N.long()]).short()
+        self._filled.view(-1).index_fill_(0, views.slots_N, 1)
+
+    def read(self, slots_N: Tensor) -> Features:
+        """The features that are kept there, on the device. An input that was not asked for is empty."""
+        slots_N = slots_N.to(self._logits.device)
+        read = {name: self._read(name, slots_N) for name in self.layout.shapes}
+        nothing = torch.empty(0, device=self._device)
+        return Features(
+            self._logits.index_select(0, slots_N).to(self._device),
+            {
+                name: SectionCall(
+                    read.get(self.layout.inputs.get(name, ""), nothing), arguments, read[f"{name}.output"]
+                )
+                for name, arguments in self._arguments.items()
+            },
+        )
+
+    def _write(self, name: str, slots_N: Tensor, value: Tensor) -> None:
+        kept = self._values[name]
+        kept.index_copy_(0, slots_N, _channels_last(value).to(kept.device, kept.dtype))
+
+    def _read(self, name: str, slots_N: Tensor) -> Tensor:
+        value = self._values[name].index_select(0, slots_N).to(self._device)
+        return value.permute(0, 3, 1, 2) if value.dim() == 4 else value
+
+
+def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Maps are kept as (height, width, channels): read again, they are in channels-last memory format."""
+    return (shape[1], shape[2], shape[0]) if len(shape) == 3 else shape
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.permute(0, 2, 3, 1) if value.dim() == 4 else value
+
+
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path | None, name: str) -> Tensor:
+    if folder is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Created sparse, of zeros; pages take space as they are written.
+    path = str(folder / f"{name}.bin")
+    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+
+def _claim(folder: Path, key: Mapping[str, Any]) -> None:
+    """Makes the folder this key's, or finds that it is.
+
+    Raises:
+        TrainingError: it is another's.
+    """
+    wanted = json.loads(json.dumps({"schema": _SCHEMA, **key}))
+    path = folder / _KEY
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != wanted:
+            other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+            raise TrainingError(
+                f"{folder}: holds the feature cache of another run ({', '.join(other)} differ). Give "
+                "--feature-cache-dir another folder, or delete this one."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise TrainingError(f"{folder}: is no feature cache, and not empty. Give --feature-cache-dir another folder.")
+    with write_whole(path) as beside:
+        beside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")

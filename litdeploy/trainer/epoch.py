@@ -1,0 +1,117 @@
+"""One pass over the training images: from where a batch lies to the student's update.
+
+Shape suffixes: N images of a batch, M images of the source, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litdeploy.data import Crops, Split, augment, draw_crops, normalise, shuffled
+from litdeploy.recipe import Recipe
+from litdeploy.spec import InputSpec
+from litdeploy.trainer.cache import FeatureCache, Views
+from litdeploy.trainer.graph import Captured
+from litdeploy.trainer.step import Step
+from litdeploy.trainer.teacher import Teacher
+
+
+class Epochs:
+    """The passes of one phase.
+
+    Args:
+        teacher: None where the phase needs none.
+        cache: features that were kept, or are to be; None: the teacher runs for each batch.
+        optimiser: of the student.
+        recipe: its batch size and augmentation.
+        order, draws: generators of the order and of the crops, on the CPU.
+        capture: replay each step as a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        teacher: Teacher | None,
+        cache: FeatureCache | None,
+        optimiser: torch.optim.Optimizer,
+        spec: InputSpec,
+        recipe: Recipe,
+        order: torch.Generator,
+        draws: torch.Generator,
+        capture: bool,
+    ) -> None:
+        self._step = step
+        self._teacher = teacher
+        self._cache = cache
+        self._optimiser = optimiser
+        self._input = spec
+        self._recipe = recipe
+        self._order = order
+        self._draws = draws
+        wrap: Callable[[Any], Any] = Captured if capture else _as_is
+        self._on_new, self._on_known = wrap(self._with_teacher), wrap(self._with_kept_features)
+
+    def run(self, split: Split) -> Iterator[dict[str, Tensor]]:
+        """Trains on each batch of one pass. Gives its losses, on the device; the next step may overwrite them."""
+        if self._cache is not None:
+            self._cache.begin_pass()
+        batches = shuffled(len(split), self._recipe.batch_size, self._order)
+        for indices_N, picked in zip(batches, split.pick(batches), strict=True):
+            fresh = draw_crops(len(indices_N), self._recipe.augmentation, self._draws)
+            device = picked.labels_N.device
+            views = None if self._cache is None else self._cache.choose(indices_N, fresh)
+            crops = (fresh if views is None else views.crops).to(device)
+            slots_N = indices_N if views is None else views.slots_N.to(device)
+            tensors = (picked.source_MCHW, picked.rows_N, picked.labels_N, crops.tops_N, crops.lefts_N, crops.flips_N)
+            if views is not None and views.known:
+                yield self._on_known(*tensors, slots_N)
+            else:
+                yield self._on_new(*tensors, slots_N)
+                self._mark(views)
+
+    def _mark(self, views: Views | None) -> None:
+        if views is not None:
+            assert self._cache is not None
+            self._cache.mark(views)
+
+    def _with_teacher(
+        self,
+        source_MCHW: Tensor,
+        rows_N: Tensor,
+        labels_N: Tensor,
+        tops_N: Tensor,
+        lefts_N: Tensor,
+        flips_N: Tensor,
+        slots_N: Tensor,
+    ) -> dict[str, Tensor]:
+        images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
+        features = None if self._teacher is None else self._teacher(images_NCHW)
+        if self._cache is not None and features is not None:
+            self._cache.write(slots_N, features)
+        return self._step(self._optimiser, images_NCHW, labels_N, features)
+
+    def _with_kept_features(
+        self,
+        source_MCHW: Tensor,
+        rows_N: Tensor,
+        labels_N: Tensor,
+        tops_N: Tensor,
+        lefts_N: Tensor,
+        flips_N: Tensor,
+        slots_N: Tensor,
+    ) -> dict[str, Tensor]:
+        assert self._cache is not None
+        images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
+        return self._step(self._optimiser, images_NCHW, labels_N, self._cache.read(slots_N))
+
+    def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
+        crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
+        return normalise(augment(source_MCHW.index_select(0, rows_N), crops), self._input)
+
+
+def _as_is(function: Any) -> Any:
+    return function

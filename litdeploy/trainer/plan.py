@@ -1,0 +1,137 @@
+"""What a run does besides what its recipe says outright: what is compiled, and which features are kept."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from litdeploy.data import free_memory
+from litdeploy.errors import CompilationError, TrainingError
+from litdeploy.recipe import Choice
+from litdeploy.trainer.cache import Layout
+
+# Floating-point operations of a whole run from which on compiling saves more time than it takes. On two CPU cores in
+# bf16 (benchmarks/results/amd-epyc-2-cores): a teacher takes 5 to 10 s to compile and then saves 0.35 s in 10^12; the
+# step of a ResNet-20 takes 47 s and saves 0.3 s in 10^12.
+_TEACHER_PAYS = 50e12
+_STEP_PAYS = 300e12
+
+# Views that `auto` keeps, and how often it must see each at the least.
+_AUTO_VIEWS = 4
+_AUTO_VISITS = 2
+
+
+@torch.no_grad()
+def forward_flops(module: nn.Module, example: Tensor) -> int:
+    """Floating-point operations of one image's forward pass; a multiply-add is two. Elementwise work is left out."""
+    module = copy.deepcopy(module).eval()
+    with FlopCounterMode(display=False) as counted:
+        module(example)
+    return int(counted.get_total_flops()) // len(example)
+
+
+def compiles_teacher(setting: Choice, flops: float, device: torch.device) -> bool:
+    """Whether the teacher is compiled. `flops`: of all its passes of the run. `auto` never does on CUDA: unmeasured."""
+    return setting == "on" or (setting == "auto" and device.type == "cpu" and flops >= _TEACHER_PAYS)
+
+
+def compiles_step(setting: Choice, flops: float, device: torch.device) -> bool:
+    """Whether the step is compiled. `flops`: of the phase's steps, forward and backward. See `compiles_teacher`."""
+    return setting == "on" or (setting == "auto" and device.type == "cpu" and flops >= _STEP_PAYS)
+
+
+def fallback(setting: Choice, note: Callable[[str], None]) -> Callable[[str], None]:
+    """What happens where compiling fails: it is said, and the function runs as it is.
+
+    Raises:
+        CompilationError: by the call, where the user insists on compiling.
+    """
+
+    def tell(why: str) -> None:
+        if setting == "on":
+            raise CompilationError(
+                f"--compile on: torch.compile failed ({why}). It needs a C++ compiler (apt-get install g++) and, on "
+                "CUDA, Triton (pip install triton). Or train without: --compile off"
+            )
+        note(f"warning: not compiled, and slower for it: {why}")
+
+    return tell
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Whether and where features are kept.
+
+    Attributes:
+        views: of each image; 0: nothing is kept.
+        mapped: in a memory-mapped file, not in the device's memory.
+        why: what the user is told.
+    """
+
+    views: int
+    mapped: bool
+    why: str
+
+
+def plan_cache(
+    setting: int | Literal["auto", "off"],
+    layout: Layout | None,
+    images: int,
+    epochs: int,
+    device: torch.device,
+    folder: Path,
+    keep: bool,
+) -> CachePlan:
+    """Decides on the feature cache.
+
+    Args:
+        setting: how many views, or `auto`: where that pays and there is room.
+        layout: None where the features cannot be kept.
+        images: that are trained on.
+        epochs: in which the teacher is needed.
+        folder: where a memory-mapped file would be.
+        keep: the user wants it there, for further students.
+
+    Raises:
+        TrainingError: the user asked for so many views, and they cannot be kept or there is no room for them.
+    """
+    if setting == "off":
+        return CachePlan(0, False, "feature cache: off")
+    if layout is None:
+        why = "a section takes further tensors besides its input (an attention mask, say), which are not kept"
+        if setting == "auto":
+            return CachePlan(0, False, f"feature cache: none; {why}")
+        raise TrainingError(f"--feature-cache {setting}: {why}. Train without: --feature-cache off")
+    views = _AUTO_VIEWS if setting == "auto" else setting
+    size = layout.bytes(views, images)
+    what = f"{views} view{'s' * (views > 1)} of {images:,} images, {size / 1e9:.2g} GB"
+    if setting == "auto" and not keep and epochs < _AUTO_VISITS * views:
+        return CachePlan(0, False, f"feature cache: none; {what} would be seen less than twice in {epochs} epochs")
+    does = f"the teacher runs in {min(views, epochs)} of {epochs} epochs"
+    # Half of what is free: the other half is for the training itself.
+    memory, disk = free_memory(device) // 2, _free_on_disk(folder) // 2
+    if size <= memory and not keep:
+        return CachePlan(views, False, f"feature cache: {what} in memory; {does}")
+    # From a file the features come slower than a GPU's teacher may make them: there only where the user says so.
+    if size <= disk and (keep or setting != "auto" or device.type == "cpu"):
+        return CachePlan(views, True, f"feature cache: {what} in {folder}; {does}")
+    room = f"{memory / 1e9:.2g} GB of memory and {disk / 1e9:.2g} GB of disk may be used for it"
+    if setting == "auto":
+        return CachePlan(0, False, f"feature cache: none; {what} do not fit, {room}")
+    raise TrainingError(
+        f"--feature-cache {setting}: {what} do not fit; {room}. Keep fewer views, or none: --feature-cache off"
+    )
+
+
+def _free_on_disk(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,122 @@
+"""What a run starts with: the teacher, the plan, the student before its first step, the frozen copy and its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from litdeploy.bundle import Bundle, TeacherRecord
+from litdeploy.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.errors import StudentError
+from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, request
+from litdeploy.networks.student import make_plan, make_student, plan_for_depth
+from litdeploy.recipe import Recipe
+from litdeploy.spec import DepthPlan
+from litdeploy.trainer.cache import FeatureCache, Layout
+from litdeploy.trainer.loop import Run
+from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.plan import compiles_teacher, fallback, forward_flops, plan_cache
+from litdeploy.trainer.step import inputs_needed
+from litdeploy.trainer.teacher import Teacher
+
+
+def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthPlan:
+    """The student's plan, by the recipe's depth or blocks.
+
+    Raises:
+        StudentError: neither is given, or no such student is possible.
+    """
+    family = FAMILIES.get(teacher.spec.name)
+    if recipe.student_blocks is not None:
+        return make_plan(sections, recipe.student_blocks)
+    if recipe.student_depth is None:
+        raise StudentError(
+            "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
+        )
+    return plan_for_depth(sections, recipe.student_depth, family)
+
+
+def load_teacher(
+    teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
+) -> tuple[Network, TeacherRecord | None]:
+    """The teacher with its record; a network in memory has none yet."""
+    if isinstance(teacher, Network):
+        return teacher, None
+    checkpoint = read_checkpoint(teacher)
+    loaded = load(
+        checkpoint,
+        network=network if network is not None else recipe.network,
+        normalise=recipe.normalise,
+        input_shape=recipe.input_shape,
+    )
+    record = TeacherRecord(path=str(Path(teacher).resolve()), sha256=checkpoint.sha256, spec=loaded.spec)
+    return loaded, record
+
+
+def keep_teacher(bundle: Bundle, teacher: Network) -> TeacherRecord:
+    """A teacher that came from no file is written beside its student, so that later stages find it."""
+    sha256 = write_checkpoint(bundle.teacher_path, teacher.module.state_dict(), teacher.spec)
+    return TeacherRecord(path=str(bundle.teacher_path.resolve()), sha256=sha256, spec=teacher.spec)
+
+
+def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
+    """The student before its first step, as the method or the recipe's `init` has it."""
+    default = OBJECTIVES[recipe.method].init
+    if default == "scratch" and recipe.init == "copy":
+        raise StudentError("--method scratch copies nothing from the teacher; leave --init out, or choose --method kd.")
+    init = "scratch" if default == "scratch" else recipe.init or default
+    if init == "copy":
+        return make_student(teacher.module, plan)
+    asked = None if network is None else request(network)
+    if asked is not None and not asked.initialises:
+        raise StudentError("fresh blocks need a function that builds the network: pass network=build, not a module.")
+    fresh = build(teacher.spec, asked, teacher.source, recipe.seed)
+    return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
+
+
+def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: bool) -> None:
+    """Gives the run its frozen teacher, and its feature cache where there is to be one.
+
+    Args:
+        sha256: of the teacher's file.
+        folder: where features are, if they are kept in files.
+        keep: whether they shall be, for further students.
+
+    Raises:
+        TrainingError: see `plan_cache` and `FeatureCache`.
+    """
+    taught = [phase for phase in run.phases if phase.objective.needs_teacher]
+    if not taught:
+        return
+    recipe, images = run.recipe, len(run.data.train)
+    epochs = sum(phase.settings.epochs for phase in taught)
+    flops = epochs * images * forward_flops(teacher.module, teacher.example())
+    compiled = compiles_teacher(recipe.compile, flops, run.device)
+    tell = fallback(recipe.compile, run.progress.note)
+    run.teacher = Teacher(teacher.module, run.sections, teacher.example(), run.device, run.precision, compiled, tell)
+    inputs = sorted(set[str]().union(*(inputs_needed(phase.objective, run.sections) for phase in taught)))
+    layout = Layout.of(run.teacher.template, inputs)
+    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep)
+    run.progress.note(plan.why)
+    if not plan.views or layout is None:
+        return
+    key = {
+        "teacher": sha256,
+        "data": run.data.record().fingerprint,
+        "held_out": [recipe.seed, recipe.data.validation],
+        "image_size": recipe.data.image_size,
+        "input": run.input.model_dump(mode="json"),
+        "augmentation": recipe.augmentation.model_dump(mode="json"),
+        "precision": run.precision,
+    }
+    run.cache = FeatureCache(
+        run.teacher.template,
+        layout,
+        plan.views,
+        images,
+        recipe.augmentation.padding,
+        run.device,
+        folder if plan.mapped else None,
+        key,
+    )
