@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from litdeploy.trainer.teacher import Features
 # Of the files; another one is not read.
 _SCHEMA = 1
 _KEY = "key.json"
+_FILLED = "filled"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is kept of one view of one image.
+    """What is kept of one view of one image, beside the logits.
 
     Attributes:
         shapes: name → shape without the batch, in bfloat16: `layer2.output`, and `layer2.input` where that is not
@@ -45,24 +46,25 @@ class Layout:
     classes: int
 
     @classmethod
-    def of(cls, features: Features, inputs: Sequence[str]) -> Layout | None:
+    def of(cls, features: Features, inputs: Collection[str], outputs: Collection[str]) -> Layout | None:
         """The layout for features like these; None where a section takes further tensors (an attention mask, say).
 
         Args:
-            inputs: sections whose input is asked for.
+            inputs, outputs: sections whose input or output is asked for.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         kept: dict[str, str] = {}
-        outputs: dict[int, str] = {}
+        given: dict[int, str] = {}
         for name, call in features.calls.items():
             args, kwargs = call.arguments
             if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
                 return None
             if name in inputs:
-                kept[name] = outputs.get(id(call.input), f"{name}.input")
+                kept[name] = given.get(id(call.input), f"{name}.input")
                 shapes.setdefault(kept[name], tuple(call.input.shape[1:]))
-            outputs[id(call.output)] = f"{name}.output"
-            shapes[f"{name}.output"] = tuple(call.output.shape[1:])
+            if name in outputs:
+                given[id(call.output)] = f"{name}.output"
+                shapes[f"{name}.output"] = tuple(call.output.shape[1:])
         return cls(shapes, kept, features.logits_NK.shape[1])
 
     def bytes(self, views: int, images: int) -> int:
@@ -104,7 +106,7 @@ class FeatureCache:
         mapped: whether they are kept in files.
 
     Raises:
-        TrainingError: the folder's features were computed from something else.
+        TrainingError: the folder's features were computed from something else, or are damaged.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class FeatureCache:
         self._images = images
         self._padding = padding
         self._device = device
+        self._dtype = next(iter(template.calls.values())).output.dtype if template.calls else torch.float32
         self._arguments = {name: call.arguments for name, call in template.calls.items()}
         self._passes = 0
         if folder is not None:
@@ -137,7 +140,7 @@ class FeatureCache:
         # Few bytes, and looked up by the host when it plans a batch: always in its memory.
         host = torch.device("cpu")
         self._cuts = _tensor((3, slots), torch.int16, host, folder, "cuts")
-        self._filled = _tensor((views, images), torch.uint8, host, folder, "filled")
+        self._filled = _tensor((views, images), torch.uint8, host, folder, _FILLED)
 
     @property
     def begun(self) -> bool:
@@ -177,9 +180,9 @@ class FeatureCache:
         slots_N = slots_N.to(self._logits.device)
         self._logits.index_copy_(0, slots_N, features.logits_NK.to(self._logits.device))
         for name, call in features.calls.items():
-            self._write(f"{name}.output", slots_N, call.output)
-            if self.layout.inputs.get(name) == f"{name}.input":
-                self._write(f"{name}.input", slots_N, call.input)
+            for key, value in ((f"{name}.input", call.input), (f"{name}.output", call.output)):
+                if key in self._values:
+                    self._write(key, slots_N, value)
 
     def mark(self, views: Views) -> None:
         """The features of these views are there. After `write`: a run stopped in between leaves no slot half kept."""
@@ -188,7 +191,7 @@ class FeatureCache:
         self._filled.view(-1).index_fill_(0, views.slots_N, 1)
 
     def read(self, slots_N: Tensor) -> Features:
-        """The features that are kept there, on the device. An input that was not asked for is empty."""
+        """The features that are kept there, on the device, in the template's type. What nobody asked for is empty."""
         slots_N = slots_N.to(self._logits.device)
         read = {name: self._read(name, slots_N) for name in self.layout.shapes}
         nothing = torch.empty(0, device=self._device)
@@ -196,7 +199,7 @@ class FeatureCache:
             self._logits.index_select(0, slots_N).to(self._device),
             {
                 name: SectionCall(
-                    read.get(self.layout.inputs.get(name, ""), nothing), arguments, read[f"{name}.output"]
+                    read.get(self.layout.inputs.get(name, ""), nothing), arguments, read.get(f"{name}.output", nothing)
                 )
                 for name, arguments in self._arguments.items()
             },
@@ -207,7 +210,7 @@ class FeatureCache:
         kept.index_copy_(0, slots_N, _channels_last(value).to(kept.device, kept.dtype))
 
     def _read(self, name: str, slots_N: Tensor) -> Tensor:
-        value = self._values[name].index_select(0, slots_N).to(self._device)
+        value = self._values[name].index_select(0, slots_N).to(self._device, self._dtype)
         return value.permute(0, 3, 1, 2) if value.dim() == 4 else value
 
 
@@ -224,20 +227,33 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fo
     if folder is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     # Created sparse, of zeros; pages take space as they are written.
-    path = str(folder / f"{name}.bin")
-    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+    path, size = folder / f"{name}.bin", math.prod(shape)
+    found = path.stat().st_size if path.is_file() else 0
+    # `filled` comes last: once it is there, all of them are.
+    begun = (folder / f"{_FILLED}.bin").is_file()
+    if found != size * dtype.itemsize and (found or begun):
+        raise TrainingError(
+            f"{path}: has {found:,} bytes instead of {size * dtype.itemsize:,}. Delete {folder}, or give "
+            "--feature-cache-dir another folder."
+        )
+    return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
 
 def _claim(folder: Path, key: Mapping[str, Any]) -> None:
     """Makes the folder this key's, or finds that it is.
 
     Raises:
-        TrainingError: it is another's.
+        TrainingError: it is another's, or its key cannot be read.
     """
     wanted = json.loads(json.dumps({"schema": _SCHEMA, **key}))
     path = folder / _KEY
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise TrainingError(f"{path}: is damaged. Delete {folder}, or give --feature-cache-dir another folder.")
         if found != wanted:
             other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
             raise TrainingError(

@@ -17,7 +17,7 @@ from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.loop import Run
 from litdeploy.trainer.objectives import OBJECTIVES
 from litdeploy.trainer.plan import compiles_teacher, fallback, forward_flops, plan_cache
-from litdeploy.trainer.step import inputs_needed
+from litdeploy.trainer.step import inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher
 
 
@@ -95,8 +95,10 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     compiled = compiles_teacher(recipe.compile, flops, run.device)
     tell = fallback(recipe.compile, run.progress.note)
     run.teacher = Teacher(teacher.module, run.sections, teacher.example(), run.device, run.precision, compiled, tell)
-    inputs = sorted(set[str]().union(*(inputs_needed(phase.objective, run.sections) for phase in taught)))
-    layout = Layout.of(run.teacher.template, inputs)
+    # For further students all of it, since their method may be another.
+    inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
+    outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
+    layout = Layout.of(run.teacher.template, inputs, outputs)
     plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep)
     run.progress.note(plan.why)
     if not plan.views or layout is None:

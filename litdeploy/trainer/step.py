@@ -60,6 +60,11 @@ def inputs_needed(objective: Objective, sections: Sequence[str]) -> set[str]:
     return set(objective.branches) - set(in_chain(objective, sections))
 
 
+def outputs_needed(objective: Objective) -> set[str]:
+    """Sections whose teacher's output the objective compares."""
+    return {*objective.branches, *objective.chain}
+
+
 class Step:
     """The steps of one phase: forward, backward and one update each.
 

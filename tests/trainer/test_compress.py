@@ -183,3 +183,39 @@ def test_changes_are_laid_over_the_recipe() -> None:
     assert (found.main.epochs, found.finetune.epochs, found.main.learning_rate) == (16, 4, 0.2)
     assert (found.student_depth, found.student_blocks) == (None, {"layer1": 2})
     assert found.data.source == "digits"
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_features_are_kept_over_epochs_and_not_beyond_the_run(teacher_path: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    bundle = compress(teacher_path, out=tmp_path / "deploy", feature_cache=1, progress=notes, **QUICK)
+    assert any(note.startswith("feature cache: 1 view of 1,3") and "1 of 2 epochs" in note for note in notes.notes)
+    assert bundle.read_complete().recipe.feature_cache == 1
+    assert not (bundle.path / "features").exists()
+
+
+def kept_in(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which slots are filled, and their logits."""
+    filled = torch.frombuffer(bytearray((folder / "filled.bin").read_bytes()), dtype=torch.uint8).bool()
+    return filled, torch.frombuffer(bytearray((folder / "logits.bin").read_bytes()), dtype=torch.float32).view(-1, 10)
+
+
+def test_features_serve_further_students_of_the_same_teacher_and_data(teacher_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    shared = {**QUICK, "feature_cache": 1, "feature_cache_dir": folder}
+    compress(teacher_path, out=tmp_path / "a", **shared)
+    filled, before = kept_in(folder)
+    compress(teacher_path, out=tmp_path / "b", **{**shared, "method": "kd"})
+    still_filled, after = kept_in(folder)
+    assert filled.sum() > 1000
+    assert still_filled[filled].all()
+    assert torch.equal(after[filled], before[filled])
+    with pytest.raises(TrainingError, match=r"\(augmentation differ\).*--feature-cache-dir"):
+        compress(teacher_path, out=tmp_path / "c", **{**shared, "augmentation": {"padding": 2, "flip": False}})

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from litdeploy.data import Picked, augment, draw_crops, normalise, shuffled
+from litdeploy.networks.resnet import resnet
+from litdeploy.networks.student import make_student
+from litdeploy.recipe import Augmentation, Recipe
+from litdeploy.spec import InputSpec
+from litdeploy.trainer.cache import FeatureCache, Layout
+from litdeploy.trainer.epoch import Epochs
+from litdeploy.trainer.objectives import CrossEntropy, Lit, Objective
+from litdeploy.trainer.step import Step, inputs_needed, outputs_needed
+from litdeploy.trainer.teacher import Features, Teacher
+
+NAMES = ("layer1", "layer2", "layer3")
+SPEC = InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+RECIPE = Recipe(batch_size=4, augmentation=Augmentation(padding=1, flip=True))
+STILL = Recipe(batch_size=4, augmentation=Augmentation(padding=0, flip=False))
+
+
+class Held:
+    """A split of ten images that lie in a tensor."""
+
+    def __init__(self, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(256, (10, 3, 8, 8), generator=generator, dtype=torch.uint8).to(device)
+        self.labels = (torch.arange(10) % 10).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
+        for indices_N in order:
+            rows_N = indices_N.to(self.labels.device)
+            yield Picked(self.images, rows_N, self.labels[rows_N])
+
+
+class Counting(Teacher):
+    """A teacher that counts its passes."""
+
+    passes = 0
+
+    def __call__(self, images_NCHW: Tensor) -> Features:
+        self.passes += 1
+        return super().__call__(images_NCHW)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet(14, width=4).eval()
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def run(
+    objective: Objective,
+    views: int,
+    epochs: int,
+    device: torch.device,
+    capture: bool = False,
+    precision: str = "fp32",
+    recipe: Recipe = RECIPE,
+) -> tuple[list[float], nn.Module, Counting]:
+    """The losses of each step, the student, the teacher."""
+    module = network()
+    teacher = Counting(module, NAMES, torch.zeros(1, 3, 8, 8), device, precision)
+    student = make_student(module, dict.fromkeys(NAMES, (0,))).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    split = Held(device)
+    cache = None
+    if views:
+        layout = Layout.of(teacher.template, inputs_needed(objective, NAMES), outputs_needed(objective))
+        assert layout is not None
+        cache = FeatureCache(teacher.template, layout, views, len(split), recipe.augmentation.padding, device)
+    losses = []
+    with Step(student, objective, NAMES, precision) as step:
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        rate = torch.tensor(0.05, device=device) if capture else 0.05
+        optimiser = torch.optim.SGD(parameters, rate, momentum=0.9, fused=capture)
+        given = teacher if objective.needs_teacher else None
+        passes = Epochs(step, given, cache, optimiser, SPEC, recipe, seeded(), seeded(), capture)
+        for _ in range(epochs):
+            losses += [found["loss"].item() for found in passes.run(split)]
+    return losses, student, teacher
+
+
+CPU = torch.device("cpu")
+
+
+def test_an_epoch_is_these_steps() -> None:
+    found, student, _ = run(Lit(RECIPE, NAMES), 0, 2, CPU)
+
+    module, split, order, draws = network(), Held(CPU), seeded(), seeded()
+    teacher = Teacher(module, NAMES, torch.zeros(1, 3, 8, 8), CPU)
+    other = make_student(module, dict.fromkeys(NAMES, (0,))).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    expected = []
+    with Step(other, Lit(RECIPE, NAMES), NAMES) as step:
+        optimiser = torch.optim.SGD([p for p in other.parameters() if p.requires_grad], 0.05, momentum=0.9)
+        for _ in range(2):
+            for indices_N in shuffled(10, 4, order):
+                crops = draw_crops(4, RECIPE.augmentation, draws)
+                images_NCHW = normalise(augment(split.images[indices_N], crops), SPEC)
+                losses = step(optimiser, images_NCHW, split.labels[indices_N], teacher(images_NCHW))
+                expected.append(losses["loss"].item())
+    assert len(found) == 2 * 2  # of ten images two are left over
+    assert found == expected
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), other.parameters(), strict=True))
+
+
+def test_without_a_teacher() -> None:
+    losses, _, teacher = run(CrossEntropy(), 0, 8, CPU)
+    assert teacher.passes == 0
+    assert sum(losses[-4:]) < sum(losses[:4])
+
+
+def test_with_kept_features_the_teacher_rests() -> None:
+    fresh, _, always = run(Lit(RECIPE, NAMES), 0, 5, CPU)
+    kept, _, sometimes = run(Lit(RECIPE, NAMES), 2, 5, CPU)
+    assert always.passes == 2 * 5
+    # The two passes that fill it, and a third batch of images that were left over until then, at the most.
+    assert 2 * 2 <= sometimes.passes <= 2 * 5 - 2
+    assert kept[:2] == fresh[:2]  # filling it changes nothing
+    assert kept != fresh
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-2), ("bf16", 0)])
+def test_kept_features_are_the_teachers(precision: str, tolerance: float) -> None:
+    # Without augmentation there is but one view: what is kept must train as the teacher itself does. In bf16 it is what
+    # the teacher gave, to the bit.
+    fresh, _, _ = run(Lit(STILL, NAMES), 0, 4, CPU, precision=precision, recipe=STILL)
+    kept, _, teacher = run(Lit(STILL, NAMES), 1, 4, CPU, precision=precision, recipe=STILL)
+    assert teacher.passes < 2 * 4
+    assert kept == pytest.approx(fresh, rel=tolerance)
+    assert fresh[-1] < fresh[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("views", [0, 2])
+def test_captured_and_eager_give_the_same_losses(views: int) -> None:
+    cuda = torch.device("cuda")
+    eager, first, _ = run(Lit(RECIPE, NAMES), views, 8, cuda)
+    captured, second, _ = run(Lit(RECIPE, NAMES), views, 8, cuda, capture=True)
+    assert captured == pytest.approx(eager, rel=1e-4)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
