@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.runtime import compilation
 from litdeploy.trainer.objectives import Objective, Outputs
+from litdeploy.trainer.streams import side_by_side
 from litdeploy.trainer.teacher import Features
 
 
@@ -100,6 +102,9 @@ class Step:
         }
         self._hooks = ExitStack()
         self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
+        # What is compiled has an order of its own.
+        on_cuda = next(student.parameters()).is_cuda and not compiled
+        self._streams = [torch.cuda.Stream() for _ in self._branches] if on_cuda else []  # type: ignore[no-untyped-call]
         self._compute = compilation.compiled(self.losses, fallback=fallback) if compiled else self.losses
 
     def __enter__(self) -> Self:
@@ -138,15 +143,16 @@ class Step:
     def outputs(self, images_NCHW: Tensor, labels_N: Tensor, features: Features | None) -> Outputs:
         """What the objective compares. See `losses`."""
         calls = {} if features is None else features.calls
-        ran = {
-            name: run_section(list(twin), calls[name].input, calls[name].arguments)
+        branches = [
+            partial(run_section, list(twin), calls[name].input, calls[name].arguments)
             for name, twin in self._branches.items()
-        }
-        logits_NK = logits_of(self.student(images_NCHW)).float()
+        ]
+        logits, outputs = side_by_side(lambda: logits_of(self.student(images_NCHW)), branches, self._streams)
         own = self._own
+        ran = dict(zip(self._branches, outputs, strict=True))
         ran |= {name: own[name].output for name in self._in_chain}
         return Outputs(
-            logits_NK,
+            logits.float(),
             labels_N,
             None if features is None else features.logits_NK,
             {name: (ran[name], calls[name].output) for name in self.objective.branches},

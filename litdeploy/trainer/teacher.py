@@ -65,7 +65,7 @@ class Teacher:
         self.module.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._hooks = ExitStack()  # open as long as this object lives: the copy is its own
         self._calls = self._hooks.enter_context(recording(self.module, sections))
-        self.template = self._template(example[:1].to(device))
+        self.template = self.eager(example[:1].to(device))
         # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
         self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
 
@@ -76,8 +76,9 @@ class Teacher:
         return self._run(images_NCHW.to(self._dtype))
 
     @torch.no_grad()
-    def _template(self, image_1CHW: Tensor) -> Features:
-        return self._forward(image_1CHW.to(self._dtype))
+    def eager(self, images_NCHW: Tensor) -> Features:
+        """The same, never compiled."""
+        return self._forward(images_NCHW.to(self._dtype))
 
     def _forward(self, images_NCHW: Tensor) -> Features:
         logits_NK = logits_of(self.module(images_NCHW)).float()

@@ -1,0 +1,123 @@
+"""The roof: how fast a piece of work could run at the most on this device, by what it computes and what it moves.
+
+Counted are the operations that cannot be left out: convolutions and matrix products, forward and backward. Each reads
+what it is given and writes what it gives, once. All the rest (batch norm, ReLU, losses, the update) is taken as free:
+it could be fused into them. So the roof is above what any program reaches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+_COUNTED = {
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.convolution_backward.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a function does.
+
+    Attributes:
+        operations: floating-point; a multiply-add is two.
+        bytes: read and written.
+    """
+
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device was measured to do.
+
+    Attributes:
+        operations: a second, of a large matrix product.
+        bytes: a second, read and written by a large copy.
+    """
+
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Roof:
+    """The shortest time for some work at these rates.
+
+    Attributes:
+        seconds: the longer of the two below.
+        by_operations, by_bytes: seconds.
+    """
+
+    seconds: float
+    by_operations: float
+    by_bytes: float
+
+
+class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if func in _COUNTED:
+            tensors = [leaf for leaf in tree_leaves((args, outputs)) if isinstance(leaf, Tensor)]
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return outputs
+
+
+def count(function: Callable[[], Any]) -> Work:
+    """Runs the function once, eagerly, and counts."""
+    with FlopCounterMode(display=False) as operations, _Bytes() as moved:
+        function()
+    return Work(float(operations.get_total_flops()), float(moved.total))
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Rates:
+    """The rates of this device, the best of several."""
+    on_cuda = device.type == "cuda"
+    side, length = (8192, 2**28) if on_cuda else (2048, 2**26)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.zeros(length, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = _fastest(lambda: a @ b, device)
+    copy = _fastest(lambda: target.copy_(source), device)
+    return Rates(2 * side**3 / product, 2 * length / copy)
+
+
+def roof(work: Work, rates: Rates) -> Roof:
+    """The roof of some work."""
+    by_operations, by_bytes = work.operations / rates.operations, work.bytes / rates.bytes
+    return Roof(max(by_operations, by_bytes), by_operations, by_bytes)
+
+
+def _fastest(function: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
+    seconds = []
+    for _ in range(repeats + 2):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    # Of a copy and a product there is no faster than possible: the fastest is the least disturbed.
+    return statistics.fmean(sorted(seconds)[:3])
+
+
+def as_json(value: Work | Rates | Roof) -> dict[str, float]:
+    """For a result file."""
+    return asdict(value)
