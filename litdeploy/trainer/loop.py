@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from litdeploy.runtime import accuracy
 from litdeploy.spec import InputSpec
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.epoch import Epochs
+from litdeploy.trainer.memory import out_of_memory
 from litdeploy.trainer.metrics import MetricsLog, Progress, Row
 from litdeploy.trainer.objectives import TrainingPhase
 from litdeploy.trainer.plan import compiles_step, fallback, forward_flops
@@ -81,7 +82,13 @@ def fit(run: Run) -> None:
             for _ in range(phase.settings.epochs):
                 run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
                 started = time.perf_counter()
-                losses = _train_epoch(run, passes, schedule)
+                try:
+                    losses = _train_epoch(run, passes, schedule)
+                except torch.OutOfMemoryError:
+                    losses = None  # told outside: as long as it is handled, the exception holds the step's memory
+                if losses is None:
+                    del passes, optimiser, schedule
+                    raise out_of_memory(run.recipe.batch_size, _attempt(run, step, teacher), run.device)
                 seconds = time.perf_counter() - started
                 _check_finite(losses, phase, run)
                 run.validation = evaluate(run.student, run.data.validation, run.input, run.precision)
@@ -101,6 +108,18 @@ def _train_epoch(run: Run, passes: Epochs, schedule: torch.optim.lr_scheduler.LR
         run.images_done += run.recipe.batch_size
         run.progress.advance(run.recipe.batch_size)
     return {name: value.item() / steps for name, value in sums.items()}
+
+
+def _attempt(run: Run, step: Step, teacher: Teacher | None) -> Callable[[int], None]:
+    """Forward and backward of so many images."""
+
+    def attempt(images: int) -> None:
+        images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
+        labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
+        features = None if teacher is None else teacher.eager(images_NCHW)
+        step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
+
+    return attempt
 
 
 def _step(run: Run, phase: TrainingPhase) -> Step:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from litdeploy.errors import TrainingError
+from litdeploy.trainer import compress
+from litdeploy.trainer.memory import largest_batch
+
+
+def test_the_batch_that_fits_follows_from_two_that_did() -> None:
+    # 1,000 bytes, and 10 more an image.
+    peaks = {8: 1080, 16: 1160}
+    assert largest_batch(peaks, room=10_000, tried=4096) == 800
+    assert largest_batch(peaks, room=1_300, tried=4096) == 16
+    assert largest_batch(peaks, room=1_230, tried=4096) == 10
+    assert largest_batch(peaks, room=1_000, tried=4096) == 0
+    assert largest_batch(peaks, room=100_000, tried=1024) == 512
+    assert largest_batch({8: 1080}, room=10_000, tried=1024) == 0
+
+
+@pytest.mark.gpu
+def test_out_of_memory_names_a_batch_that_then_fits(teacher_path: Path, tmp_path: Path) -> None:
+    settings = {"data": "digits", "student_depth": 8, "epochs": 1, "device": "cuda", "feature_cache": "off"}
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(96 * 2**20 / total)
+    try:
+        with pytest.raises(TrainingError, match=r"batch of 1024 images.*--batch-size \d+") as told:
+            compress(teacher_path, out=tmp_path / "a", batch_size=1024, **settings)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 <= int(str(told.value).split()[-1]) < 1024
