@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu-check clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/litdeploy demo
@@ -16,6 +16,12 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# On a machine with a GPU, with the Python that has torch for it: make gpu-check GPU_PYTHON=python3
+GPU_PYTHON ?= $(PYTHON)
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER)) \
+		$(if $(OUT),--out $(OUT)) $(GPU_CHECK)
 
 clean:
 	rm -rf $(VENV) deploy demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
