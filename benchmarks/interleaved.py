@@ -50,7 +50,7 @@ def seconds(
 def median(samples: Sequence[float]) -> Interval:
     """The median of one candidate's figures."""
     values = np.asarray(samples)
-    return _interval(values[_resampled(len(values))], float(np.median(values)))
+    return _interval(np.median(values[_resampled(len(values))], axis=1), float(np.median(values)))
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> Interval:
@@ -58,12 +58,11 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Interval:
     above, below = np.asarray(slower), np.asarray(faster)
     rounds = _resampled(len(above))
     drawn = np.median(above[rounds], axis=1) / np.median(below[rounds], axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Interval(float(np.median(above) / np.median(below)), float(low), float(high))
+    return _interval(drawn, float(np.median(above) / np.median(below)))
 
 
 def _interval(drawn: np.ndarray, value: float) -> Interval:
-    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    low, high = np.percentile(drawn, (2.5, 97.5))
     return Interval(value, float(low), float(high))
 
 
