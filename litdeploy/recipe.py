@@ -23,7 +23,8 @@ class DataSettings(Settings):
     """Where the images come from.
 
     Attributes:
-        source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, or `digits`.
+        source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, a packed file
+            (`litdeploy data pack`), or `digits`.
         image_column, label_column: named where the columns' types do not tell.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
         validation: share of the training images held out where the dataset has no validation split of its own.

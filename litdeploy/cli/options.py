@@ -40,7 +40,9 @@ InputShape = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="A folder of class folders, a Parquet or CSV file, a folder of them, a hub id, or digits."),
+    typer.Option(
+        help="A folder of class folders, a Parquet or CSV file, a folder of them, a hub id, a packed file, or digits."
+    ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
