@@ -130,8 +130,7 @@ class Packed:
         """
         height, width = self.shape[1:]
         size = settings.image_size
-        if size not in (None, (height, width)):
-            assert size is not None
+        if size is not None and size != (height, width):
             raise DataError(
                 f"{self.name}: was packed with images of {height} × {width} pixels (height × width). Pack its source "
                 f"again in the other size: litdeploy data pack {self.header.source} --image-size {size[0]},{size[1]} "
