@@ -1,4 +1,7 @@
-"""The recipe: what `compress` does. One YAML file a network and dataset in `recipes/`."""
+"""The recipe: what `compress` does. One YAML file a network and dataset in `recipes/`.
+
+A file may hold, under `paper`, what the published settings are where they differ: `--recipe NAME:paper`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class DataSettings(Settings):
     """Where the images come from.
 
     Attributes:
-        source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, or `digits`.
+        source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, a packed file
+            (`litdeploy data pack`), or `digits`.
         image_column, label_column: named where the columns' types do not tell.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
         validation: share of the training images held out where the dataset has no validation split of its own.
@@ -141,12 +145,12 @@ def _scaled(phase: Phase, epochs: int, factor: float) -> Phase:
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
-    """Reads a recipe by name (`cifar10-resnet`) or path.
+    """Reads a recipe by name (`cifar10-resnet`) or path; `NAME:paper` with the settings that it has under `paper`.
 
     Raises:
         SettingsError: see `settings.read`; also a recipe without any epoch.
     """
-    recipe = settings.read(Recipe, name_or_path, "recipes")
+    recipe = settings.read(Recipe, name_or_path, "recipes", variants=("paper",))
     if recipe.epochs < 1:
         raise SettingsError(f"{name_or_path}: main.epochs and finetune.epochs are both 0; nothing would be trained.")
     return recipe

@@ -45,30 +45,64 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
-def read(model: type[S], name_or_path: str | Path, kind: str) -> S:
+def read(model: type[S], name_or_path: str | Path, kind: str, variants: tuple[str, ...] = ()) -> S:
     """Reads one settings file.
 
     Args:
         model: what it must hold.
-        name_or_path: a file's path, or the name of one in `kind` without its ending.
+        name_or_path: a file's path, or the name of one in `kind` without its ending; with `:VARIANT` behind it, the
+            settings that the file holds under that key are laid over its others, nested mappings too.
         kind: `recipes` or `profiles`.
+        variants: the keys under which a file may hold such settings.
 
     Raises:
-        SettingsError: no such file, not YAML, an unknown key or a wrong value; it names the file and the line.
+        SettingsError: no such file or variant, not YAML, an unknown key or a wrong value; it names the file and the
+            line.
     """
-    path = Path(name_or_path)
-    if not path.is_file():
-        shipped = folder(kind) / f"{name_or_path}.yaml"
-        if path.suffix in {".yaml", ".yml"} or not shipped.is_file():
-            raise SettingsError(
-                f"{name_or_path}: no such file, and none of this name in {kind}/. Those that come with litdeploy: "
-                f"{', '.join(names(kind)) or 'none'}."
-            )
-        path = shipped
+    name, variant = _split(str(name_or_path), variants)
+    path = _find(name, kind)
+    root = _compose(path)
+    changes = {key.value: node for key, node in root.value if key.value in variants}
+    root.value = [(key, node) for key, node in root.value if key.value not in variants]
+    for key, node in changes.items():
+        if not isinstance(node, yaml.MappingNode):
+            line = node.start_mark.line + 1
+            raise SettingsError(f"{path} line {line}: '{key}' is a mapping of the settings that it changes.")
+    if variant is not None:
+        if variant not in changes:
+            there = [name, *(f"{name}:{key}" for key in changes)]
+            raise SettingsError(f"{name_or_path}: holds no settings '{variant}'. Name {' or '.join(there)}.")
+        root = _laid_over(root, changes[variant])
+    return parse(model, _Loader("").construct_document(root), str(path), root)
+
+
+def _split(text: str, variants: tuple[str, ...]) -> tuple[str, str | None]:
+    """`cifar10-resnet:paper` → its two parts; a file of that very name, or a drive's letter, is no variant."""
+    name, _, variant = text.rpartition(":")
+    if not variants or not name or re.search(r"[/\\.]", variant) or Path(text).is_file():
+        return text, None
+    return name, variant
+
+
+def _find(name: str, kind: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = folder(kind) / f"{name}.yaml"
+    if path.suffix in {".yaml", ".yml"} or not shipped.is_file():
+        raise SettingsError(
+            f"{name}: no such file, and none of this name in {kind}/. Those that come with litdeploy: "
+            f"{', '.join(names(kind)) or 'none'}."
+        )
+    return shipped
+
+
+def _compose(path: Path) -> yaml.MappingNode:
+    """The document as nodes, which know their lines; it is sure to be plain data."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        values = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -76,10 +110,21 @@ def read(model: type[S], name_or_path: str | Path, kind: str) -> S:
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: not a text file.") from None
     if values is None:
-        values = {}
-    if not isinstance(values, dict):
+        return yaml.MappingNode("tag:yaml.org,2002:map", [])
+    if not isinstance(root, yaml.MappingNode):
         raise SettingsError(f"{path}: holds a {type(values).__name__}; a mapping of keys to values is needed.")
-    return parse(model, values, str(path), root)
+    return root
+
+
+def _laid_over(node: yaml.MappingNode, changes: yaml.MappingNode) -> yaml.MappingNode:
+    """The mapping with the changes in it. Nodes and not values, so that a fault is still told with its line."""
+    merged = {key.value: (key, value) for key, value in node.value}
+    for key, value in changes.value:
+        _, under = merged.get(key.value, (None, None))
+        if isinstance(under, yaml.MappingNode) and isinstance(value, yaml.MappingNode):
+            value = _laid_over(under, value)
+        merged[key.value] = (key, value)
+    return yaml.MappingNode(node.tag, list(merged.values()), node.start_mark, node.end_mark)
 
 
 def parse(model: type[S], values: dict[str, Any], source: str, root: yaml.Node | None = None) -> S:

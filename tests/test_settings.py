@@ -6,8 +6,18 @@ import pytest
 
 from litdeploy import settings
 from litdeploy.errors import SettingsError
-from litdeploy.recipe import Recipe, read_recipe
+from litdeploy.networks import FAMILIES, find_sections, new
+from litdeploy.networks.student import plan_for_depth
+from litdeploy.recipe import DataSettings, Phase, Recipe, read_recipe
 from litdeploy.target import Target, read_target
+
+# Recipe → the teacher that it is for.
+PAIRS = {
+    "cifar10-resnet110-20": "resnet110",
+    "cifar10-resnet110-32": "resnet110",
+    "cifar100-resnet110-32": "resnet110",
+    "cifar10-resnext110-20": "resnext110,cardinality=1,width=4,out_width=4",
+}
 
 
 @pytest.mark.parametrize("name", settings.names("recipes"))
@@ -21,7 +31,7 @@ def test_every_target_that_ships_is_read(name: str) -> None:
 
 
 def test_recipes_and_targets_ship() -> None:
-    assert {"cifar10-resnet", "cifar10-resnet-paper", "digits-resnet"} <= set(settings.names("recipes"))
+    assert {"cifar10-resnet", *PAIRS, "digits-resnet"} <= set(settings.names("recipes"))
     assert {"cpu", "cuda"} <= set(settings.names("profiles"))
 
 
@@ -72,11 +82,82 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
 
 
 def test_epochs_scale_both_phases_and_their_milestones() -> None:
-    paper = read_recipe("cifar10-resnet-paper")
+    paper = read_recipe("cifar10-resnet:paper")
     tenth = paper.with_epochs(30)
     assert (tenth.main.epochs, tenth.finetune.epochs) == (18, 12)
     assert (tenth.main.milestones, tenth.finetune.milestones) == ((10,), (6,))
     assert paper.with_epochs(300) == paper
+
+
+@pytest.mark.parametrize(("name", "teacher"), PAIRS.items())
+def test_a_recipe_for_a_pair_has_published_settings_and_a_student_that_there_is(name: str, teacher: str) -> None:
+    default, paper = read_recipe(name), read_recipe(f"{name}:paper")
+    own = {"data": default.data, "normalise": default.normalise, "student_depth": default.student_depth}
+    assert default == read_recipe("cifar10-resnet").model_copy(update=own)
+    assert (paper.main.epochs, paper.finetune.epochs, paper.batch_size, paper.init) == (175, 125, 32, "fresh")
+    assert (paper.data, paper.student_depth) == (default.data, default.student_depth)
+    made = new(teacher, normalise=default.normalise, input_shape=(3, 32, 32), classes=10, seed=0)
+    sections = find_sections(made.module, made.example())
+    plan = plan_for_depth(sections, default.student_depth or 0, FAMILIES[made.spec.name])
+    assert {len(blocks) for blocks in plan.values()} == {int(name[-2:]) // (9 if "next" in name else 6)}
+
+
+VARIED = """\
+data: {source: digits, validation: 0.2}
+main: {epochs: 9, learning_rate: 0.1}
+paper:
+  data: {validation: 0.1}
+  main:
+    epochs: 175
+    milestones: [100]
+    schedule: step
+  alpha: 0.95
+"""
+
+
+def test_the_paper_settings_are_laid_over_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(VARIED)
+    default, paper = read_recipe(path), read_recipe(f"{path}:paper")
+    assert default == Recipe(
+        data=DataSettings(source="digits", validation=0.2), main=Phase(epochs=9, learning_rate=0.1)
+    )
+    main = Phase(epochs=175, learning_rate=0.1, schedule="step", milestones=(100,))
+    assert paper == Recipe(data=DataSettings(source="digits", validation=0.1), main=main, alpha=0.95)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    epochs: 175", "    epoch: 175", "line 6: unknown key 'main.epoch'. Did you mean 'epochs'?"),
+        ("alpha: 0.95", "alpha: 2", "line 9: alpha: input should be less"),
+        ("learning_rate: 0.1", "learning_rate: 0", "line 2: main.learning_rate: input should be greater"),
+        ("  alpha: 0.95", "  paper: {}", "line 9: unknown key 'paper'"),
+    ],
+)
+def test_a_fault_in_the_paper_settings_is_named_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(VARIED.replace(old, new))
+    with pytest.raises(SettingsError) as caught:
+        read_recipe(f"{path}:paper")
+    assert f"mine.yaml {message}" in str(caught.value)
+
+
+def test_settings_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"'papr'. Name cifar10-resnet or cifar10-resnet:paper\."):
+        read_recipe("cifar10-resnet:papr")
+    with pytest.raises(SettingsError, match=r"'paper'\. Name digits-resnet\."):
+        read_recipe("digits-resnet:paper")
+    path = tmp_path / "mine.yaml"
+    path.write_text("alpha: 0.5\npaper: 3\n")
+    with pytest.raises(SettingsError, match=r"mine\.yaml line 2: 'paper' is a mapping"):
+        read_recipe(path)
+
+
+def test_a_colon_in_a_files_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine:paper"
+    path.write_text("alpha: 0.5\n")
+    assert read_recipe(path).alpha == 0.5
 
 
 def test_two_ways_to_say_the_student_are_refused() -> None:

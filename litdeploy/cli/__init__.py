@@ -8,6 +8,7 @@ from importlib import import_module
 import typer
 
 from litdeploy import __version__
+from litdeploy.cli import data
 from litdeploy.cli.console import errors
 from litdeploy.errors import LitdeployError
 
@@ -24,6 +25,7 @@ COMMANDS = ("compress", "export", "profile", "deploy", "inspect", "evaluate", "t
 for _name in COMMANDS:
     _command = import_module(f"litdeploy.cli.{_name}").command
     app.command(_name)(_command)
+app.add_typer(data.app, name="data")
 
 
 def _version(asked: bool) -> None:

@@ -40,7 +40,9 @@ InputShape = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="A folder of class folders, a Parquet or CSV file, a folder of them, a hub id, or digits."),
+    typer.Option(
+        help="A folder of class folders, a Parquet or CSV file, a folder of them, a hub id, a packed file, or digits."
+    ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
@@ -48,7 +50,9 @@ ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this 
 Workers = Annotated[
     int | None, typer.Option(help="Processes that decode, where the images do not fit in memory.", min=0)
 ]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or path.")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="A recipe's name or path, :paper behind it for the published settings.")
+]
 TargetName = Annotated[str | None, typer.Option("--target", help="A deployment target's name or path.")]
 Out = Annotated[Path, typer.Option(help="The folder that becomes the bundle.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run that is there.")]

@@ -2,16 +2,19 @@
 
 DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, labels) ─images─▶ pixels ─split─▶ batches
     ─augment─▶ cropped, flipped ─normalise─▶ what a network takes
+A packed file holds labels and pixels as they are: DataSettings ─sources─▶ Packed ─split─▶ batches
 """
 
 from litdeploy.data.augment import Crops, augment, draw_crops, normalise
 from litdeploy.data.data import Data, check_against, open_data
 from litdeploy.data.memory import free_memory
+from litdeploy.data.pack import Packing, pack
 from litdeploy.data.split import Picked, Split, normalised_batches, shuffled
 
 __all__ = [
     "Crops",
     "Data",
+    "Packing",
     "Picked",
     "Split",
     "augment",
@@ -21,5 +24,6 @@ __all__ = [
     "normalise",
     "normalised_batches",
     "open_data",
+    "pack",
     "shuffled",
 ]

@@ -3,25 +3,76 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from litdeploy.bundle import DataRecord
 from litdeploy.data import sources
-from litdeploy.data.images import Images, find_shape
 from litdeploy.data.memory import free_memory
-from litdeploy.data.split import Resident, Split, Streamed
-from litdeploy.data.table import Columns, Table, class_names, find_columns, read_table
+from litdeploy.data.packed import Packed
+from litdeploy.data.split import SPLITS, Resident, Split
+from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
 from litdeploy.spec import NetworkSpec
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
-_SPLITS = ("train", "validation", "test")
+
+
+class Store(Protocol):
+    """Where a dataset's images are: encoded in tables and folders, or packed in one file.
+
+    Attributes:
+        name: of the source, as the user gave it.
+        splits: those of train, validation and test that the source itself has.
+        classes: names, in the order of the labels.
+        columns: what held images and labels.
+        test_share: share of the training images that is held out where there is neither test nor validation split.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    classes: tuple[str, ...]
+    columns: Columns
+    test_share: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image.
+
+        Raises:
+            DataError: the image that tells it cannot be decoded.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the contents."""
+        ...
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """One index into the classes a row.
+
+        Raises:
+            DataError: the split cannot be read, or a label is missing or none of the classes.
+        """
+        ...
+
+    def pixels(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """The images of these rows: uint8 (rows, channels, height, width), on the device, nobody else's.
+
+        Raises:
+            DataError: an image that cannot be decoded.
+        """
+        ...
+
+    def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
+        """The same rows as a split whose batches are read when they are asked for."""
+        ...
 
 
 def open_data(settings: DataSettings, device: torch.device, seed: int) -> Data:
@@ -34,9 +85,21 @@ def open_data(settings: DataSettings, device: torch.device, seed: int) -> Data:
     Raises:
         DataError: no such dataset, or one whose columns or labels do not serve.
     """
+    return Data(open_store(settings), settings, device, seed)
+
+
+def open_store(settings: DataSettings) -> Store:
+    """Finds a dataset. Raises as `open_data`."""
     if settings.image_size is not None and min(settings.image_size) < 1:
         raise DataError(f"--image-size {settings.image_size[0]},{settings.image_size[1]}: both are at least 1 (H,W).")
-    return Data(sources.find(settings.source), settings, device, seed)
+    found = sources.find(settings.source)
+    if isinstance(found, Packed):
+        found.check(settings)
+        return found
+    # Imported here: a packed file is for machines without Pillow.
+    from litdeploy.data.encoded import Encoded
+
+    return Encoded(found, settings)
 
 
 class Data:
@@ -52,28 +115,22 @@ class Data:
         classes: names, in the order of the labels; those of the training images.
     """
 
-    def __init__(self, source: sources.Source, settings: DataSettings, device: torch.device, seed: int) -> None:
-        self.source = source.name
-        self._source = source
+    def __init__(self, store: Store, settings: DataSettings, device: torch.device, seed: int) -> None:
+        self.source = store.name
+        self.classes = store.classes
+        self._store = store
         self._settings = settings
         self._device = device
         self._seed = seed
-        self._loaded: dict[str, Any] = {}
-        self._tables: dict[str, Table] = {}
-        # What decides columns, classes and shape: the training images where there are any.
-        self._first = next(split for split in _SPLITS if split in source.splits)
-        first = self._load(self._first)
-        self._columns: Columns = find_columns(first, self.source, settings)
-        self.classes = class_names(first, self.source, self._first, self._columns)
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image; told by the first one.
 
         Raises:
             DataError: that image cannot be decoded.
         """
-        return find_shape(self._table(self._first), self._settings.image_size)
+        return self._store.shape
 
     @cached_property
     def train(self) -> Split:
@@ -100,10 +157,10 @@ class Data:
         Raises:
             DataError: a split cannot be read.
         """
-        present = _SPLITS if "train" in self._source.splits else tuple(self._own)
+        present = SPLITS if "train" in self._store.splits else tuple(self._own)
         return DataRecord(
             source=self.source,
-            fingerprint=self._source.fingerprint(),
+            fingerprint=self._store.fingerprint(),
             images={split: len(self._rows(split)[1]) for split in present},
             test_is_held_out="test" not in self._own,
         )
@@ -111,7 +168,7 @@ class Data:
     @cached_property
     def _own(self) -> dict[str, str]:
         """Split → the dataset's own split that serves as it; those that are held out of `train` are not in here."""
-        own: dict[str, str] = {split: split for split in ("validation", "test") if split in self._source.splits}
+        own: dict[str, str] = {split: split for split in ("validation", "test") if split in self._store.splits}
         if "test" not in own and "validation" in own:
             return {"test": own["validation"]}
         return own
@@ -119,11 +176,11 @@ class Data:
     @cached_property
     def _shares(self) -> dict[str, NDArray[np.int64]]:
         """The dataset's `train` shared out: split → its rows there, disjoint."""
-        labels = self._table("train").labels
+        labels = self._store.labels("train")
         shares = {"train": np.arange(len(labels))}
         if "test" not in self._own:
             shares["train"], shares["test"] = self._hold_out(
-                shares["train"], labels, self._source.test_share, _TEST_SEED
+                shares["train"], labels, self._store.test_share, _TEST_SEED
             )
         if "validation" not in self._own:
             shares["train"], shares["validation"] = self._hold_out(
@@ -148,39 +205,27 @@ class Data:
             )
         return rows[~out], rows[out]
 
-    def _rows(self, split: str) -> tuple[Table, NDArray[np.int64]]:
-        """The table that a split is in, and its rows there."""
+    def _rows(self, split: str) -> tuple[str, NDArray[np.int64]]:
+        """The store's split that a split is in, and its rows there."""
         if split in self._own:
-            table = self._table(self._own[split])
-            return table, np.arange(len(table))
-        if "train" not in self._source.splits:
+            own = self._own[split]
+            return own, np.arange(len(self._store.labels(own)))
+        if "train" not in self._store.splits:
             raise DataError(
-                f"{self.source}: has no training images, only the split {', '.join(self._source.splits)}; it can be "
+                f"{self.source}: has no training images, only the split {', '.join(self._store.splits)}; it can be "
                 "evaluated on and not trained on. Give --data a dataset with a train split."
             )
-        return self._table("train"), self._shares[split]
-
-    def _load(self, split: str) -> Any:
-        if split not in self._loaded:
-            self._loaded[split] = self._source.splits[split]()
-        return self._loaded[split]
-
-    def _table(self, split: str) -> Table:
-        if split not in self._tables:
-            self._tables[split] = read_table(
-                self._load(split), self.source, split, self._columns, self.classes, self._source.base
-            )
-        return self._tables[split]
+        return "train", self._shares[split]
 
     def _split(self, split: str) -> Split:
-        table, rows = self._rows(split)
-        images = Images(table, self.shape, resize=self._settings.image_size is not None)
+        own, rows = self._rows(split)
         resident = self._settings.resident
         if resident is None:
             resident = len(rows) * int(np.prod(self.shape)) <= free_memory(self._device) // 2
-        if resident:
-            return Resident(images, rows, self._device)
-        return Streamed(images, rows, self._device, self._settings.workers)
+        if not resident:
+            return self._store.streamed(own, rows, self._device, self._settings.workers)
+        labels_M = torch.from_numpy(self._store.labels(own)[rows]).to(self._device)
+        return Resident(self._store.pixels(own, rows, self._device), labels_M)
 
 
 def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:

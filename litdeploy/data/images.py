@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from litdeploy.data.table import Table
 from litdeploy.errors import DataError
 
+_ROWS_AT_ONCE = 256
 _GREY_MODES = {"1", "L", "LA", "La"}
 # Pillow would clip them to 8 bits, not scale them.
 _DEEP_MODES = ("I", "F")
@@ -47,6 +51,25 @@ class Images:
             image = self._fitted(_open(self.table, row, cell), row, cell)
             pixels_NHWC[slot] = np.asarray(image).reshape(height, width, channels)
         return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).contiguous()
+
+    def decode_all(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """As `decode`, by all processors at once, into one tensor on the device."""
+        images_NCHW = torch.empty((len(rows), *self.shape), dtype=torch.uint8, device=device)
+
+        def fill(start: int) -> None:
+            some = rows[start : start + _ROWS_AT_ONCE].tolist()
+            images_NCHW[start : start + len(some)] = self.decode(some)
+
+        # Threads suffice: Pillow decodes outside Python's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            running = [pool.submit(fill, start) for start in range(0, len(rows), _ROWS_AT_ONCE)]
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return images_NCHW
 
     def _fitted(self, image: Image.Image, row: int, cell: dict[str, Any]) -> Image.Image:
         channels, height, width = self.shape

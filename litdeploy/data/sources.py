@@ -1,4 +1,7 @@
-"""Where images are: the name of a source → its splits, each loaded when it is asked for."""
+"""Where images are: the name of a source → its splits, each loaded when it is asked for.
+
+`datasets`, Pillow and scikit-learn are imported where they are used: a packed file needs none of them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from litdeploy.data.packed import SUFFIX as PACKED_KIND
+from litdeploy.data.packed import Packed
 from litdeploy.errors import DataError
 
 _SPLIT_NAMES = {
@@ -31,7 +35,8 @@ _TABLE_KINDS = (".parquet", ".csv")
 _IMAGE_KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 _WHAT_IS_TAKEN = (
     "a .parquet or .csv file, a folder of them named for their splits (train.parquet, test.parquet), a folder of class "
-    "folders (train/cat/1.png, or cat/1.png), a dataset's id at the Hugging Face hub (uoft-cs/cifar10), or digits"
+    "folders (train/cat/1.png, or cat/1.png), a dataset's id at the Hugging Face hub (uoft-cs/cifar10), digits, or a "
+    ".safetensors file that `litdeploy data pack` wrote"
 )
 
 
@@ -54,11 +59,12 @@ class Source:
     test_share: float = 0.1
 
 
-def find(name: str | None) -> Source:
+def find(name: str | None) -> Source | Packed:
     """Finds the dataset of this name: `digits`, a path, or an id at the hub.
 
     Raises:
-        DataError: no name, no such path, a path that holds no images, or an id that the hub does not know.
+        DataError: no name, no such path, a path that holds no images, an id that the hub does not know, or a packed
+            file that is none.
     """
     if not name:
         raise DataError(f"No dataset is named. Give one with --data: {_WHAT_IS_TAKEN}.")
@@ -68,6 +74,8 @@ def find(name: str | None) -> Source:
     if path.is_dir():
         return _folder(name, path.absolute())
     if path.is_file():
+        if path.suffix.lower() == PACKED_KIND:
+            return Packed(name, path.absolute())
         if path.suffix.lower() not in _TABLE_KINDS:
             raise DataError(f"{name}: a {path.suffix or 'nameless'} file. What is taken: {_WHAT_IS_TAKEN}.")
         return _tables(name, {_split_of(path.stem) or "train": [path.absolute()]})
@@ -79,7 +87,7 @@ def find(name: str | None) -> Source:
 def _looks_like_path(name: str, path: Path) -> bool:
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
     in_folder_here = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
-    return not is_hub_id or path.suffix.lower() in {*_TABLE_KINDS, *_IMAGE_KINDS} or in_folder_here
+    return not is_hub_id or path.suffix.lower() in {*_TABLE_KINDS, *_IMAGE_KINDS, PACKED_KIND} or in_folder_here
 
 
 def _split_of(name: str) -> str | None:
@@ -112,6 +120,8 @@ def _digits() -> Source:
 
 
 def _png(pixels_HW: np.ndarray[Any, Any]) -> bytes:
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(pixels_HW).save(buffer, "png")
     return buffer.getvalue()

@@ -1,13 +1,14 @@
-"""One split as batches: resident in device memory, or streamed from worker processes. Both give the same batches."""
+"""One split as batches: resident in device memory, streamed from worker processes, or mapped from a file.
+
+All give the same batches.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from litdeploy.data.augment import normalise
-from litdeploy.data.images import Images
 from litdeploy.errors import DataError
 from litdeploy.spec import InputSpec
 
-_ROWS_AT_ONCE = 256
+if TYPE_CHECKING:
+    from litdeploy.data.images import Images
+
+SPLITS = ("train", "validation", "test")
 
 
 class Split(Protocol):
@@ -87,26 +90,16 @@ def normalised_batches(split: Split, spec: InputSpec, batch_size: int) -> Iterat
 
 
 class Resident:
-    """Decoded once into one tensor on the device."""
+    """All images in one tensor on the device.
 
-    def __init__(self, images: Images, rows: NDArray[np.int64], device: torch.device) -> None:
-        self.labels = torch.from_numpy(images.table.labels[rows]).to(device)
-        self._images_NCHW = torch.empty((len(rows), *images.shape), dtype=torch.uint8, device=device)
-        starts = range(0, len(rows), _ROWS_AT_ONCE)
+    Args:
+        images_MCHW: uint8.
+        labels_M: int64, on the same device.
+    """
 
-        def fill(start: int) -> None:
-            some = rows[start : start + _ROWS_AT_ONCE].tolist()
-            self._images_NCHW[start : start + len(some)] = images.decode(some)
-
-        # Threads suffice: Pillow decodes outside Python's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            running = [pool.submit(fill, start) for start in starts]
-            try:
-                for future in running:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    def __init__(self, images_MCHW: Tensor, labels_M: Tensor) -> None:
+        self.labels = labels_M
+        self._images_MCHW = images_MCHW
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,7 +114,37 @@ class Resident:
             # Moved whole: one copy a pass, not one a batch.
             everything = torch.cat(list(order)).to(self.labels.device)
             for rows in torch.split(everything, [len(some) for some in order]):
-                yield Picked(self._images_NCHW, rows, self.labels.index_select(0, rows))
+                yield Picked(self._images_MCHW, rows, self.labels.index_select(0, rows))
+
+
+class Mapped:
+    """Read from a tensor in a file that is mapped into memory, batch by batch.
+
+    Args:
+        images_MCHW: uint8, mapped.
+        rows_N: int64, on the CPU: which of them are the split.
+        labels_N: int64, theirs, on the device.
+    """
+
+    def __init__(self, images_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor) -> None:
+        self.labels = labels_N
+        self._images_MCHW = images_MCHW
+        self._rows_N = rows_N
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Split.batches`."""
+        return _copies(self, batch_size)
+
+    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
+        """See `Split.pick`."""
+        device = self.labels.device
+        for some in order:
+            images_NCHW = self._images_MCHW.index_select(0, self._rows_N[some]).to(device)
+            labels = self.labels.index_select(0, some.to(device))
+            yield Picked(images_NCHW, torch.arange(len(some), device=device), labels)
 
 
 class _Decoding(Dataset[Any]):

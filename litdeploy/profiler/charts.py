@@ -112,11 +112,6 @@ def validation_accuracy(rows: Sequence[dict[str, Any]], teacher: float | None) -
     return _svg(figure, "validation-accuracy", "Validation accuracy over the epochs", told)
 
 
-def phases(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The training's phases in order."""
-    return [str(phase) for phase, _ in groupby(row.get("phase", "") for row in rows)]
-
-
 def _lines(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[str, list[float], list[float]]]:
     """One line (phase, epochs, values) a phase: each phase has a loss of its own, so no line joins them."""
     lines = []

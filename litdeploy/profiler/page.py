@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import groupby
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import yaml
@@ -11,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from litdeploy.bundle import Accuracy
-from litdeploy.profiler import charts
 from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render(report: Report) -> str:
-    """The page as HTML. Whatever came from files (names, paths, metrics) is escaped."""
+    """The page as HTML. Whatever came from files (names, paths, metrics) is escaped.
+
+    Without matplotlib, or the Pillow that it needs, the page has no charts and says so.
+    """
+    charts = _charts()
     environment = Environment(
         loader=PackageLoader("litdeploy.profiler", "templates"),
         autoescape=True,
@@ -41,15 +45,25 @@ def render(report: Report) -> str:
         latency=[
             (batch_size, charts.latency(batch_size, list(members)))
             for batch_size, members in groupby(by_batch, lambda measurement: measurement.batch_size)
+            if charts
         ],
         runners=[list(members) for _, members in groupby(report.measurements, lambda measurement: measurement.runner)],
         tails=[name for name in ("p90", "p95", "p99") if any(f"{name}_ms" in side for side in told)],
-        loss=charts.training_loss(report.training),
-        accuracy=charts.validation_accuracy(report.training, validation.top1 if validation else None),
+        drawn=charts is not None,
+        loss=charts and charts.training_loss(report.training),
+        accuracy=charts and charts.validation_accuracy(report.training, validation.top1 if validation else None),
         teacher_validation=validation,
-        phases=charts.phases(report.training),
+        phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
         recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
     )
+
+
+def _charts() -> ModuleType | None:
+    try:
+        from litdeploy.profiler import charts
+    except ImportError:
+        return None
+    return charts
 
 
 def _unbroken(text: str, names: tuple[str, str]) -> Markup:

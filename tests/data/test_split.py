@@ -12,7 +12,7 @@ import torch
 
 from litdeploy.data import Data, Split, shuffled
 from litdeploy.data.images import Images
-from litdeploy.data.split import Resident, Streamed
+from litdeploy.data.split import Mapped, Resident, Streamed
 from litdeploy.data.table import Table
 from litdeploy.errors import DataError
 
@@ -33,9 +33,29 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(params=["resident", "streamed"])
+def resident(images: Images, device: torch.device = CPU) -> Resident:
+    labels = torch.from_numpy(images.table.labels[ROWS]).to(device)
+    return Resident(images.decode_all(ROWS, device), labels)
+
+
+def mapped(images: Images, device: torch.device = CPU) -> Mapped:
+    every = images.decode(range(len(images.table)))
+    return Mapped(every, torch.from_numpy(ROWS), torch.from_numpy(images.table.labels[ROWS]).to(device))
+
+
+def made(kind: str, images: Images) -> Split:
+    kinds: dict[str, Callable[[], Split]] = {
+        "resident": lambda: resident(images),
+        "mapped": lambda: mapped(images),
+        "streamed": lambda: Streamed(images, ROWS, CPU, workers=0),
+        "workers": lambda: Streamed(images, ROWS, CPU, workers=1),
+    }
+    return kinds[kind]()
+
+
+@pytest.fixture(params=["resident", "mapped", "streamed"])
 def split(request: pytest.FixtureRequest, images: Images) -> Split:
-    return Resident(images, ROWS, CPU) if request.param == "resident" else Streamed(images, ROWS, CPU, workers=0)
+    return made(request.param, images)
 
 
 def drawn(split: Split, batch_size: int, source: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -79,9 +99,9 @@ def test_what_is_picked_lies_where_the_images_are(split: Split, images: Images) 
     assert list(split.pick([])) == []
 
 
-@pytest.mark.parametrize("workers", [None, 0, 1])
-def test_passes_beside_each_other_do_not_mix(images: Images, workers: int | None) -> None:
-    split = Resident(images, ROWS, CPU) if workers is None else Streamed(images, ROWS, CPU, workers)
+@pytest.mark.parametrize("kind", ["resident", "mapped", "streamed", "workers"])
+def test_passes_beside_each_other_do_not_mix(images: Images, kind: str) -> None:
+    split = made(kind, images)
     expected = [images.decode(some.tolist()).tolist() for some in np.split(ROWS, [2, 4, 6])]
     both = zip(split.batches(2), split.batches(2), strict=True)
     assert [(one[0].tolist(), other[0].tolist()) for one, other in both] == [(some, some) for some in expected]
@@ -102,11 +122,11 @@ def test_the_global_generator_is_left_alone(split: Split) -> None:
 
 
 def test_workers_give_what_memory_gives_pass_after_pass_also_after_one_that_was_left(images: Images) -> None:
-    resident, streamed = Resident(images, ROWS, CPU), Streamed(images, ROWS, CPU, workers=2)
+    memory, streamed = resident(images), Streamed(images, ROWS, CPU, workers=2)
     others = {child.pid for child in multiprocessing.active_children()}
     workers = []
     for seed in range(3):
-        ours, theirs = (drawn(split, 2, generator(seed)) for split in (streamed, resident))
+        ours, theirs = (drawn(split, 2, generator(seed)) for split in (streamed, memory))
         for count, ((pixels, labels), (other_pixels, other_labels)) in enumerate(zip(ours, theirs, strict=True)):
             assert torch.equal(pixels, other_pixels)
             assert torch.equal(labels, other_labels)
@@ -146,8 +166,8 @@ def test_a_worker_that_died_is_told(images: Images) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_on_a_gpu(images: Images, workers: int) -> None:
     device = torch.device("cuda")
-    for split in (Resident(images, ROWS, device), Streamed(images, ROWS, device, workers)):
-        expected = drawn(Resident(images, ROWS, CPU), 3, generator())
+    for split in (resident(images, device), mapped(images, device), Streamed(images, ROWS, device, workers)):
+        expected = drawn(resident(images), 3, generator())
         for (pixels, labels), (right, right_labels) in zip(drawn(split, 3, generator()), expected, strict=True):
             assert pixels.device.type == labels.device.type == "cuda"
             assert torch.equal(pixels.cpu(), right)

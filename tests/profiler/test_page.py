@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -126,6 +127,17 @@ def test_a_page_of_little(report: Report) -> None:
     page = render(little)
     assert "no accuracy on a test split" in page
     assert "no exported student" in page
+    assert not outline(page).open
+
+
+def test_a_page_where_matplotlib_is_missing(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "litdeploy.profiler.charts", raising=False)
+    monkeypatch.delattr("litdeploy.profiler.charts", raising=False)
+    page = render(report)
+    assert "There are no charts" in page
+    assert "metrics.jsonl" in page
+    assert "<svg" not in page
     assert not outline(page).open
 
 

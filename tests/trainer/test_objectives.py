@@ -60,7 +60,7 @@ def test_scratch_is_cross_entropy() -> None:
 
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_every_method_trains_for_the_recipes_epochs(method: str) -> None:
-    recipe = read_recipe("cifar10-resnet-paper")
+    recipe = read_recipe("cifar10-resnet:paper")
     phases = OBJECTIVES[method].phases(recipe, SECTIONS)
     assert sum(phase.settings.epochs for phase in phases) == 300
 

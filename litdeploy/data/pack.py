@@ -1,0 +1,142 @@
+"""Packs a dataset into one file: decoded once, as it lies in memory, with the parts that a run needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from litdeploy.bundle import Record, sha256_of, write_whole
+from litdeploy.data.data import Store, open_store
+from litdeploy.data.memory import free_memory
+from litdeploy.data.packed import METADATA_KEY, SUFFIX, Header, images_key, labels_key
+from litdeploy.errors import DataError
+from litdeploy.recipe import DataSettings
+from litdeploy.settings import parse
+
+_CPU = torch.device("cpu")
+
+
+class Packing(Record):
+    """A file that was packed: where it is, its SHA-256, its size, and what it says of itself."""
+
+    path: str
+    sha256: str
+    bytes: int
+    header: Header
+
+
+def pack(
+    data: DataSettings | dict[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    train_images: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Packing:
+    """Writes a dataset as one safetensors file, which every verb takes as `data` and gives the same batches from.
+
+    Images keep their order, so that a training on the file is the training on its source, image for image. Where some
+    are left out, the same number of each class is kept as far as there are as many, drawn by the seed; a smaller draw
+    is part of a larger one. What is held out of the training images is then held out of those that are kept.
+
+    Args:
+        data: the source, or settings with its columns and the images' size.
+        out: the file, `.safetensors`.
+        limit: the most images of each split.
+        train_images: the most training images, over `limit`.
+        seed: of the draw.
+        overwrite: replace a file that is there.
+
+    Raises:
+        DataError: the source cannot be read or decoded, `out` is there or cannot be written, fewer images than classes
+            are asked for, or they do not fit in memory.
+    """
+    path = Path(out)
+    _check_out(path, overwrite)
+    settings = _settings(data)
+    store = open_store(settings)
+    most = dict.fromkeys(store.splits, limit)
+    if train_images is not None:
+        if "train" not in store.splits:
+            raise DataError(f"{store.name}: has no training images. Leave --train-images out, or use --limit.")
+        most["train"] = train_images
+    rows = {split: _kept(store, split, count, seed) for split, count in most.items()}
+    whole = {split: len(store.labels(split)) for split in rows}
+    header = Header.model_validate(
+        {
+            "source": store.name,
+            "fingerprint": store.fingerprint(),
+            "image_column": store.columns.image,
+            "label_column": store.columns.label,
+            "classes": store.classes,
+            "shape": store.shape,
+            "images": {split: len(kept) for split, kept in rows.items()},
+            "source_images": whole,
+            "seed": None if all(len(kept) == whole[split] for split, kept in rows.items()) else seed,
+            "test_share": store.test_share,
+        }
+    )
+    _check_memory(header)
+    tensors = {}
+    for split, kept in rows.items():
+        tensors[images_key(split)] = store.pixels(split, kept, _CPU)
+        tensors[labels_key(split)] = torch.from_numpy(store.labels(split)[kept])
+    try:
+        with write_whole(path) as temporary:
+            save_file(tensors, temporary, {METADATA_KEY: header.model_dump_json()})
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"--out {path}: cannot be written ({error}).") from None
+    return Packing(path=str(path), sha256=sha256_of(path), bytes=path.stat().st_size, header=header)
+
+
+def _check_out(path: Path, overwrite: bool) -> None:
+    if path.suffix != SUFFIX:
+        raise DataError(f"--out {path}: a packed dataset is written as {SUFFIX}; end the name like that.")
+    if path.is_dir():
+        raise DataError(f"--out {path}: is a folder; name a file.")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: is there already; it is kept. Choose another --out, or --overwrite it.")
+
+
+def _settings(data: DataSettings | dict[str, Any] | str | Path) -> DataSettings:
+    if isinstance(data, DataSettings):
+        return data
+    if isinstance(data, dict):
+        return parse(DataSettings, data, "command line")
+    return DataSettings(source=str(data))
+
+
+def _kept(store: Store, split: str, most: int | None, seed: int) -> NDArray[np.int64]:
+    """The rows of a split that are packed, in their order."""
+    labels = store.labels(split)
+    if most is None or most >= len(labels):
+        return np.arange(len(labels))
+    if most < len(store.classes):
+        raise DataError(
+            f"{store.name}: {most} images of split '{split}' are fewer than its {len(store.classes)} classes. Ask for "
+            "more with --limit or --train-images."
+        )
+    # RandomState, since NumPy keeps its sequence the same in every version.
+    drawn = np.random.RandomState(seed % 2**32).permutation(len(labels))
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = drawn[labels[drawn] == label]
+        turn[members] = np.arange(len(members))
+    # Each class gives its first, then each its second, and so on; a sort that is stable keeps the order drawn.
+    return np.sort(drawn[np.argsort(turn[drawn], kind="stable")][:most])
+
+
+def _check_memory(header: Header) -> None:
+    needed, free = sum(header.images.values()) * int(np.prod(header.shape)), free_memory(_CPU)
+    if needed > free:
+        raise DataError(
+            f"{header.source}: its decoded images take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are "
+            "free. Pack fewer (--limit, --train-images) or smaller ones (--image-size)."
+        )

@@ -1,0 +1,216 @@
+"""A dataset as one safetensors file of decoded images: read with safetensors alone, without `datasets` or Pillow.
+
+    SPLIT.images   uint8 (images, channels, height, width)
+    SPLIT.labels   int64 (images), indices into the classes
+
+for each SPLIT of train, validation and test that its source has; the rest is in the file's metadata, see `Header`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from litdeploy.bundle import Record, sha256_of
+from litdeploy.data.split import SPLITS, Mapped, Split
+from litdeploy.data.table import Columns
+from litdeploy.errors import DataError
+from litdeploy.recipe import DataSettings
+
+SUFFIX = ".safetensors"
+METADATA_KEY = "litdeploy-data"
+VERSION = 1
+_PACK = f"litdeploy data pack SOURCE --out FILE{SUFFIX}"
+
+Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[dict[Literal["train", "validation", "test"], Count], Field(min_length=1)]
+
+
+class Header(Record):
+    """What a packed file says of itself, as JSON under one key of its metadata, which are strings.
+
+    Attributes:
+        version: of this format.
+        source: what it was packed from, as the user named it.
+        fingerprint: the source's.
+        image_column, label_column: the source's columns that were used.
+        classes: names, in the order of the labels.
+        shape: (channels, height, width) of every image.
+        images: split → how many are here.
+        source_images: split → how many the source has.
+        seed: what the images were drawn by, where some were left out.
+        test_share: see `Store`.
+    """
+
+    version: int = VERSION
+    source: str
+    fingerprint: str
+    image_column: str
+    label_column: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    shape: tuple[Count, Count, Count]
+    images: Counts
+    source_images: Counts
+    seed: int | None = None
+    test_share: Annotated[float, Field(gt=0, lt=1)]
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("two classes have the same name")
+        return classes
+
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name → dtype, as safetensors calls it, and shape of each tensor of such a file."""
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for split, count in self.images.items():
+            expected[images_key(split)] = ("U8", (count, *self.shape))
+            expected[labels_key(split)] = ("I64", (count,))
+        return expected
+
+
+class _Version(BaseModel):
+    version: int
+
+
+def images_key(split: str) -> str:
+    """Name of the tensor with a split's images."""
+    return f"{split}.images"
+
+
+def labels_key(split: str) -> str:
+    """Name of the tensor with a split's labels."""
+    return f"{split}.labels"
+
+
+class Packed:
+    """The `Store` of a packed file. Its header and labels are read and checked at once, its images when asked for.
+
+    Args:
+        name: the file as the user named it.
+
+    Raises:
+        DataError: torn, no packed dataset, of another version, or one whose parts do not agree.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self._path = path
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                self.header = _header(name, file.metadata() or {})
+                _check_tensors(name, self.header, file)
+                self.splits: tuple[str, ...] = tuple(split for split in SPLITS if split in self.header.images)
+                self._labels: dict[str, NDArray[np.int64]] = {
+                    split: file.get_tensor(labels_key(split)).numpy().copy() for split in self.splits
+                }
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{name}: not a whole safetensors file ({error}). Copy it again, or pack its source again: {_PACK}."
+            ) from None
+        _check_labels(name, self.header, self._labels)
+        self.classes = self.header.classes
+        self.shape = self.header.shape
+        self.test_share = self.header.test_share
+        self.columns = Columns(self.header.image_column, self.header.label_column)
+
+    def check(self, settings: DataSettings) -> None:
+        """Holds what is asked of the data against how they were packed.
+
+        Raises:
+            DataError: another size, or other columns.
+        """
+        height, width = self.shape[1:]
+        size = settings.image_size
+        if size is not None and size != (height, width):
+            raise DataError(
+                f"{self.name}: was packed with images of {height} × {width} pixels (height × width). Pack its source "
+                f"again in the other size: litdeploy data pack {self.header.source} --image-size {size[0]},{size[1]} "
+                f"--out FILE{SUFFIX}."
+            )
+        for role, asked, used in (
+            ("image", settings.image_column, self.columns.image),
+            ("label", settings.label_column, self.columns.label),
+        ):
+            if asked not in (None, used):
+                raise DataError(
+                    f"{self.name}: was packed with the {role}s of column '{used}'. Pack its source again: litdeploy "
+                    f"data pack {self.header.source} --{role}-column {asked} --out FILE{SUFFIX}."
+                )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, as `sha256sum` prints it; the source's own is in the header."""
+        return sha256_of(self._path)
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """See `Store.labels`."""
+        return self._labels[split]
+
+    def pixels(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """See `Store.pixels`."""
+        return self._images(split).index_select(0, torch.from_numpy(rows)).to(device)
+
+    def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
+        """See `Store.streamed`; from the file as it is mapped into memory, so that there is no work for workers."""
+        labels_N = torch.from_numpy(self._labels[split][rows]).to(device)
+        return Mapped(self._images(split), torch.from_numpy(rows), labels_N)
+
+    def _images(self, split: str) -> Tensor:
+        """uint8 (images, channels, height, width), mapped from the file."""
+        with safe_open(self._path, framework="pt", device="cpu") as file:
+            images_MCHW: Tensor = file.get_tensor(images_key(split))
+        return images_MCHW
+
+
+def _header(name: str, metadata: dict[str, str]) -> Header:
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        raise DataError(f"{name}: a safetensors file, and not a packed dataset (weights?). Pack one: {_PACK}.")
+    try:
+        version = _Version.model_validate_json(text).version
+        if version != VERSION:
+            raise DataError(
+                f"{name}: packed in version {version} of the format; this litdeploy reads {VERSION}. Pack the source "
+                f"again: {_PACK}."
+            )
+        return Header.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or "JSON"
+        raise DataError(
+            f"{name}: what the file says of its data is damaged ({at}: {first['msg']}). Pack the source again: {_PACK}."
+        ) from None
+
+
+def _check_tensors(name: str, header: Header, file: Any) -> None:
+    expected = header.tensors()
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    found = {key: (str(each.get_dtype()), tuple(each.get_shape())) for key, each in slices.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if found.get(key) != expected.get(key):
+            raise DataError(
+                f"{name}: tensor '{key}' is {_told(found.get(key))}; by what the file says of its data it is "
+                f"{_told(expected.get(key))}. Pack the source again: {_PACK}."
+            )
+
+
+def _told(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    return "not there" if tensor is None else f"{tensor[0]} of shape {tensor[1]}"
+
+
+def _check_labels(name: str, header: Header, labels: dict[str, NDArray[np.int64]]) -> None:
+    for split, values in labels.items():
+        wrong = np.flatnonzero((values < 0) | (values >= len(header.classes)))
+        if len(wrong):
+            raise DataError(
+                f"{name}: row {wrong[0]} (counted from 0) of split '{split}' has the label {values[wrong[0]]}, and "
+                f"there are {len(header.classes)} classes, counted from 0. Pack the source again: {_PACK}."
+            )
