@@ -106,8 +106,8 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     key = {
         "teacher": sha256,
         "data": run.data.record().fingerprint,
-        "held_out": [recipe.seed, recipe.data.validation],
-        "image_size": recipe.data.image_size,
+        "data_settings": recipe.data.model_dump(mode="json", exclude={"source", "workers", "resident"}),
+        "held_out_by_seed": recipe.seed,
         "input": run.input.model_dump(mode="json"),
         "augmentation": recipe.augmentation.model_dump(mode="json"),
         "precision": run.precision,
