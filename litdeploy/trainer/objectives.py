@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.recipe import Phase, Recipe
+from litdeploy.trainer.kernels.reference import distillation_loss
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,6 @@ class TrainingPhase:
     name: str
     settings: Phase
     objective: Objective
-
-
-def distillation_loss(
-    logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
-) -> Tensor:
-    """L_KD = α · CE(S, y) + (1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the batch (Hinton et al., 2015).
-
-    Args:
-        logits_NK, teacher_logits_NK: float32.
-        alpha: weight of the hard labels.
-        temperature: τ.
-    """
-    hard = F.cross_entropy(logits_NK, labels_N)
-    soft = F.kl_div(
-        F.log_softmax(logits_NK / temperature, dim=-1),
-        F.log_softmax(teacher_logits_NK / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return alpha * hard + (1 - alpha) * temperature**2 * soft
 
 
 class Lit:
