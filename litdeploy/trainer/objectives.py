@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.recipe import Phase, Recipe
-from litdeploy.trainer.kernels.reference import distillation_loss
+from litdeploy.trainer import kernels
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class TrainingPhase:
     objective: Objective
 
 
+def _distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
+    assert outputs.teacher_logits is not None
+    return kernels.distillation_loss(
+        outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature
+    )
+
+
 class Lit:
     """LIT (Koratana et al., "LIT: Learned Intermediate Representation Training for Model Compression", ICML 2019).
 
@@ -83,16 +90,13 @@ class Lit:
         self.branches = tuple(sections)
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
         recipe = self.recipe
-        kd = distillation_loss(outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature)
-        sections = {
-            f"section/{name}": F.mse_loss(student.float(), teacher.float())
-            for name, (student, teacher) in outputs.branches.items()
-        }
-        total = sum(sections.values(), kd.new_zeros(()))
-        loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * total
-        return {"loss": loss, "kd": kd, **sections}
+        kd = _distillation_loss(outputs, recipe)
+        students, teachers = zip(*outputs.branches.values(), strict=True)
+        sections = kernels.section_losses(students, teachers)
+        loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * sections.sum()
+        parts = {f"section/{name}": part for name, part in zip(outputs.branches, sections.unbind(), strict=True)}
+        return {"loss": loss, "kd": kd, **parts}
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()
@@ -118,10 +122,7 @@ class Distillation:
         self.recipe = recipe
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
-        recipe = self.recipe
-        kd = distillation_loss(outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature)
-        return {"loss": kd}
+        return {"loss": _distillation_loss(outputs, self.recipe)}
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()

@@ -2,45 +2,41 @@
 
 | function | one pass over | instead of |
 |---|---|---|
-| `section_losses` | every section's S_i and T_i, in one launch | cast, subtract, square, sum, and the way back, a section |
+| `section_losses` | all S_i and T_i, in one launch | a section: cast, subtract, square, sum, and the way back |
 | `distillation_loss` | both logits | three softmaxes, their logarithms, and the way back |
 | `augmented` | the pixels of the batch | gather, pad, cut, flip, cast, subtract, divide, cast |
 
 `reference.py` says in plain torch what each of them means; one file a kernel beside it. Which of the two runs is
-chosen here: the kernel on a CUDA device where Triton can be imported, the reference everywhere else. `draw` and
-`pixel_scale` make what `augmented` takes.
+chosen here: the kernel on a CUDA device where Triton works, the reference everywhere else.
 
 The kernels are torch operators (`torch.ops.litdeploy`): `torch.compile` keeps them in its graph, autograd knows their
 gradients, and a CUDA graph captures them, since all that they take are addresses and numbers. The first call compiles
-and must come before a capture. A step that is captured has to find each batch's indices and draws at the same address.
+and must come before a capture.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from litdeploy.data import Crops
+from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels import reference
-from litdeploy.trainer.kernels.reference import Draws, PixelScale, draw, pixel_scale
 
-__all__ = ["Draws", "PixelScale", "augmented", "distillation_loss", "draw", "pixel_scale", "section_losses"]
+__all__ = ["augmented", "distillation_loss", "section_losses"]
 
 # Looked for and not imported: that takes half a second, which a run on the CPU has no use for.
-HAS_TRITON = find_spec("triton") is not None
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def is_fused(*tensors: Tensor) -> bool:
-    """Whether the Triton kernels take these tensors."""
-    return HAS_TRITON and all(tensor.is_cuda and tensor.dtype in FLOATS for tensor in tensors)
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     """mse(S_i(T_{i−1}), T_i) of every section: see `reference.section_losses`."""
-    if is_fused(*students, *teachers):
+    if _fused_on(students[0].device):
         from litdeploy.trainer.kernels import section_loss
 
         return section_loss.section_losses(students, teachers)
@@ -50,25 +46,43 @@ def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Te
 def distillation_loss(
     logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
 ) -> Tensor:
-    """L_KD: see `reference.distillation_loss`. The teacher's logits get no gradient."""
-    if is_fused(logits_NK, teacher_logits_NK):
+    """L_KD: see `reference.distillation_loss`."""
+    if _fused_on(logits_NK.device):
         from litdeploy.trainer.kernels import distillation
 
         return distillation.distillation_loss(logits_NK, teacher_logits_NK, labels_N, alpha, temperature)
-    return reference.distillation_loss(logits_NK, teacher_logits_NK.detach(), labels_N, alpha, temperature)
+    return reference.distillation_loss(logits_NK, teacher_logits_NK, labels_N, alpha, temperature)
 
 
 def augmented(
-    images_MCHW: Tensor,
-    indices_N: Tensor,
-    draws: Draws,
-    scale: PixelScale,
-    padding: int,
-    dtype: torch.dtype = torch.float32,
+    source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The next batch, cut, flipped and normalised: see `reference.augmented`."""
-    if is_fused(*scale):
+    """A batch, cut, flipped and normalised: see `reference.augmented`."""
+    if _fused_on(source_MCHW.device):
         from litdeploy.trainer.kernels import augmentation
 
-        return augmentation.augmented(images_MCHW, indices_N, draws, scale, padding, dtype)
-    return reference.augmented(images_MCHW, indices_N, draws, scale, padding, dtype)
+        return augmentation.augmented(source_MCHW, rows_N, crops, spec, dtype)
+    return reference.augmented(source_MCHW, rows_N, crops, spec, dtype)
+
+
+def _fused_on(device: torch.device) -> bool:
+    """Whether the Triton kernels run on a device. What `torch.compile` compiles for CUDA needs a working Triton."""
+    return device.type == "cuda" and _HAS_TRITON and (torch.compiler.is_compiling() or _works_on(device))
+
+
+@lru_cache
+def _works_on(device: torch.device) -> bool:
+    """Whether a kernel can be built and launched, tried once a device: Triton builds its launcher with a C compiler and
+    Python's headers, which not every machine with a GPU has."""
+    try:
+        from litdeploy.trainer.kernels.scaling import scaled
+
+        some = torch.ones(16, device=device)
+        scaled([some], some[:1], [1])
+    except Exception as error:
+        warnings.warn(
+            f"the fused kernels cannot run on {device}, and their slower references do: {str(error).splitlines()[0]}",
+            stacklevel=3,
+        )
+        return False
+    return True

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from litdeploy.trainer.kernels.reference import Draws, PixelScale
+from litdeploy.data import Crops, pixel_scale
+from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels.scaling import OPTIONS
 
 BLOCK = 2048
@@ -15,11 +16,11 @@ BLOCK = 2048
 
 @triton.jit
 def _augment_kernel(
-    images_ptr,  # uint8, (M, C, H, W)
-    indices_ptr,  # (N,)
-    rows_ptr,  # (N,)
-    columns_ptr,  # (N,)
-    flips_ptr,  # (N,)
+    source_ptr,  # uint8, (M, C, H, W)
+    rows_ptr,  # int64, (N,)
+    tops_ptr,  # int64, (N,)
+    lefts_ptr,  # int64, (N,)
+    flips_ptr,  # bool, (N,)
     mean_ptr,  # float32, (C,)
     std_ptr,  # float32, (C,)
     batch_ptr,  # (N, H, W, C) in the order of memory, written
@@ -38,11 +39,11 @@ def _augment_kernel(
     column = (offsets // CHANNELS) % WIDTH
     row = offsets // (CHANNELS * WIDTH)
     column = tl.where(tl.load(flips_ptr + image) != 0, WIDTH - 1 - column, column)
-    column += (tl.load(columns_ptr + image) - PADDING).to(tl.int32)
-    row += (tl.load(rows_ptr + image) - PADDING).to(tl.int32)
+    column += (tl.load(lefts_ptr + image) - PADDING).to(tl.int32)
+    row += (tl.load(tops_ptr + image) - PADDING).to(tl.int32)
     black = (row < 0) | (row >= HEIGHT) | (column < 0) | (column >= WIDTH)
-    source = tl.load(indices_ptr + image).to(tl.int64) * size + (channel * HEIGHT + row) * WIDTH + column
-    value = tl.load(images_ptr + source, mask=mask & ~black, other=0).to(tl.float32)
+    pixel = tl.load(rows_ptr + image) * size + (channel * HEIGHT + row) * WIDTH + column
+    value = tl.load(source_ptr + pixel, mask=mask & ~black, other=0).to(tl.float32)
     mean = tl.load(mean_ptr + channel)
     std = tl.load(std_ptr + channel)
     # Rounded as torch rounds it; the plain division is a bit off.
@@ -52,25 +53,25 @@ def _augment_kernel(
 
 @torch.library.custom_op("litdeploy::augmented", mutates_args=())
 def augmented_op(
-    images_MCHW: Tensor,
-    indices_N: Tensor,
+    source_MCHW: Tensor,
     rows_N: Tensor,
-    columns_N: Tensor,
+    tops_N: Tensor,
+    lefts_N: Tensor,
     flips_N: Tensor,
-    mean_C: Tensor,
-    std_C: Tensor,
+    mean_C11: Tensor,
+    std_C11: Tensor,
     padding: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """See `augmented`."""
-    images_MCHW = images_MCHW.contiguous()
-    _, channels, height, width = images_MCHW.shape
-    batch_NHWC = torch.empty(len(indices_N), height, width, channels, dtype=dtype, device=images_MCHW.device)
-    programs = (triton.cdiv(channels * height * width, BLOCK), len(indices_N))
-    with torch.cuda.device_of(images_MCHW):
+    source_MCHW = source_MCHW.contiguous()
+    _, channels, height, width = source_MCHW.shape
+    batch_NHWC = torch.empty(len(rows_N), height, width, channels, dtype=dtype, device=source_MCHW.device)
+    programs = (triton.cdiv(channels * height * width, BLOCK), len(rows_N))
+    with torch.cuda.device_of(source_MCHW):
         _augment_kernel[programs](
-            images_MCHW,
-            *(tensor.contiguous() for tensor in (indices_N, rows_N, columns_N, flips_N, mean_C, std_C)),
+            source_MCHW,
+            *(tensor.contiguous() for tensor in (rows_N, tops_N, lefts_N, flips_N, mean_C11, std_C11)),
             batch_NHWC,
             CHANNELS=channels,
             HEIGHT=height,
@@ -84,31 +85,29 @@ def augmented_op(
 
 @augmented_op.register_fake
 def _(
-    images_MCHW: Tensor,
-    indices_N: Tensor,
+    source_MCHW: Tensor,
     rows_N: Tensor,
-    columns_N: Tensor,
+    tops_N: Tensor,
+    lefts_N: Tensor,
     flips_N: Tensor,
-    mean_C: Tensor,
-    std_C: Tensor,
+    mean_C11: Tensor,
+    std_C11: Tensor,
     padding: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    _, channels, height, width = images_MCHW.shape
-    return images_MCHW.new_empty(len(indices_N), height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
+    _, channels, height, width = source_MCHW.shape
+    return source_MCHW.new_empty(len(rows_N), height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
 
 
 def augmented(
-    images_MCHW: Tensor,
-    indices_N: Tensor,
-    draws: Draws,
-    scale: PixelScale,
-    padding: int,
-    dtype: torch.dtype = torch.float32,
+    source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """`reference.augmented` by Triton, the same to the last bit.
 
-    Indices are not checked. The dataset is read where it lies if it is contiguous, and copied whole if it is not.
+    Rows are not checked. The source is read where it lies if it is contiguous, and copied whole if it is not.
     """
-    batch_NCHW: Tensor = augmented_op(images_MCHW, indices_N, *draws, *scale, padding, dtype)
+    mean_C11, std_C11 = pixel_scale(spec, source_MCHW.device)
+    batch_NCHW: Tensor = augmented_op(
+        source_MCHW, rows_N, crops.tops_N, crops.lefts_N, crops.flips_N, mean_C11, std_C11, crops.padding, dtype
+    )
     return batch_NCHW
