@@ -102,7 +102,7 @@ def _(
 def augmented(
     source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`reference.augmented` by Triton, the same to the last bit.
+    """`reference.augmented` by Triton, with the same roundings.
 
     Rows are not checked. The source is read where it lies if it is contiguous, and copied whole if it is not.
     """
