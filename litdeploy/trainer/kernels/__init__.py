@@ -28,7 +28,7 @@ from litdeploy.data import Crops
 from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels import reference
 
-__all__ = ["augmented", "distillation_loss", "section_losses"]
+__all__ = ["augmented", "distillation_loss", "fused_on", "section_losses"]
 
 # Looked for and not imported: that takes half a second, which a run on the CPU has no use for.
 _HAS_TRITON = find_spec("triton") is not None
@@ -36,7 +36,7 @@ _HAS_TRITON = find_spec("triton") is not None
 
 def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     """mse(S_i(T_{i−1}), T_i) of every section: see `reference.section_losses`."""
-    if _fused_on(students[0].device):
+    if fused_on(students[0].device):
         from litdeploy.trainer.kernels import section_loss
 
         return section_loss.section_losses(students, teachers)
@@ -47,7 +47,7 @@ def distillation_loss(
     logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
 ) -> Tensor:
     """L_KD: see `reference.distillation_loss`."""
-    if _fused_on(logits_NK.device):
+    if fused_on(logits_NK.device):
         from litdeploy.trainer.kernels import distillation
 
         return distillation.distillation_loss(logits_NK, teacher_logits_NK, labels_N, alpha, temperature)
@@ -58,14 +58,14 @@ def augmented(
     source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """A batch, cut, flipped and normalised: see `reference.augmented`."""
-    if _fused_on(source_MCHW.device):
+    if fused_on(source_MCHW.device):
         from litdeploy.trainer.kernels import augmentation
 
         return augmentation.augmented(source_MCHW, rows_N, crops, spec, dtype)
     return reference.augmented(source_MCHW, rows_N, crops, spec, dtype)
 
 
-def _fused_on(device: torch.device) -> bool:
+def fused_on(device: torch.device) -> bool:
     """Whether the Triton kernels run on a device. What `torch.compile` compiles for CUDA needs a working Triton."""
     return device.type == "cuda" and _HAS_TRITON and (torch.compiler.is_compiling() or _works_on(device))
 
