@@ -5,7 +5,7 @@ DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, label
 A packed file holds labels and pixels as they are: DataSettings ─sources─▶ Packed ─split─▶ batches
 """
 
-from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale
+from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale, standardise
 from litdeploy.data.data import Data, check_against, open_data
 from litdeploy.data.memory import free_memory
 from litdeploy.data.pack import Packing, pack
@@ -27,4 +27,5 @@ __all__ = [
     "pack",
     "pixel_scale",
     "shuffled",
+    "standardise",
 ]

@@ -86,7 +86,11 @@ def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.f
     Returns:
         The same shape and device, in channels-last memory format.
     """
-    mean_C11, std_C11 = pixel_scale(spec, images_NCHW.device)
+    return standardise(images_NCHW, *pixel_scale(spec, images_NCHW.device), dtype)
+
+
+def standardise(images_NCHW: Tensor, mean_C11: Tensor, std_C11: Tensor, dtype: torch.dtype) -> Tensor:
+    """`normalise` by what `pixel_scale` gives."""
     values = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
     return values.sub_(mean_C11).div_(std_C11).to(dtype)
 
