@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 KERNELS = ("section_loss", "distillation", "augmentation")
 
 
+@pytest.mark.slow
 def test_the_kernels_tests_pass_under_tritons_interpreter() -> None:
     pytest.importorskip("triton", reason="needs Triton, which is for Linux and Windows only")
     ran = subprocess.run(
