@@ -80,8 +80,9 @@ def _works_on(device: torch.device) -> bool:
         some = torch.ones(16, device=device)
         scaled([some], some[:1], [1])
     except Exception as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
         warnings.warn(
-            f"the fused kernels cannot run on {device}, and their slower references do: {str(error).splitlines()[0]}",
+            f"the fused kernels cannot run on {device}, and their slower references do: {why}",
             stacklevel=3,
         )
         return False
