@@ -38,7 +38,8 @@ from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.spec import InputSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs
-from litdeploy.trainer.objectives import Lit, distillation_loss
+from litdeploy.trainer.kernels.reference import distillation_loss
+from litdeploy.trainer.objectives import Lit
 from litdeploy.trainer.plan import compiles_step, compiles_teacher, forward_flops
 from litdeploy.trainer.step import Step, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher

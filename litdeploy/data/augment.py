@@ -86,14 +86,23 @@ def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.f
     Returns:
         The same shape and device, in channels-last memory format.
     """
-    mean, std = _statistics(spec.mean, spec.std, images_NCHW.device)
+    return standardise(images_NCHW, *pixel_scale(spec, images_NCHW.device), dtype)
+
+
+def standardise(images_NCHW: Tensor, mean_C11: Tensor, std_C11: Tensor, dtype: torch.dtype) -> Tensor:
+    """`normalise` by what `pixel_scale` gives."""
     values = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
-    return values.sub_(mean).div_(std).to(dtype)
+    return values.sub_(mean_C11).div_(std_C11).to(dtype)
 
 
 # Kept on the device: a copy from the host at each batch would wait for it, and cannot be captured in a CUDA graph.
 @lru_cache(maxsize=16)
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def pixel_scale(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel on the scale of stored pixels, 0 to 255.
+
+    Returns:
+        float32 (C, 1, 1) both, on the device; the same two at each call, not to be written to.
+    """
     with torch.inference_mode(False):
-        mean_C11, std_C11 = (255 * torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        mean_C11, std_C11 = (255 * torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
         return mean_C11.to(device), std_C11.to(device)

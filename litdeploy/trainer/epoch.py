@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.data import Crops, Split, augment, draw_crops, normalise, shuffled
+from litdeploy.data import Crops, Split, draw_crops, shuffled
 from litdeploy.recipe import Recipe
 from litdeploy.spec import InputSpec
+from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
 from litdeploy.trainer.step import Step
-from litdeploy.trainer.teacher import Teacher
+from litdeploy.trainer.teacher import DTYPES, Teacher
 
 
 class Epochs:
@@ -110,7 +111,7 @@ class Epochs:
 
     def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
         crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
-        return normalise(augment(source_MCHW.index_select(0, rows_N), crops), self._input)
+        return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self._step.precision])
 
 
 def _as_is(function: Any) -> Any:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.recipe import Phase, Recipe
+from litdeploy.trainer import kernels
 
 
 @dataclass(frozen=True)
@@ -66,24 +67,11 @@ class TrainingPhase:
     objective: Objective
 
 
-def distillation_loss(
-    logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
-) -> Tensor:
-    """L_KD = α · CE(S, y) + (1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the batch (Hinton et al., 2015).
-
-    Args:
-        logits_NK, teacher_logits_NK: float32.
-        alpha: weight of the hard labels.
-        temperature: τ.
-    """
-    hard = F.cross_entropy(logits_NK, labels_N)
-    soft = F.kl_div(
-        F.log_softmax(logits_NK / temperature, dim=-1),
-        F.log_softmax(teacher_logits_NK / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
+def _distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
+    assert outputs.teacher_logits is not None
+    return kernels.distillation_loss(
+        outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature
     )
-    return alpha * hard + (1 - alpha) * temperature**2 * soft
 
 
 class Lit:
@@ -102,16 +90,13 @@ class Lit:
         self.branches = tuple(sections)
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
         recipe = self.recipe
-        kd = distillation_loss(outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature)
-        sections = {
-            f"section/{name}": F.mse_loss(student.float(), teacher.float())
-            for name, (student, teacher) in outputs.branches.items()
-        }
-        total = sum(sections.values(), kd.new_zeros(()))
-        loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * total
-        return {"loss": loss, "kd": kd, **sections}
+        kd = _distillation_loss(outputs, recipe)
+        students, teachers = zip(*outputs.branches.values(), strict=True)
+        sections = kernels.section_losses(students, teachers)
+        loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * sections.sum()
+        parts = {f"section/{name}": part for name, part in zip(outputs.branches, sections.unbind(), strict=True)}
+        return {"loss": loss, "kd": kd, **parts}
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()
@@ -137,10 +122,7 @@ class Distillation:
         self.recipe = recipe
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
-        recipe = self.recipe
-        kd = distillation_loss(outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature)
-        return {"loss": kd}
+        return {"loss": _distillation_loss(outputs, self.recipe)}
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()

@@ -93,7 +93,7 @@ class Step:
         prepare(student, objective, sections)
         self.student = student
         self.objective = objective
-        self._precision = precision
+        self.precision = precision
         self._in_chain = in_chain(objective, sections)  # run once, not twice
         self._branches = {
             name: without_statistics(container(student, name))
@@ -133,11 +133,11 @@ class Step:
         """The objective's losses of a batch.
 
         Args:
-            images_NCHW: normalised.
+            images_NCHW: normalised; float32, or what autocast would make of it.
             labels_N: int64.
             features: the teacher's, of these images; None where the objective needs none.
         """
-        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.objective.losses(self.outputs(images_NCHW, labels_N, features))
 
     def outputs(self, images_NCHW: Tensor, labels_N: Tensor, features: Features | None) -> Outputs:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litdeploy.data import augment, draw_crops, normalise
+from litdeploy.data import augment, draw_crops, normalise, pixel_scale
 from litdeploy.recipe import Augmentation
 from litdeploy.spec import InputSpec
 
@@ -91,6 +91,12 @@ def test_normalise_rounds_to_a_narrow_type_only_at_the_end() -> None:
     narrow = normalise(before, spec, torch.bfloat16)
     assert torch.equal(narrow, normalise(before, spec).bfloat16())
     assert narrow.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_scale_of_an_input_is_made_once() -> None:
+    scales = [pixel_scale(InputSpec(shape=(1, 6, 5), mean=(0.2,), std=(0.4,)), torch.device("cpu")) for _ in range(2)]
+    assert all(first is second for first, second in zip(*scales, strict=True))
+    assert torch.equal(torch.stack(scales[0]).flatten(), torch.tensor([51.0, 102.0]))
 
 
 def test_statistics_first_used_in_inference_mode_serve_training_too() -> None:

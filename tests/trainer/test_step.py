@@ -116,6 +116,14 @@ def test_every_objective_learns(module: nn.Module, objective: Objective, precisi
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_images_in_the_training_precision_give_the_same_losses(module: nn.Module, teacher: Teacher) -> None:
+    student = make_student(module, PLAN)
+    with Step(student, Lit(Recipe(), NAMES), NAMES, "bf16") as step:
+        wide, narrow = (step.losses(images, LABELS, teacher(IMAGES)) for images in (IMAGES, IMAGES.bfloat16()))
+    for name, loss in wide.items():
+        assert torch.equal(narrow[name], loss), name
+
+
 def test_a_hint_trains_nothing_behind_its_section(module: nn.Module, teacher: Teacher) -> None:
     student = make_student(module, PLAN)
     with Step(student, Hint(NAMES), NAMES) as step:

@@ -1,0 +1,64 @@
+"""What is right: each fused kernel's meaning in plain torch, for every device, and what runs where there is no Triton.
+
+Shape suffixes: N images of a batch, M images of the source, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from litdeploy.data import Crops, augment, normalise
+from litdeploy.spec import InputSpec
+
+
+def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """mse(S_i(T_{i−1}), T_i) of every section: the mean over its elements, in float32 (LIT, section 3.1).
+
+    Args:
+        students, teachers: one a section, of the same shape; the teachers' carry no gradient.
+
+    Returns:
+        float32, (sections,).
+    """
+    pairs = zip(students, teachers, strict=True)
+    return torch.stack([F.mse_loss(student.float(), teacher.detach().float()) for student, teacher in pairs])
+
+
+def distillation_loss(
+    logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
+) -> Tensor:
+    """L_KD = α · CE(S, y) + (1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the batch (Hinton et al., 2015).
+
+    Args:
+        logits_NK, teacher_logits_NK: float32; the teacher's carry no gradient.
+        alpha: weight of the hard labels.
+        temperature: τ.
+    """
+    hard = F.cross_entropy(logits_NK, labels_N)
+    soft = F.kl_div(
+        F.log_softmax(logits_NK / temperature, dim=-1),
+        F.log_softmax(teacher_logits_NK.detach() / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+
+def augmented(
+    source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A batch from where it lies: gathered, padded with black, cut, flipped, normalised.
+
+    Args:
+        source_MCHW: uint8.
+        rows_N: int64, which of the source's images.
+        dtype: of the result; the arithmetic is float32 whatever it is.
+
+    Returns:
+        (N, C, H, W) in channels-last memory format, on the source's device.
+    """
+    return normalise(augment(source_MCHW.index_select(0, rows_N), crops), spec, dtype)
