@@ -120,8 +120,10 @@ def plan_cache(
     memory, disk = free_memory(device) // 2, _free_on_disk(folder) // 2
     if size <= memory and not keep:
         return CachePlan(views, False, f"feature cache: {what} in memory; {does}")
-    # From a file the features come slower than a GPU's teacher may make them: there only where the user says so.
-    if size <= disk and (keep or setting != "auto" or device.type == "cpu"):
+    # From a disk features may come slower than a teacher makes them. By itself a file is chosen only where the
+    # system's cache of files can hold all of it, and beside a CPU's teacher, which is the slower one.
+    swift = device.type == "cpu" and size <= 2 * memory
+    if size <= disk and (keep or setting != "auto" or swift):
         return CachePlan(views, True, f"feature cache: {what} in {folder}; {does}")
     room = f"{memory / 1e9:.2g} GB of memory and {disk / 1e9:.2g} GB of disk may be used for it"
     if setting == "auto":

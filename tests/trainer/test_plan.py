@@ -73,6 +73,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("auto", 8, CPU, False, 9, 9, 4, False, "4 of 8 epochs"),
         ("auto", 7, CPU, True, 9, 9, 4, True, "features; the teacher runs in 4 of 7 epochs"),
         ("auto", 100, CPU, False, 3, 4, 4, True, "features"),
+        ("auto", 100, CPU, False, 1.9, 9, 0, False, "do not fit"),
         ("auto", 100, CUDA, False, 3, 4, 0, False, "do not fit"),
         ("auto", 100, CPU, False, 3, 3, 0, False, "do not fit"),
         (6, 100, CUDA, False, 3, 6, 6, True, "6 views"),
