@@ -29,7 +29,7 @@ class Captured:
         self._function = function
         self._calls = 0
         self._failed = False
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._given: list[Tensor] = []
@@ -53,10 +53,13 @@ class Captured:
 
     def _beside(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """A call on the stream that is captured from later, as capturing asks for."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        device = tensors[0].device
+        self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream(device)
+        self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
             outputs = self._function(*tensors)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        here.wait_stream(self._stream)
         # Kept for the comparison by identity: what stays the same object is not copied.
         self._given = list(tensors)
         return outputs

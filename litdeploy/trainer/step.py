@@ -103,8 +103,9 @@ class Step:
         self._hooks = ExitStack()
         self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
         # What is compiled has an order of its own.
-        on_cuda = next(student.parameters()).is_cuda and not compiled
-        self._streams = [torch.cuda.Stream() for _ in self._branches] if on_cuda else []  # type: ignore[no-untyped-call]
+        device = next(student.parameters()).device
+        side = len(self._branches) if device.type == "cuda" and not compiled else 0
+        self._streams = [torch.cuda.Stream(device) for _ in range(side)]  # type: ignore[no-untyped-call]
         self._compute = compilation.compiled(self.losses, fallback=fallback) if compiled else self.losses
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ def side_by_side(
     """
     if not streams:
         return main(), [function() for function in others]
-    here = torch.cuda.current_stream()
+    here = torch.cuda.current_stream(streams[0].device)
     results = []
     for function, stream in zip(others, streams, strict=True):
         stream.wait_stream(here)
