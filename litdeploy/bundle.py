@@ -75,7 +75,12 @@ class DataRecord(Record):
 
 
 class RunRecord(Record):
-    """How the training ran. `seconds` is wall-clock time, `images_per_second` counts training images."""
+    """How the training ran. `seconds` is wall-clock time, `images_per_second` counts training images.
+
+    Attributes:
+        device: of the first rank.
+        ranks: processes that shared the training.
+    """
 
     started: str
     seconds: float
@@ -84,6 +89,7 @@ class RunRecord(Record):
     device: str
     precision: str
     versions: dict[str, str]
+    ranks: int = 1
 
 
 class Artefact(Record):

@@ -6,7 +6,7 @@
     ├── StudentError               a depth, plan or initialisation that the teacher does not allow
     ├── DataError                  a dataset that is missing, malformed, or not the teacher's
     ├── SettingsError              a recipe or target with an unknown key or a wrong value
-    ├── TrainingError              a run that cannot go on: no whole batch, a loss that is not finite
+    ├── TrainingError              a run that cannot go on: no whole batch, a loss that is not finite, a rank lost
     ├── BundleError                a folder that is no bundle, holds another run, or was altered
     ├── DeviceError                a device that is not there
     ├── RunnerError                a backend that cannot run what it was given

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from litdeploy.bundle import DEFAULT_PATH, Bundle, remove, sha256_of
-from litdeploy.errors import BundleError, CheckpointError
+from litdeploy.errors import BundleError, CheckpointError, TrainingError
 from litdeploy.exporter import export
 from litdeploy.networks import NetworkName
 from litdeploy.profiler import Report, profile, read_report
@@ -15,6 +15,7 @@ from litdeploy.runtime import resolve_target
 from litdeploy.target import Target
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.compress import resolve_recipe
+from litdeploy.trainer.parallel import launched
 
 
 def deploy(
@@ -37,9 +38,15 @@ def deploy(
 
     Raises:
         BundleError: `out` holds a whole run of another teacher or recipe, and `overwrite` is not given.
+        TrainingError: several processes were started.
         LitdeployError: as the stages raise it.
     """
     progress = progress or Progress()
+    if launched().size > 1:
+        raise TrainingError(
+            "only the training is shared by several processes: start `litdeploy compress` with the launcher, then "
+            "`litdeploy export` and `litdeploy profile` without it."
+        )
     aim = resolve_target(target)
     resolved = resolve_recipe(recipe, changes)
     bundle = Bundle(out)

@@ -80,6 +80,9 @@ class Recipe(Settings):
         compile: the step and the teacher through `torch.compile`; `auto` where it pays in the epochs there are.
         feature_cache: views of each image whose teacher's features are kept; `auto` where it pays and fits.
         hint_share: share of the epochs that `hint` spends on its hint, before distilling.
+        batch_size: images a step, of all ranks together.
+        parallel: how several ranks share the LIT phase: the images of each batch, or the sections (for beta 0).
+        batch_norm: whether each rank normalises by its part of the batch, or all by the whole.
     """
 
     network: str | None = None
@@ -104,12 +107,25 @@ class Recipe(Settings):
     precision: Precision = "auto"
     compile: Choice = "auto"
     feature_cache: Literal["off", "auto"] | Annotated[int, Field(ge=1)] = "auto"
+    parallel: Literal["data", "sections"] = "data"
+    batch_norm: Literal["per-rank", "synchronised"] = "per-rank"
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _one_student(self) -> Recipe:
         if self.student_depth is not None and self.student_blocks is not None:
             raise ValueError("student_depth and student_blocks are two ways to say the same; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _independent_sections(self) -> Recipe:
+        if self.parallel == "sections" and self.method != "lit":
+            raise ValueError(f"parallel 'sections' is for method 'lit', and not {self.method!r}; give --parallel data")
+        if self.parallel == "sections" and self.beta:
+            raise ValueError(
+                f"parallel 'sections' needs beta 0, and it is {self.beta:g}: otherwise the sections learn from the "
+                "student's own chain too, which runs through all of them; give --beta 0, or --parallel data"
+            )
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -44,10 +45,11 @@ def _options(
 def main() -> None:
     """Runs the command line; errors of the user's become a message and an exit code, ours a traceback and 1."""
     try:
-        app(prog_name="litdeploy")
+        _run()
     except LitdeployError as error:
+        process = f" (rank {rank})" if (rank := os.environ.get("RANK", "0")) != "0" else ""
         errors.print(
-            f"litdeploy: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False
+            f"litdeploy{process}: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False
         )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -55,3 +57,13 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+
+
+def _run() -> None:
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        app(prog_name="litdeploy")
+        return
+    # Under torchrun: what went wrong goes into the file from which its own last lines tell each rank's traceback.
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(app)(prog_name="litdeploy")

@@ -25,6 +25,9 @@ def command(
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,
+    beta: o.Beta = None,
+    parallel: o.Parallel = None,
+    batch_norm: o.BatchNorm = None,
     precision: o.Precision = None,
     compile: o.Compile = None,
     feature_cache: o.FeatureCache = None,
@@ -45,6 +48,7 @@ def command(
 ) -> None:
     """Make a trained network shallower, by LIT."""
     from litdeploy.trainer import compress
+    from litdeploy.trainer.parallel import launched
 
     changes: dict[str, Any] = {
         "student_depth": student_depth,
@@ -55,6 +59,9 @@ def command(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "beta": beta,
+        "parallel": parallel,
+        "batch_norm": batch_norm,
         "precision": precision,
         "compile": compile,
         "feature_cache": o.views_of(feature_cache),
@@ -74,7 +81,8 @@ def command(
         progress=training_progress(),
         **changes,
     )
-    show(bundle, bundle.read(), json)
+    if launched().rank == 0:
+        show(bundle, bundle.read(), json)
 
 
 def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:

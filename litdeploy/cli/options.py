@@ -58,7 +58,7 @@ Out = Annotated[Path, typer.Option(help="The folder that becomes the bundle.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run that is there.")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases together.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step, of all processes together.")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate of the main phase.")]
 Seed = Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")]
 StudentDepth = Annotated[
@@ -72,6 +72,21 @@ Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with
 Init = Annotated[str | None, typer.Option(help="copy (the teacher's blocks, evenly spaced) or fresh.")]
 Compile = Annotated[
     str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")
+]
+Beta = Annotated[float | None, typer.Option(help="Weight of distillation in LIT's loss, 0 to 1; 0: sections alone.")]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        help="How the processes of a launcher share LIT: data (each batch) or sections (for --beta 0).",
+        metavar="data|sections",
+    ),
+]
+BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        help="Batch statistics: per-rank (of each process's part of a batch) or synchronised (of all of it).",
+        metavar="per-rank|synchronised",
+    ),
 ]
 FeatureCache = Annotated[
     str | None,

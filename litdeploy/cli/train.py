@@ -17,6 +17,7 @@ def command(
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
+    batch_norm: o.BatchNorm = None,
     learning_rate: o.LearningRate = None,
     precision: o.Precision = None,
     compile: o.Compile = None,
@@ -34,6 +35,7 @@ def command(
 ) -> None:
     """Train a teacher, or the from-scratch baseline."""
     from litdeploy.trainer import train
+    from litdeploy.trainer.parallel import launched
 
     trained = train(
         network,
@@ -45,6 +47,7 @@ def command(
         data=o.data_settings(data, image_column, label_column, image_size, workers),
         epochs=epochs,
         batch_size=batch_size,
+        batch_norm=batch_norm,
         learning_rate=learning_rate,
         precision=precision,
         compile=compile,
@@ -52,6 +55,8 @@ def command(
         normalise=normalise,
         input_shape=o.shape_of(input_shape),
     )
+    if launched().rank:
+        return
     if json:
         print_json(
             {

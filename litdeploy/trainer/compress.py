@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
 import shutil
 import time
@@ -29,11 +30,12 @@ from litdeploy.data import check_against, open_data
 from litdeploy.errors import InterruptedRun, SettingsError, StudentError
 from litdeploy.networks import Network, NetworkName, find_sections
 from litdeploy.recipe import Recipe, read_recipe
-from litdeploy.runtime import device_name, resolve_device, resolve_precision
+from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.spec import DepthPlan
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student
 
 
@@ -52,11 +54,14 @@ def compress(
 ) -> Bundle:
     """Makes a teacher shallower and trains the result, by LIT unless the recipe says otherwise.
 
+    Where a launcher (torchrun, srun) started several processes, each calls this: they train together, and the first
+    writes the bundle.
+
     Args:
         teacher: a file of weights, or a network that was loaded. Left as it is.
         recipe: a recipe, or the name or path of one; None: the defaults.
         out: folder that becomes the bundle.
-        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`; of several processes on a machine, `cuda` gives each its own.
         network: the teacher's network, where its file does not tell: see `networks.load`.
         overwrite: replace another run in `out`.
         tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`.
@@ -73,8 +78,11 @@ def compress(
         InterruptedRun: the user interrupted the training; the bundle says so and holds the weights so far.
     """
     resolved = resolve_recipe(recipe, changes)
-    progress = progress or Progress()
-    where = resolve_device(device)
+    launch = launched()
+    where = launch.device(device)
+    ranks = launch.join(where)
+    progress = progress if progress is not None and ranks.first else Progress()
+    check_recipe(resolved, ranks, feature_cache_dir is not None)
     if tensorboard:
         check_tensorboard()
     loaded, record = load_teacher(teacher, resolved, network)
@@ -87,11 +95,12 @@ def compress(
     steps_an_epoch(data.train, resolved.batch_size)
     student = start_student(loaded, plan, resolved, network)
     bundle = Bundle(out)
-    bundle.claim(overwrite)
+    ranks.on_first(bundle.claim, overwrite)
     if record is None:
-        record = keep_teacher(bundle, loaded)
+        record = ranks.on_first(keep_teacher, bundle, loaded)
     names = [section.name for section in sections if section.name in plan]
-    log = MetricsLog(bundle.metrics_path, bundle.path / "tensorboard" if tensorboard else None)
+    metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
+    log = MetricsLog(metrics, bundle.path / "tensorboard" if tensorboard and ranks.first else None)
     with log, _own_folder(bundle) as folder:
         run = Run(
             student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
@@ -106,6 +115,7 @@ def compress(
             log=log,
             progress=progress,
             example=loaded.example().to(where),
+            ranks=ranks,
         )
         kept = None if feature_cache_dir is None else Path(feature_cache_dir)
         add_teacher(run, loaded, record.sha256, kept or folder, kept is not None)
@@ -152,20 +162,25 @@ def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, pl
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        teacher_accuracy["validation"] = _teacher_on_validation(run, as_given)
+        teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
         fit(run)
         run.progress.note("testing teacher and student on the test split, once")
-        teacher_accuracy["test"] = evaluate(as_given, run.data.test, run.input, "fp32")
-        student_test = evaluate(run.student, run.data.test, run.input, "fp32")
+        teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
     except KeyboardInterrupt:
-        _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
+        if run.ranks.first:
+            _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
         raise InterruptedRun(
             f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights "
             "so far. To train again: the same command with --overwrite."
         ) from None
     metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
-    _finish(bundle, run, teacher, plan, started, clock, metrics, "complete")
+    run.ranks.on_first(_finish, bundle, run, teacher, plan, started, clock, metrics, "complete")
     return bundle
+
+
+def _test(run: Run, teacher: nn.Module) -> tuple[Accuracy, Accuracy]:
+    first, second = (evaluate(module, run.data.test, run.input, "fp32") for module in (teacher, run.student))
+    return first, second
 
 
 @contextmanager
@@ -213,6 +228,7 @@ def _finish(
         device=device_name(run.device),
         precision=run.precision,
         versions={"python": platform.python_version(), "torch": torch.__version__},
+        ranks=run.ranks.size,
     )
     bundle.write(
         Manifest.model_validate(

@@ -6,6 +6,7 @@ Shape suffixes: N images of a batch, M images of the source, C channels, H heigh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from litdeploy.spec import InputSpec
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
+from litdeploy.trainer.parallel import ALONE, Ranks
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import DTYPES, Teacher
 
@@ -31,6 +33,7 @@ class Epochs:
         recipe: its batch size and augmentation.
         order, draws: generators of the order and of the crops, on the CPU.
         capture: replay each step as a CUDA graph.
+        ranks: that share each batch. All draw the whole of it, and each takes its part.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Epochs:
         order: torch.Generator,
         draws: torch.Generator,
         capture: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._step = step
         self._teacher = teacher
         self._cache = cache
@@ -61,8 +66,9 @@ class Epochs:
         if self._cache is not None:
             self._cache.begin_pass()
         batches = shuffled(len(split), self._recipe.batch_size, self._order)
+        batches = tuple(self._ranks.part(indices) for indices in batches)
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
-            fresh = draw_crops(len(indices_N), self._recipe.augmentation, self._draws)
+            fresh = self._part(draw_crops(self._recipe.batch_size, self._recipe.augmentation, self._draws))
             device = picked.labels_N.device
             views = None if self._cache is None else self._cache.choose(indices_N, fresh)
             crops = (fresh if views is None else views.crops).to(device)
@@ -73,6 +79,21 @@ class Epochs:
             else:
                 yield self._on_new(*tensors, slots_N)
                 self._mark(views)
+
+    def samples(self, split: Split, batches: int) -> Iterator[Tensor]:
+        """The images of at most so many whole batches, augmented as a step sees them.
+
+        The same at each call and on each rank: drawn by generators of their own, so that no step sees others for it.
+        """
+        order, draws = (torch.Generator().manual_seed(self._recipe.seed) for _ in range(2))
+        picked = split.pick(shuffled(len(split), self._recipe.batch_size, order)[:batches])
+        for each in picked:
+            crops = draw_crops(self._recipe.batch_size, self._recipe.augmentation, draws).to(each.labels_N.device)
+            yield self._images(each.source_MCHW, each.rows_N, crops.tops_N, crops.lefts_N, crops.flips_N)
+
+    def _part(self, crops: Crops) -> Crops:
+        part = self._ranks.part
+        return replace(crops, tops_N=part(crops.tops_N), lefts_N=part(crops.lefts_N), flips_N=part(crops.flips_N))
 
     def _mark(self, views: Views | None) -> None:
         if views is not None:

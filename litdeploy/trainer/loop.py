@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,19 @@ from litdeploy.bundle import Accuracy
 from litdeploy.data import Data, Split, normalised_batches
 from litdeploy.errors import TrainingError
 from litdeploy.networks.network import logits_of
+from litdeploy.networks.sections import container
 from litdeploy.recipe import Phase, Recipe
 from litdeploy.runtime import accuracy
 from litdeploy.spec import InputSpec
+from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.memory import out_of_memory
 from litdeploy.trainer.metrics import MetricsLog, Progress, Row
-from litdeploy.trainer.objectives import TrainingPhase
-from litdeploy.trainer.plan import compiles_step, fallback, forward_flops
-from litdeploy.trainer.step import Step, prepare
+from litdeploy.trainer.objectives import LitSections, TrainingPhase
+from litdeploy.trainer.parallel import ALONE, Ranks, divide
+from litdeploy.trainer.plan import compiles_step, fallback, forward_flops, section_flops
+from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 
 
@@ -37,6 +41,7 @@ class Run:
         sections: names of the student's planned sections, in the order they run in.
         example: what the student takes, of a few images.
         cache: of the teacher's features; None: none are kept.
+        ranks: that share the run.
         epochs_done: whole epochs of all phases together.
         validation: accuracy after the last whole epoch.
     """
@@ -54,6 +59,7 @@ class Run:
     progress: Progress
     example: Tensor
     cache: FeatureCache | None = None
+    ranks: Ranks = ALONE
     epochs_done: int = 0
     images_done: int = 0
     training_seconds: float = 0.0
@@ -64,40 +70,71 @@ class Run:
         return sum(phase.settings.epochs for phase in self.phases)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What this rank trains of a phase.
+
+    Attributes:
+        phase: of its own sections only, where sections are divided.
+        sections: that it trains.
+        ranks: with which it shares the batches; divided sections share nothing.
+        owners: section → its rank; empty where sections are not divided.
+    """
+
+    phase: TrainingPhase
+    sections: Sequence[str]
+    ranks: Ranks
+    owners: dict[str, int] = field(default_factory=dict)
+
+
 def fit(run: Run) -> None:
     """Trains the student through all phases.
 
+    Of several ranks, all have the same student when a phase begins; in the end the first one has it whole.
+
     Raises:
-        TrainingError: the loss is no longer a finite number.
+        TrainingError: the loss is no longer a finite number, or a rank was lost.
     """
+    shared = run.ranks.size > 1 and run.recipe.batch_norm == "synchronised"
+    with synchronised(run.student, run.ranks) if shared else nullcontext():
+        _fit(run)
+
+
+def _fit(run: Run) -> None:
     order = torch.Generator().manual_seed(run.recipe.seed)
     draws = torch.Generator().manual_seed(run.recipe.seed)
-    for phase in run.phases:
-        with _step(run, phase) as step:
+    for each in run.phases:
+        run.ranks.copy([*run.student.state_dict().values(), *each.objective.parameters()])
+        share = _share(run, each)
+        phase = share.phase
+        with _step(run, share) as step:
             optimiser = _optimiser(run, phase)
             schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
             teacher = run.teacher if phase.objective.needs_teacher else None
             cache = run.cache if teacher is not None else None
-            passes = Epochs(step, teacher, cache, optimiser, run.input, run.recipe, order, draws, _captures(run))
+            passes = Epochs(
+                step, teacher, cache, optimiser, run.input, run.recipe, order, draws, _captures(run), share.ranks
+            )
             for _ in range(phase.settings.epochs):
                 run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
                 started = time.perf_counter()
                 try:
-                    losses = _train_epoch(run, passes, schedule)
+                    losses = _over_ranks(run, share, _train_epoch(run, passes, schedule))
                 except torch.OutOfMemoryError:
                     losses = None  # told outside: as long as it is handled, the exception holds the step's memory
                 if losses is None:
                     del passes, optimiser, schedule
-                    raise out_of_memory(run.recipe.batch_size, _attempt(run, step, teacher), run.device)
+                    raise out_of_memory(run.recipe.batch_size, _attempt(run, share, step, teacher), run.device)
                 seconds = time.perf_counter() - started
                 _check_finite(losses, phase, run)
-                run.validation = evaluate(run.student, run.data.validation, run.input, run.precision)
-                prepare(run.student, phase.objective, run.sections)
+                _gather(run, share)
+                run.validation = run.ranks.on_first(_validate, run, phase, passes)
+                step.prepare()
                 _record(run, phase, losses, optimiser, seconds)
 
 
 def _train_epoch(run: Run, passes: Epochs, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, float]:
-    """Mean of each loss over the epoch. The sums stay on the device and are read once."""
+    """Mean of each loss over the epoch's steps of this rank. The sums stay on the device and are read once."""
     sums: dict[str, Tensor] = {}
     steps = 0
     for losses in passes.run(run.data.train):
@@ -110,10 +147,11 @@ def _train_epoch(run: Run, passes: Epochs, schedule: torch.optim.lr_scheduler.LR
     return {name: value.item() / steps for name, value in sums.items()}
 
 
-def _attempt(run: Run, step: Step, teacher: Teacher | None) -> Callable[[int], None]:
-    """Forward and backward of so many images."""
+def _attempt(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Callable[[int], None]:
+    """Forward and backward of this rank's part of so many images."""
 
     def attempt(images: int) -> None:
+        images = max(1, images // share.ranks.size)
         images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
         labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
         features = None if teacher is None else teacher.eager(images_NCHW)
@@ -122,19 +160,53 @@ def _attempt(run: Run, step: Step, teacher: Teacher | None) -> Callable[[int], N
     return attempt
 
 
-def _step(run: Run, phase: TrainingPhase) -> Step:
-    """The phase's step, compiled where the recipe says so or it pays."""
-    images = phase.settings.epochs * len(run.data.train)
+def _share(run: Run, phase: TrainingPhase) -> Share:
+    """What this rank trains of the phase: its part of each batch, or its own sections."""
+    objective = phase.objective
+    if run.ranks.size == 1 or run.recipe.parallel == "data" or not isinstance(objective, LitSections):
+        return Share(phase, run.sections, run.ranks)
+    owners = divide(section_flops(run.student, run.sections, run.example), run.ranks)
+    own = [name for name in run.sections if owners[name] == run.ranks.rank]
+    return Share(replace(phase, objective=objective.only(own)), own, ALONE, owners)
+
+
+def _over_ranks(run: Run, share: Share, losses: dict[str, float]) -> dict[str, float]:
+    """Losses of all ranks: means over their parts of the batches; of divided sections each owner's, and the sum."""
+    names = ["loss", *(f"section/{name}" for name in share.owners)] if share.owners else list(losses)
+    totals = run.ranks.totals([losses.get(name, 0.0) for name in names])
+    return {name: total / share.ranks.size for name, total in zip(names, totals, strict=True)}
+
+
+def _gather(run: Run, share: Share) -> None:
+    """Makes the student that is evaluated of what the ranks have: divided sections are fetched from their owners; batch
+    norms that followed each rank's part of the batches get their mean."""
+    for name, owner in share.owners.items():
+        run.ranks.copy(container(run.student, name).state_dict().values(), owner)
+    if run.recipe.batch_norm == "per-rank":
+        average_statistics(run.student, share.ranks)
+
+
+def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Accuracy:
+    if not phase.objective.needs_chain:
+        samples = passes.samples(run.data.train, ESTIMATION_BATCHES)
+        estimate_statistics(run.student, run.sections, samples, run.precision)
+    return evaluate(run.student, run.data.validation, run.input, run.precision)
+
+
+def _step(run: Run, share: Share) -> Step:
+    """The share's step, compiled where the recipe says so or it pays."""
+    phase = share.phase
+    images = phase.settings.epochs * len(run.data.train) / share.ranks.size
     # Backward takes twice what forward takes.
     flops = 3 * images * forward_flops(run.student, run.example)
     compiled = compiles_step(run.recipe.compile, flops, run.device)
     tell = fallback(run.recipe.compile, run.progress.note)
-    return Step(run.student, phase.objective, run.sections, run.precision, compiled, tell)
+    return Step(run.student, phase.objective, share.sections, run.precision, compiled, tell, share.ranks)
 
 
 def _captures(run: Run) -> bool:
-    """Whether steps are captured: on CUDA, where their tensors lie there too."""
-    return run.device.type == "cuda" and (run.cache is None or not run.cache.mapped)
+    """Whether steps are captured: on CUDA, where their tensors lie there too. Not yet with several ranks."""
+    return run.device.type == "cuda" and run.ranks.size == 1 and (run.cache is None or not run.cache.mapped)
 
 
 def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, batch_size: int = 256) -> Accuracy:

@@ -22,7 +22,7 @@ class Outputs:
     """What one step computed.
 
     Attributes:
-        logits: of the student's own chain, (N, classes), float32.
+        logits: of the student's own chain, (N, classes), float32; empty where the objective needs no chain.
         labels: (N,), int64.
         teacher_logits: (N, classes), float32; None where the objective needs no teacher.
         branches: section → (S_i(T_{i−1}), T_i): the student's section on the teacher's input, the teacher's output.
@@ -41,12 +41,14 @@ class Objective(Protocol):
 
     Attributes:
         needs_teacher: whether the teacher runs at all.
+        needs_chain: whether the student's own chain runs.
         freezes: whether all but the planned sections stays as it is, in eval mode.
         branches: sections that run on the teacher's input.
         chain: sections whose output in the student's own chain is compared.
     """
 
     needs_teacher: bool
+    needs_chain: bool
     freezes: bool
     branches: tuple[str, ...]
     chain: tuple[str, ...]
@@ -82,6 +84,7 @@ class Lit:
 
     init: ClassVar[Init] = "copy"
     needs_teacher = True
+    needs_chain = True
     freezes = True
     chain: tuple[str, ...] = ()
 
@@ -92,11 +95,9 @@ class Lit:
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         recipe = self.recipe
         kd = _distillation_loss(outputs, recipe)
-        students, teachers = zip(*outputs.branches.values(), strict=True)
-        sections = kernels.section_losses(students, teachers)
+        sections = _section_losses(outputs)
         loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * sections.sum()
-        parts = {f"section/{name}": part for name, part in zip(outputs.branches, sections.unbind(), strict=True)}
-        return {"loss": loss, "kd": kd, **parts}
+        return {"loss": loss, "kd": kd, **_named(sections, outputs)}
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()
@@ -104,9 +105,46 @@ class Lit:
     @classmethod
     def phases(cls, recipe: Recipe, sections: Sequence[str]) -> list[TrainingPhase]:
         return [
-            TrainingPhase("lit", recipe.main, cls(recipe, sections)),
+            TrainingPhase("lit", recipe.main, cls(recipe, sections) if recipe.beta else LitSections(recipe, sections)),
             TrainingPhase("finetune", recipe.finetune, Distillation(recipe)),
         ]
+
+
+class LitSections:
+    """LIT with β = 0: L = w · Σ_i mse(S_i(T_{i−1}), T_i).
+
+    Each term is of one section's parameters only: any part of the sections can be trained without the others, and comes
+    out the same. As nothing runs the student's own chain, batch norm's running statistics are estimated afterwards.
+    """
+
+    needs_teacher = True
+    needs_chain = False
+    freezes = True
+    chain: tuple[str, ...] = ()
+
+    def __init__(self, recipe: Recipe, sections: Sequence[str]) -> None:
+        self.recipe = recipe
+        self.branches = tuple(sections)
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        sections = _section_losses(outputs)
+        return {"loss": self.recipe.section_weight * sections.sum(), **_named(sections, outputs)}
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return ()
+
+    def only(self, sections: Sequence[str]) -> LitSections:
+        """The objective of these sections alone."""
+        return LitSections(self.recipe, sections)
+
+
+def _section_losses(outputs: Outputs) -> Tensor:
+    students, teachers = zip(*outputs.branches.values(), strict=True)
+    return kernels.section_losses(students, teachers)
+
+
+def _named(sections: Tensor, outputs: Outputs) -> dict[str, Tensor]:
+    return {f"section/{name}": part for name, part in zip(outputs.branches, sections.unbind(), strict=True)}
 
 
 class Distillation:
@@ -114,6 +152,7 @@ class Distillation:
 
     init: ClassVar[Init] = "copy"
     needs_teacher = True
+    needs_chain = True
     freezes = False
     branches: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
@@ -141,6 +180,7 @@ class Hint:
 
     init: ClassVar[Init] = "copy"
     needs_teacher = True
+    needs_chain = True
     freezes = False
     branches: tuple[str, ...] = ()
 
@@ -171,6 +211,7 @@ class CrossEntropy:
 
     init: ClassVar[Init] = "scratch"
     needs_teacher = False
+    needs_chain = True
     freezes = False
     branches: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()

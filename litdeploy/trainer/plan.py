@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.data import free_memory
 from litdeploy.errors import CompilationError, TrainingError
+from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.recipe import Choice
 from litdeploy.trainer.cache import Layout
 
@@ -36,6 +37,20 @@ def forward_flops(module: nn.Module, example: Tensor) -> int:
     with FlopCounterMode(display=False) as counted:
         module(example)
     return int(counted.get_total_flops()) // len(example)
+
+
+@torch.no_grad()
+def section_flops(module: nn.Module, sections: Sequence[str], example: Tensor) -> dict[str, int]:
+    """Section → floating-point operations of one image's forward pass through it. Counted as by `forward_flops`."""
+    module = copy.deepcopy(module).eval()
+    with recording(module, sections) as calls:
+        module(example)
+    found = {}
+    for name, call in calls.items():
+        with FlopCounterMode(display=False) as counted:
+            run_section(list(container(module, name)), call.input, call.arguments)
+        found[name] = int(counted.get_total_flops()) // len(example)
+    return {name: found[name] for name in sections}
 
 
 def compiles_teacher(setting: Choice, flops: float, device: torch.device) -> bool:
@@ -89,6 +104,7 @@ def plan_cache(
     device: torch.device,
     folder: Path,
     keep: bool,
+    ranks: int = 1,
 ) -> CachePlan:
     """Decides on the feature cache.
 
@@ -99,12 +115,15 @@ def plan_cache(
         epochs: in which the teacher is needed.
         folder: where a memory-mapped file would be.
         keep: the user wants it there, for further students.
+        ranks: that train; several keep nothing, and `check_recipe` told whoever asked for it.
 
     Raises:
         TrainingError: the user asked for so many views, and they cannot be kept or there is no room for them.
     """
     if setting == "off":
         return CachePlan(0, False, "feature cache: off")
+    if ranks > 1:
+        return CachePlan(0, False, f"feature cache: none; it is not kept by several ranks, and there are {ranks}")
     if layout is None:
         why = "a section takes further tensors besides its input (an attention mask, say), which are not kept"
         if setting == "auto":

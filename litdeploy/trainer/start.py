@@ -91,7 +91,8 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
         return
     recipe, images = run.recipe, len(run.data.train)
     epochs = sum(phase.settings.epochs for phase in taught)
-    flops = epochs * images * forward_flops(teacher.module, teacher.example())
+    own = images if recipe.parallel == "sections" else images / run.ranks.size
+    flops = epochs * own * forward_flops(teacher.module, teacher.example())
     compiled = compiles_teacher(recipe.compile, flops, run.device)
     tell = fallback(recipe.compile, run.progress.note)
     run.teacher = Teacher(teacher.module, run.sections, teacher.example(), run.device, run.precision, compiled, tell)
@@ -99,7 +100,7 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
     layout = Layout.of(run.teacher.template, inputs, outputs)
-    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep)
+    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return

@@ -20,6 +20,7 @@ from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.runtime import compilation
 from litdeploy.trainer.objectives import Objective, Outputs
+from litdeploy.trainer.parallel import ALONE, Ranks
 from litdeploy.trainer.streams import side_by_side
 from litdeploy.trainer.teacher import Features
 
@@ -54,7 +55,8 @@ def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential |
 def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
     """The branch that the student's own chain computes: behind a frozen stem its first section runs on the teacher's
     input already."""
-    return tuple(name for name in sections[:1] if objective.freezes and name in objective.branches)
+    shared = objective.freezes and objective.needs_chain
+    return tuple(name for name in sections[:1] if shared and name in objective.branches)
 
 
 def inputs_needed(objective: Objective, sections: Sequence[str]) -> set[str]:
@@ -79,6 +81,7 @@ class Step:
         precision: `fp32`, or `bf16` by autocast.
         compiled: forward and backward through `torch.compile`.
         fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
+        ranks: that share each batch; gradients are averaged over them.
     """
 
     def __init__(
@@ -89,10 +92,13 @@ class Step:
         precision: str = "fp32",
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        prepare(student, objective, sections)
         self.student = student
         self.objective = objective
+        self._sections = sections
+        self._ranks = ranks
+        self.prepare()
         self.precision = precision
         self._in_chain = in_chain(objective, sections)  # run once, not twice
         self._branches = {
@@ -107,6 +113,10 @@ class Step:
         side = len(self._branches) if device.type == "cuda" and not compiled else 0
         self._streams = [torch.cuda.Stream(device) for _ in range(side)]  # type: ignore[no-untyped-call]
         self._compute = compilation.compiled(self.losses, fallback=fallback) if compiled else self.losses
+
+    def prepare(self) -> None:
+        """Puts the student in the state that it is trained in; after an evaluation, say."""
+        prepare(self.student, self.objective, self._sections)
 
     def __enter__(self) -> Self:
         return self
@@ -123,10 +133,12 @@ class Step:
         labels_N: Tensor,
         features: Features | None,
     ) -> dict[str, Tensor]:
-        """One update. Gives the losses by name, detached, on the device."""
+        """One update. Gives the losses by name, detached, on the device: those of this rank's part of the batch."""
         losses = self._compute(images_NCHW, labels_N, features)
         optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
+        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        self._ranks.average(parameter.grad for parameter in trained if parameter.grad is not None)
         optimiser.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -148,7 +160,7 @@ class Step:
             partial(run_section, list(twin), calls[name].input, calls[name].arguments)
             for name, twin in self._branches.items()
         ]
-        logits, outputs = side_by_side(lambda: logits_of(self.student(images_NCHW)), branches, self._streams)
+        logits, outputs = side_by_side(partial(self._chain, images_NCHW), branches, self._streams)
         own = self._own
         ran = dict(zip(self._branches, outputs, strict=True))
         ran |= {name: own[name].output for name in self._in_chain}
@@ -159,3 +171,7 @@ class Step:
             {name: (ran[name], calls[name].output) for name in self.objective.branches},
             {name: (own[name].output, calls[name].output) for name in self.objective.chain},
         )
+
+    def _chain(self, images_NCHW: Tensor) -> Tensor:
+        """The student's own logits; nothing where the objective needs none."""
+        return logits_of(self.student(images_NCHW)) if self.objective.needs_chain else images_NCHW.new_empty(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from litdeploy.data import check_against, open_data
 from litdeploy.errors import BundleError
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
-from litdeploy.runtime import resolve_device, resolve_precision
+from litdeploy.runtime import resolve_precision
+from litdeploy.spec import NetworkSpec
 from litdeploy.trainer.compress import resolve_recipe
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy
+from litdeploy.trainer.parallel import check_recipe, launched
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def train(
 ) -> Trained:
     """Trains a new network and writes `out` (`.safetensors`) and its metrics beside it (`.metrics.jsonl`).
 
+    Several processes of a launcher train it together, as by `compress`.
+
     Without an input shape of its own the network takes the dataset's, and as many classes as there are.
 
     Args:
@@ -57,7 +62,10 @@ def train(
         raise BundleError(f"--out {path}: weights are written as .safetensors; end the name like that.")
     if path.exists() and not overwrite:
         raise BundleError(f"{path}: is there already; it is kept. Choose another --out, or --overwrite it.")
-    where = resolve_device(device)
+    launch = launched()
+    where = launch.device(device)
+    ranks = launch.join(where)
+    check_recipe(resolved, ranks)
     data = open_data(resolved.data, where, resolved.seed)
     made = new(
         network,
@@ -68,9 +76,9 @@ def train(
     )
     check_against(data, made.spec, made.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ranks.on_first(path.parent.mkdir, parents=True, exist_ok=True)
     (phase,) = CrossEntropy.phases(resolved, ())
-    with MetricsLog(path.with_suffix(".metrics.jsonl")) as log:
+    with MetricsLog(path.with_suffix(".metrics.jsonl") if ranks.first else Path(os.devnull)) as log:
         run = Run(
             student=made.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
             teacher=None,
@@ -82,11 +90,17 @@ def train(
             precision=resolve_precision(resolved.precision, where),
             device=where,
             log=log,
-            progress=progress or Progress(),
+            progress=progress if progress is not None and ranks.first else Progress(),
             example=made.example().to(where),
+            ranks=ranks,
         )
         fit(run)
     assert run.validation is not None
-    test = evaluate(run.student, data.test, run.input, "fp32")
-    write_checkpoint(path, run.student.state_dict(), made.spec.with_(classes=data.classes))
+    test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
     return Trained(path, run.validation, test)
+
+
+def _finish(run: Run, path: Path, spec: NetworkSpec) -> Accuracy:
+    test = evaluate(run.student, run.data.test, run.input, "fp32")
+    write_checkpoint(path, run.student.state_dict(), spec)
+    return test

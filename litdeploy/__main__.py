@@ -1,0 +1,5 @@
+"""`python -m litdeploy`, the form that launchers of several processes take."""
+
+from litdeploy.cli import main
+
+main()

@@ -1,0 +1,291 @@
+"""Several devices and machines: one process each, started by a launcher, joined by torch.distributed.
+
+A rank is one of these processes. Every rank runs the same program; they differ in what they train on:
+
+- data-parallel: each takes its part of each batch, so that any number of ranks sees the batches that one sees;
+  gradients are averaged between backward and update.
+- by sections, in a phase whose sections do not depend on one another (β = 0): each trains its own sections on the whole
+  batch. Nothing is exchanged but the trained sections, once an epoch.
+
+Evaluating, writing and telling are the first rank's; the others wait for it. With one rank there is nothing of this:
+torch.distributed is not initialised, and each method gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from litdeploy.errors import DeviceError, LitdeployError, TrainingError
+from litdeploy.recipe import Recipe
+from litdeploy.runtime import resolve_device
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# For one exchange: the first rank evaluates meanwhile. Not how long a dead rank is waited for, whose connections close.
+_TIMEOUT = timedelta(minutes=30)
+
+# (rank, number of ranks, rank on its own machine): torchrun's names, which other launchers took over, and srun's.
+_VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of a run, seen from one of them. What a method exchanges, every rank must exchange in the same order.
+
+    Attributes:
+        rank: 0 is the first.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one evaluates, writes and tells."""
+        return self.rank == 0
+
+    def part(self, whole_N: Tensor) -> Tensor:
+        """This rank's part of what was drawn for a whole batch. Parts are equal: N is divisible by the size."""
+        each = len(whole_N) // self.size
+        return whole_N[self.rank * each : (self.rank + 1) * each]
+
+    def sum(self, tensor: Tensor) -> None:
+        """Makes a contiguous tensor the sum over all ranks, in place."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            with self._together():
+                dist.all_reduce(tensor)
+
+    @torch.no_grad()
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Makes each tensor its mean over all ranks, in place; one exchange for all of a type."""
+        if self.size > 1:
+            for some in _by_type(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in some])
+                self.sum(flat)
+                _spread(flat.div_(self.size), some)
+
+    @torch.no_grad()
+    def copy(self, tensors: Iterable[Tensor], source: int = 0) -> None:
+        """Makes each tensor what it is on the rank `source`, in place; one exchange for all of a type."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for some in _by_type(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in some])
+                with self._together():
+                    dist.broadcast(flat, source)
+                _spread(flat, some)
+
+    def totals(self, numbers: Sequence[float]) -> list[float]:
+        """Each number's sum over all ranks."""
+        found = torch.tensor(numbers, dtype=torch.float64)
+        self.sum(found)
+        return found.tolist()
+
+    def on_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls it on the first rank, for which the others wait. Gives its result on all of them, or its error."""
+        if self.size == 1:
+            return function(*args, **kwargs)
+        import torch.distributed as dist
+
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = function(*args, **kwargs)
+            except LitdeployError as error:
+                answer[1] = error
+        with self._together():
+            dist.broadcast_object_list(answer, 0, device=torch.device("cpu"))
+        if answer[1] is not None:
+            raise answer[1]
+        result: T = answer[0]
+        return result
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """An exchange.
+
+        Raises:
+            TrainingError: another rank is gone. Which one, nobody else can tell where there are more than two.
+        """
+        try:
+            yield
+        except RuntimeError as error:  # torch.distributed's errors are
+            others = [str(rank) for rank in range(self.size) if rank != self.rank]
+            lost = f"rank {others[0]}" if len(others) == 1 else f"one of the ranks {', '.join(others)}"
+            raise TrainingError(
+                f"rank {self.rank}: the connection to {lost} was lost ({str(error).splitlines()[0]}). That process "
+                "ended or its machine is gone; its own output, or the launcher's last lines, say why. To train again: "
+                "the same command with --overwrite."
+            ) from error
+
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started.
+
+    Attributes:
+        rank, size: see `Ranks`.
+        local_rank: which of its machine's ranks it is.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    def device(self, text: str) -> torch.device:
+        """The device of this rank: as `runtime.resolve_device`, but of several CUDA devices each rank takes its own.
+
+        Raises:
+            DeviceError: it is not there.
+        """
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.size == 1 or not count or text not in {"auto", "cuda"}:
+            return resolve_device(text)
+        if self.local_rank >= count:
+            raise DeviceError(
+                f"--device {text}: rank {self.rank} is number {self.local_rank + 1} on its machine, which has {count} "
+                f"CUDA device{'s' * (count > 1)}. Start one process a device (torchrun --nproc-per-node {count}), or "
+                "give --device cuda:0 where the launcher shows each process only its own device, or --device cpu."
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def join(self, device: torch.device) -> Ranks:
+        """Meets the other ranks, once a process; they exchange by gloo, and what is on CUDA by NCCL.
+
+        Raises:
+            TrainingError: they cannot be met.
+        """
+        if self.size == 1:
+            return ALONE
+        import torch.distributed as dist
+
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+            if missing:
+                raise TrainingError(
+                    f"{' and '.join(missing)} not set: where {self.size} processes meet is missing. torchrun sets it; "
+                    'under srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
+                    "MASTER_PORT=29500. For one process alone: export WORLD_SIZE=1"
+                )
+            try:
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                    init_method="env://",
+                    timeout=_TIMEOUT,
+                    rank=self.rank,
+                    world_size=self.size,
+                )
+            except (RuntimeError, ValueError) as error:
+                raise TrainingError(
+                    f"rank {self.rank} of {self.size} could not meet the others at {os.environ['MASTER_ADDR']}:"
+                    f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}). Were all of them started, and can "
+                    "their machines reach that address? Another port: export MASTER_PORT=29501"
+                ) from error
+            atexit.register(dist.destroy_process_group)
+        return Ranks(self.rank, self.size)
+
+
+def launched(variables: Mapping[str, str] = os.environ) -> Launch:
+    """Reads how this process was started from the launcher's variables: torchrun's or, where they are missing, srun's.
+
+    Raises:
+        TrainingError: they are incomplete, or no numbers.
+    """
+    for names in _VARIABLES:
+        size = names[1]
+        if size not in variables:
+            continue
+        if variables[size] == "1":
+            return Launch()
+        try:
+            rank, ranks, local_rank = (int(variables[name]) for name in names)
+        except (KeyError, ValueError):
+            found = ", ".join(f"{name}={variables.get(name, '')}" for name in names)
+            raise TrainingError(
+                f"a launcher says that this is one of several processes, and not which ({found}). Each needs these as "
+                f"whole numbers; for one process alone: export {_VARIABLES[0][1]}=1"
+            ) from None
+        return Launch(rank, ranks, local_rank)
+    return Launch()
+
+
+def check_recipe(recipe: Recipe, ranks: Ranks, keeps_features: bool = False) -> None:
+    """Whether so many ranks can train so.
+
+    Args:
+        keeps_features: the user named a folder for the teacher's features.
+
+    Raises:
+        TrainingError: the batch cannot be shared out, or features are to be kept.
+    """
+    if ranks.size == 1:
+        return
+    each, left = divmod(recipe.batch_size, ranks.size)
+    if left or each < 2:
+        raise TrainingError(
+            f"--batch-size {recipe.batch_size}: it is shared out among {ranks.size} ranks in equal parts of two images "
+            f"or more. Give a multiple of {ranks.size}: --batch-size {ranks.size * max(2, each)}"
+        )
+    if keeps_features or isinstance(recipe.feature_cache, int):
+        raise TrainingError(
+            f"--feature-cache and --feature-cache-dir: features are not kept by {ranks.size} ranks. Leave both out, or "
+            "train in one process."
+        )
+
+
+def divide(costs: Mapping[str, int], ranks: Ranks) -> dict[str, int]:
+    """Shares sections out among ranks: the costliest first, each to the rank with the least to do.
+
+    Args:
+        costs: of each section, in any unit.
+
+    Returns:
+        Section → its rank, in the order of `costs`. Each rank gets one at least.
+
+    Raises:
+        TrainingError: there are fewer sections than ranks.
+    """
+    if len(costs) < ranks.size:
+        raise TrainingError(
+            f"--parallel sections: the student has {len(costs)} sections ({', '.join(costs)}) for {ranks.size} ranks. "
+            f"Start {len(costs)} at the most, or divide the batches: --parallel data"
+        )
+    load = [(0, 0, rank) for rank in range(ranks.size)]  # cost, sections, rank
+    owners: dict[str, int] = {}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        cost, sections, rank = min(load)
+        owners[name] = rank
+        load[rank] = (cost + costs[name], sections + 1, rank)
+    return {name: owners[name] for name in costs}
+
+
+def _by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
+
+
+def _spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Writes to each tensor its piece of the flat one."""
+    for tensor, piece in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(piece.view(tensor.shape))
