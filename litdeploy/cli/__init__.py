@@ -44,8 +44,18 @@ def _options(
 
 def main() -> None:
     """Runs the command line; errors of the user's become a message and an exit code, ours a traceback and 1."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        # Started by torchrun, whose last lines tell each rank's traceback from such a file.
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        record(_main)()
+    else:
+        _main()
+
+
+def _main() -> None:
     try:
-        _run()
+        app(prog_name="litdeploy")
     except LitdeployError as error:
         process = f" (rank {rank})" if (rank := os.environ.get("RANK", "0")) != "0" else ""
         errors.print(
@@ -57,13 +67,3 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
-
-
-def _run() -> None:
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        app(prog_name="litdeploy")
-        return
-    # Under torchrun: what went wrong goes into the file from which its own last lines tell each rank's traceback.
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    record(app)(prog_name="litdeploy")

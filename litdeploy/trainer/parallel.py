@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class Ranks:
             others = [str(rank) for rank in range(self.size) if rank != self.rank]
             lost = f"rank {others[0]}" if len(others) == 1 else f"one of the ranks {', '.join(others)}"
             raise TrainingError(
-                f"rank {self.rank}: the connection to {lost} was lost ({str(error).splitlines()[0]}). That process "
+                f"rank {self.rank}: the connection to {lost} was lost ({_what(error)}). That process "
                 "ended or its machine is gone; its own output, or the launcher's last lines, say why. To train again: "
                 "the same command with --overwrite."
             ) from error
@@ -197,7 +198,7 @@ class Launch:
             except (RuntimeError, ValueError) as error:
                 raise TrainingError(
                     f"rank {self.rank} of {self.size} could not meet the others at {os.environ['MASTER_ADDR']}:"
-                    f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}). Were all of them started, and can "
+                    f"{os.environ['MASTER_PORT']} ({_what(error)}). Were all of them started, and can "
                     "their machines reach that address? Another port: export MASTER_PORT=29501"
                 ) from error
             atexit.register(dist.destroy_process_group)
@@ -276,6 +277,11 @@ def divide(costs: Mapping[str, int], ranks: Ranks) -> dict[str, int]:
         owners[name] = rank
         load[rank] = (cost + costs[name], sections + 1, rank)
     return {name: owners[name] for name in costs}
+
+
+def _what(error: Exception) -> str:
+    """What torch.distributed says: its first sentence, without the place in its source."""
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
 
 
 def _by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:

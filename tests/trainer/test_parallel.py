@@ -72,6 +72,7 @@ def test_sections_on_two_ranks_are_bit_equal_to_one(
     alone = compress(teacher_path, out=tmp_path / "alone", **SECTIONS)
     expected = read_checkpoint(alone.student_path).weights
     found = read_checkpoint(Bundle(two / "sections").student_path).weights
+    assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert alone.read().metrics["student"] == Bundle(two / "sections").read().metrics["student"]
     shared, ours = rows(two / "sections"), rows(alone.path)
@@ -84,8 +85,7 @@ def test_sections_on_two_ranks_are_bit_equal_to_one(
 def test_the_batches_of_two_ranks_are_those_of_one(two: Path, teacher_path: Path, tmp_path: Path) -> None:
     alone = compress(teacher_path, out=tmp_path / "alone", **DATA)
     for row, other in zip(rows(two / "data"), rows(alone.path), strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4), "ten steps an epoch"
-        assert row["kd" if "kd" in row else "loss"] == pytest.approx(other["kd" if "kd" in other else "loss"], rel=1e-4)
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 def rows(bundle: Path) -> list[dict[str, Any]]:
@@ -165,10 +165,7 @@ def free_port() -> int:
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Launch(3, 4, 1)),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, Launch(1, 2, 0)),
         (
-            {
-                **{"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0"},
-                **{"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"},
-            },
+            {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
             Launch(0, 8, 0),
         ),
         ({"WORLD_SIZE": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Launch()),
@@ -180,7 +177,7 @@ def test_how_a_process_was_started(variables: dict[str, str], expected: Launch) 
 
 
 def test_incomplete_variables_are_named() -> None:
-    with pytest.raises(TrainingError, match="RANK=, WORLD_SIZE=2, LOCAL_RANK=.*export WORLD_SIZE=1"):
+    with pytest.raises(TrainingError, match=r"RANK=, WORLD_SIZE=2, LOCAL_RANK=.*export WORLD_SIZE=1"):
         launched({"WORLD_SIZE": "2"})
 
 

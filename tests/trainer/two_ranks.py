@@ -49,7 +49,7 @@ DATA: dict[str, Any] = {
 
 
 def ten_steps(ranks: Ranks) -> dict[str, Tensor]:
-    """The golden test's ten steps, each rank on its part of each batch: `losses` of the whole batches, and the student."""
+    """The golden test's ten steps, each rank on its part of each batch: `losses` of the whole batches, and student."""
     teacher, student = networks()
     keys = list(student.state_dict())
     objective = Lit(Recipe(alpha=ALPHA, beta=BETA, temperature=TAU, section_weight=WEIGHT), NAMES)
