@@ -27,7 +27,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     names. In eval mode, and where no gradients are asked for, it exchanges nothing and is an ordinary one.
 
     torch's own `SyncBatchNorm` works on CUDA only; this one on whatever the ranks exchange. It is composed of plain
-    operations, and slower than a fused batch norm.
+    operations, slower than a fused batch norm, and exchanges in the middle of the step, which is then not compiled.
 
     Args:
         norm: any of `BatchNorm1d`, `2d`, `3d`.
@@ -95,7 +95,6 @@ class _OfAllRanks(torch.autograd.Function):
         return grad_RC[ctx.ranks.rank], None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _of_all_ranks(row_C: Tensor, ranks: Ranks) -> Tensor:
     rows_RC: Tensor = _OfAllRanks.apply(row_C, ranks)  # type: ignore[no-untyped-call]
     return rows_RC

@@ -95,8 +95,7 @@ def fit(run: Run) -> None:
     Raises:
         TrainingError: the loss is no longer a finite number, or a rank was lost.
     """
-    shared = run.ranks.size > 1 and run.recipe.batch_norm == "synchronised"
-    with synchronised(run.student, run.ranks) if shared else nullcontext():
+    with synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext():
         _fit(run)
 
 
@@ -160,6 +159,10 @@ def _attempt(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Cal
     return attempt
 
 
+def _synchronises(run: Run) -> bool:
+    return run.ranks.size > 1 and run.recipe.batch_norm == "synchronised"
+
+
 def _share(run: Run, phase: TrainingPhase) -> Share:
     """What this rank trains of the phase: its part of each batch, or its own sections."""
     objective = phase.objective
@@ -182,7 +185,7 @@ def _gather(run: Run, share: Share) -> None:
     norms that followed each rank's part of the batches get their mean."""
     for name, owner in share.owners.items():
         run.ranks.copy(container(run.student, name).state_dict().values(), owner)
-    if run.recipe.batch_norm == "per-rank":
+    if not _synchronises(run):
         average_statistics(run.student, share.ranks)
 
 
@@ -199,7 +202,7 @@ def _step(run: Run, share: Share) -> Step:
     images = phase.settings.epochs * len(run.data.train) / share.ranks.size
     # Backward takes twice what forward takes.
     flops = 3 * images * forward_flops(run.student, run.example)
-    compiled = compiles_step(run.recipe.compile, flops, run.device)
+    compiled = compiles_step(run.recipe.compile, flops, run.device) and not _synchronises(run)
     tell = fallback(run.recipe.compile, run.progress.note)
     return Step(run.student, phase.objective, share.sections, run.precision, compiled, tell, share.ranks)
 

@@ -236,7 +236,7 @@ def check_recipe(recipe: Recipe, ranks: Ranks, keeps_features: bool = False) -> 
         keeps_features: the user named a folder for the teacher's features.
 
     Raises:
-        TrainingError: the batch cannot be shared out, or features are to be kept.
+        TrainingError: the batch cannot be shared out, or features are to be kept, or a step to be compiled that cannot.
     """
     if ranks.size == 1:
         return
@@ -250,6 +250,11 @@ def check_recipe(recipe: Recipe, ranks: Ranks, keeps_features: bool = False) -> 
         raise TrainingError(
             f"--feature-cache and --feature-cache-dir: features are not kept by {ranks.size} ranks. Leave both out, or "
             "train in one process."
+        )
+    if recipe.compile == "on" and recipe.batch_norm == "synchronised":
+        raise TrainingError(
+            "--compile on: a step whose batch norms are synchronised is not compiled. Leave it out, or give "
+            "--batch-norm per-rank"
         )
 
 

@@ -14,6 +14,7 @@ from litdeploy.spec import InputSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.objectives import CrossEntropy, Lit, Objective
+from litdeploy.trainer.parallel import ALONE, Ranks
 from litdeploy.trainer.step import Step, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Features, Teacher
 
@@ -114,6 +115,44 @@ def test_an_epoch_is_these_steps() -> None:
     assert len(found) == 2 * 2  # of ten images two are left over
     assert found == expected
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), other.parameters(), strict=True))
+
+
+class Seeing(Step):
+    """A step that keeps the images it was given, and trains nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(network(), CrossEntropy(), NAMES)
+        self.seen: list[Tensor] = []
+
+    def __call__(
+        self, optimiser: torch.optim.Optimizer, images_NCHW: Tensor, labels_N: Tensor, features: Features | None
+    ) -> dict[str, Tensor]:
+        self.seen.append(images_NCHW)
+        return {}
+
+
+def seen_by(ranks: Ranks, sampling: bool = False) -> list[Tensor]:
+    step, split = Seeing(), Held(CPU)
+    optimiser = torch.optim.SGD(step.student.parameters())
+    passes = Epochs(step, None, None, optimiser, SPEC, RECIPE, seeded(), seeded(), False, ranks)
+    for _ in range(2):
+        list(passes.run(split))
+        if sampling:
+            step.seen.append(torch.cat(list(passes.samples(split, 1))))
+    return step.seen
+
+
+def test_two_ranks_see_the_parts_of_what_one_sees() -> None:
+    for whole, *parts in zip(seen_by(ALONE), seen_by(Ranks(0, 2)), seen_by(Ranks(1, 2)), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_samples_are_the_same_each_time_and_change_no_step() -> None:
+    first, second, sample, third, fourth, again = seen_by(ALONE, sampling=True)
+    assert torch.equal(sample, again)
+    assert len(sample) == RECIPE.batch_size
+    for mine, other in zip((first, second, third, fourth), seen_by(ALONE), strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_without_a_teacher() -> None:

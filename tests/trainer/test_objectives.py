@@ -12,6 +12,7 @@ from litdeploy.trainer.objectives import (
     Distillation,
     Hint,
     Lit,
+    LitSections,
     Outputs,
 )
 
@@ -28,6 +29,19 @@ def test_lit_weighs_its_parts() -> None:
     assert found["section/layer1"] == 1
     assert found["section/layer2"] == 9
     torch.testing.assert_close(found["loss"], 0.25 * found["kd"] + 0.75 * 2 * 10)
+
+
+def test_with_beta_0_lit_is_its_sections_alone() -> None:
+    branches = {"layer1": (torch.ones(2, 3), torch.zeros(2, 3)), "layer2": (torch.full((4,), 3.0), torch.zeros(4))}
+    recipe = Recipe(beta=0.0, section_weight=2.0)
+    phases = Lit.phases(recipe, tuple(branches))
+    sections = phases[0].objective
+    assert isinstance(sections, LitSections)
+    with_chain = Lit(recipe, tuple(branches)).losses(Outputs(LOGITS, LABELS, TEACHER, branches))
+    found = sections.losses(Outputs(torch.empty(0), LABELS, TEACHER, branches))
+    assert found == {name: loss for name, loss in with_chain.items() if name != "kd"}
+    assert sections.only(["layer2"]).branches == ("layer2",)
+    assert phases[1].objective.needs_chain
 
 
 def test_a_hint_compares_one_section_through_a_regressor_where_widths_differ() -> None:

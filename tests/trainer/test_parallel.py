@@ -20,10 +20,10 @@ from litdeploy.checkpoint import read_checkpoint
 from litdeploy.errors import SettingsError, TrainingError
 from litdeploy.pipeline import deploy
 from litdeploy.recipe import Recipe
-from litdeploy.trainer import compress
+from litdeploy.trainer import compress, train
 from litdeploy.trainer.parallel import ALONE, Launch, Ranks, check_recipe, divide, launched
 from tests.trainer.test_golden import networks, transcription
-from tests.trainer.two_ranks import DATA, SECTIONS, ten_steps
+from tests.trainer.two_ranks import DATA, NEW, SECTIONS, ten_steps
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -88,8 +88,15 @@ def test_the_batches_of_two_ranks_are_those_of_one(two: Path, teacher_path: Path
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-def rows(bundle: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (bundle / "metrics.jsonl").read_text().splitlines()]
+def test_two_ranks_train_a_network_as_one_does(two: Path, tmp_path: Path) -> None:
+    alone = train("resnet8,width=4", out=tmp_path / "new.safetensors", epochs=1, **NEW)
+    (row,), (other,) = (rows(path, "new.metrics.jsonl") for path in (two, tmp_path))
+    assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    assert read_checkpoint(two / "new.safetensors").weights.keys() == read_checkpoint(alone.path).weights.keys()
+
+
+def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_an_error_of_the_first_rank_is_the_error_of_all(two: Path) -> None:
@@ -194,6 +201,7 @@ def test_where_to_meet_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
         (Recipe(batch_size=2), False, "--batch-size 4"),
         (Recipe(batch_size=8, feature_cache=4), False, "not kept by 2 ranks"),
         (Recipe(batch_size=8), True, "--feature-cache-dir"),
+        (Recipe(batch_size=8, compile="on", batch_norm="synchronised"), False, "--batch-norm per-rank"),
     ],
 )
 def test_what_two_ranks_cannot_train(recipe: Recipe, folder: bool, message: str) -> None:

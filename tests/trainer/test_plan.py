@@ -11,7 +11,7 @@ from litdeploy.errors import CompilationError, TrainingError
 from litdeploy.networks.resnet import resnet
 from litdeploy.trainer import plan
 from litdeploy.trainer.cache import Layout
-from litdeploy.trainer.plan import compiles_step, compiles_teacher, fallback, forward_flops, plan_cache
+from litdeploy.trainer.plan import compiles_step, compiles_teacher, fallback, forward_flops, plan_cache, section_flops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LAYOUT = Layout({"layer1.output": (16, 32, 32)}, {}, 10)
@@ -29,6 +29,15 @@ def test_forward_flops_leaves_the_module_as_it_is() -> None:
     assert forward_flops(module, torch.randn(2, 3, 8, 8)) > 0
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_section_flops_are_those_of_the_parts() -> None:
+    module, example = resnet(14, width=4), torch.randn(2, 3, 8, 8)
+    found = section_flops(module, ("layer1", "layer2", "layer3"), example)
+    around = 2 * 4 * 3 * 3 * 3 * 64 + 2 * 16 * 10  # stem and head
+    assert sum(found.values()) + around == forward_flops(module, example)
+    assert found["layer1"] == 4 * 2 * 4 * 4 * 3 * 3 * 64
+    assert list(found) == ["layer1", "layer2", "layer3"]
 
 
 @pytest.mark.parametrize("decide", [compiles_teacher, compiles_step])
@@ -97,6 +106,12 @@ def test_plan_cache(
     found = plan_cache(setting, LAYOUT, 1000, epochs, device, tmp_path / "features", keep)
     assert (found.views, found.mapped) == (views, mapped)
     assert re.search(why, found.why)
+
+
+def test_several_ranks_keep_no_features(room: Any, tmp_path: Path) -> None:
+    room(9, 9)
+    found = plan_cache("auto", LAYOUT, 1000, 100, CPU, tmp_path, False, ranks=2)
+    assert (found.views, found.why) == (0, "feature cache: none; it is not kept by several ranks, and there are 2")
 
 
 def test_what_was_asked_for_and_does_not_fit_is_an_error(room: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.student import make_student
 from litdeploy.recipe import Recipe
-from litdeploy.trainer.objectives import CrossEntropy, Distillation, Hint, Lit, Objective
+from litdeploy.trainer.objectives import CrossEntropy, Distillation, Hint, Lit, LitSections, Objective
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 
@@ -68,6 +68,36 @@ def test_no_section_runs_twice_on_the_same_input(module: nn.Module, teacher: Tea
         alone[name] = counted.get_total_flops()
     # The chain, and a branch for each section but the first.
     assert whole.get_total_flops() == alone[""] + alone["layer2"] + alone["layer3"]
+
+
+def test_sections_alone_run_no_chain(module: nn.Module, teacher: Teacher) -> None:
+    student = make_student(module, PLAN)
+    features = teacher(IMAGES)
+    with (
+        Step(student, LitSections(Recipe(beta=0.0), NAMES), NAMES) as step,
+        FlopCounterMode(display=False) as whole,
+    ):
+        found = step.outputs(IMAGES, LABELS, features)
+    with FlopCounterMode(display=False) as sections:
+        for name in NAMES:
+            student.get_submodule(name)(features.calls[name].input)
+    assert whole.get_total_flops() == sections.get_total_flops()
+    assert tuple(found.branches) == NAMES
+    assert found.logits.numel() == 0
+
+
+def test_divided_sections_come_out_the_same(module: nn.Module, teacher: Teacher) -> None:
+    def trained(*parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        student = make_student(module, PLAN)
+        for names in parts:
+            with Step(student, LitSections(Recipe(beta=0.0), names), names) as step:
+                optimiser = sgd(student)
+                for _ in range(3):
+                    step(optimiser, IMAGES, LABELS, teacher(IMAGES))
+        return student.state_dict()
+
+    together, divided = trained(NAMES), trained(("layer2",), ("layer1", "layer3"))
+    assert all(torch.equal(value, divided[name]) for name, value in together.items())
 
 
 def test_running_statistics_are_those_of_the_students_own_chain(module: nn.Module, teacher: Teacher) -> None:

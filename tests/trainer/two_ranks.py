@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from litdeploy.bundle import Bundle
 from litdeploy.errors import BundleError
 from litdeploy.recipe import Recipe
-from litdeploy.trainer import Progress, compress
+from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.batchnorm import average_statistics, synchronised
 from litdeploy.trainer.objectives import Lit
 from litdeploy.trainer.parallel import Ranks, launched
@@ -40,6 +40,7 @@ SECTIONS: dict[str, Any] = {
     "main": {"epochs": 2, "learning_rate": 0.05},
     "finetune": {"epochs": 0, "learning_rate": 0.01},
 }
+NEW: dict[str, Any] = {"recipe": "digits-resnet-teacher", "device": "cpu", "batch_norm": "synchronised"}
 DATA: dict[str, Any] = {
     **DIGITS,
     "batch_norm": "synchronised",
@@ -128,6 +129,8 @@ def main(teacher: str, out: Path) -> None:
     assert ("feature cache: none; it is not kept by several ranks, and there are 2" in told.notes) is ranks.first
     bundle: Bundle = compress(teacher, out=out / "data", **DATA)
     assert bundle.read_complete().run.ranks == 2  # written before any rank goes on
+    train("resnet8,width=4", out=out / "new.safetensors", epochs=1, **NEW)
+    assert (out / "new.safetensors").is_file()
     try:
         compress(teacher, out=out / "data", **DATA)
     except BundleError:
