@@ -162,7 +162,9 @@ def _fault(model: type[Settings], detail: dict[str, Any], source: str, root: yam
         return f"{where}: '{dotted}' is missing."
     message = detail["msg"].removeprefix("Value error, ")
     at = f"{dotted}: " if dotted else ""
-    return f"{where}: {at}{message[0].lower() + message[1:]} (found {detail['input']!r})."
+    # A fault of several keys together names them itself.
+    found = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
+    return f"{where}: {at}{message[0].lower() + message[1:]}{found}."
 
 
 def _fields_at(model: type[BaseModel], keys: tuple[str | int, ...]) -> list[str]:

@@ -82,7 +82,6 @@ def compress(
     where = launch.device(device)
     ranks = launch.join(where)
     progress = progress if progress is not None and ranks.first else Progress()
-    check_recipe(resolved, ranks, feature_cache_dir is not None)
     if tensorboard:
         check_tensorboard()
     loaded, record = load_teacher(teacher, resolved, network)
@@ -90,6 +89,8 @@ def compress(
         raise StudentError(f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted.")
     sections = find_sections(loaded.module, loaded.example())
     plan = plan_of(loaded, sections, resolved)
+    names = [section.name for section in sections if section.name in plan]
+    check_recipe(resolved, ranks, names, feature_cache_dir is not None)
     data = open_data(resolved.data, where, resolved.seed)
     check_against(data, loaded.spec, loaded.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
@@ -98,7 +99,6 @@ def compress(
     ranks.on_first(bundle.claim, overwrite)
     if record is None:
         record = ranks.on_first(keep_teacher, bundle, loaded)
-    names = [section.name for section in sections if section.name in plan]
     metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
     log = MetricsLog(metrics, bundle.path / "tensorboard" if tensorboard and ranks.first else None)
     with log, _own_folder(bundle) as folder:

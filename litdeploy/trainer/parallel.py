@@ -229,14 +229,16 @@ def launched(variables: Mapping[str, str] = os.environ) -> Launch:
     return Launch()
 
 
-def check_recipe(recipe: Recipe, ranks: Ranks, keeps_features: bool = False) -> None:
+def check_recipe(recipe: Recipe, ranks: Ranks, sections: Sequence[str] = (), keeps_features: bool = False) -> None:
     """Whether so many ranks can train so.
 
     Args:
+        sections: names of the student's.
         keeps_features: the user named a folder for the teacher's features.
 
     Raises:
-        TrainingError: the batch cannot be shared out, or features are to be kept, or a step to be compiled that cannot.
+        TrainingError: batch or sections cannot be shared out, features are to be kept, or a step is to be compiled that
+            cannot be.
     """
     if ranks.size == 1:
         return
@@ -245,6 +247,11 @@ def check_recipe(recipe: Recipe, ranks: Ranks, keeps_features: bool = False) -> 
         raise TrainingError(
             f"--batch-size {recipe.batch_size}: it is shared out among {ranks.size} ranks in equal parts of two images "
             f"or more. Give a multiple of {ranks.size}: --batch-size {ranks.size * max(2, each)}"
+        )
+    if recipe.parallel == "sections" and len(sections) < ranks.size:
+        raise TrainingError(
+            f"--parallel sections: the student has {len(sections)} ({', '.join(sections)}) for {ranks.size} ranks. "
+            f"Start {len(sections)} at the most, or divide the batches: --parallel data"
         )
     if keeps_features or isinstance(recipe.feature_cache, int):
         raise TrainingError(
@@ -265,16 +272,8 @@ def divide(costs: Mapping[str, int], ranks: Ranks) -> dict[str, int]:
         costs: of each section, in any unit.
 
     Returns:
-        Section → its rank, in the order of `costs`. Each rank gets one at least.
-
-    Raises:
-        TrainingError: there are fewer sections than ranks.
+        Section → its rank, in the order of `costs`. Each rank gets one at least, if there are as many.
     """
-    if len(costs) < ranks.size:
-        raise TrainingError(
-            f"--parallel sections: the student has {len(costs)} sections ({', '.join(costs)}) for {ranks.size} ranks. "
-            f"Start {len(costs)} at the most, or divide the batches: --parallel data"
-        )
     load = [(0, 0, rank) for rank in range(ranks.size)]  # cost, sections, rank
     owners: dict[str, int] = {}
     for name in sorted(costs, key=lambda name: -costs[name]):
