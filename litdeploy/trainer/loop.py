@@ -123,7 +123,8 @@ def _fit(run: Run) -> None:
                     losses = None  # told outside: as long as it is handled, the exception holds the step's memory
                 if losses is None:
                     del passes, optimiser, schedule
-                    raise out_of_memory(run.recipe.batch_size, _attempt(run, share, step, teacher), run.device)
+                    attempt = None if _synchronises(run) else _attempt(run, share, step, teacher)
+                    raise out_of_memory(run.recipe.batch_size, attempt, run.device)
                 seconds = time.perf_counter() - started
                 _check_finite(losses, phase, run)
                 _gather(run, share)

@@ -12,16 +12,21 @@ from litdeploy.errors import TrainingError
 _USABLE = 0.9
 
 
-def out_of_memory(tried: int, attempt: Callable[[int], None], device: torch.device) -> TrainingError:
+def out_of_memory(tried: int, attempt: Callable[[int], None] | None, device: torch.device) -> TrainingError:
     """The error for a batch that did not fit, with the estimate of one that does.
 
     To be called when nothing holds on to the failed step any more: its exception does, as long as it is handled.
 
     Args:
         tried: images.
-        attempt: forward and backward of so many images.
+        attempt: forward and backward of so many images; None where they cannot be tried by one rank alone.
         device: a CUDA device.
     """
+    if attempt is None:
+        return TrainingError(
+            f"out of memory on {device} with a batch of {tried} images. Give a smaller one: --batch-size "
+            f"{max(2, tried // 2)}"
+        )
     peaks = {}
     for images in sorted({max(1, tried // 16), max(2, tried // 8)}):
         torch.cuda.empty_cache()

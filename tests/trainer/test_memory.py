@@ -7,7 +7,7 @@ import torch
 
 from litdeploy.errors import TrainingError
 from litdeploy.trainer import compress
-from litdeploy.trainer.memory import largest_batch
+from litdeploy.trainer.memory import largest_batch, out_of_memory
 
 
 def test_the_batch_that_fits_follows_from_two_that_did() -> None:
@@ -33,3 +33,8 @@ def test_out_of_memory_names_a_batch_that_then_fits(teacher_path: Path, tmp_path
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert 1 <= int(str(told.value).split()[-1]) < 1024
+
+
+def test_without_a_trial_half_the_batch_is_proposed() -> None:
+    told = out_of_memory(64, None, torch.device("cuda", 0))
+    assert str(told) == "out of memory on cuda:0 with a batch of 64 images. Give a smaller one: --batch-size 32"
