@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,22 +12,48 @@ from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Artefact
+    from litdeploy.target import Precision
 
 
 def command(
     bundle: o.BundlePath = o.DEFAULT_BUNDLE,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write student.onnx, held against PyTorch.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: student.onnx, student.fp16.onnx, …")] = False,
+    aoti: Annotated[
+        bool, typer.Option("--aoti", help="Write an AOTInductor package (student.pt2) for the device at hand.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, int8, or several of them.", metavar="NAME,…")
+    ] = "fp32",
+    io_precision: Annotated[str, typer.Option(help="Of images and logits: fp32, fp16 or bf16.")] = "fp32",
+    embed_preprocessing: Annotated[
+        bool, typer.Option("--embed-preprocessing", help="Take pixels, uint8 (N, H, W, C), and normalise them inside.")
+    ] = False,
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images on which fp16, bf16 and int8 measure activations.", min=1)
+    ] = 512,
     target: o.TargetName = None,
     data: o.Data = None,
     network: o.Network = None,
     json: o.Json = False,
 ) -> None:
-    """Export the student, and prove that the file computes what it computes."""
-    if not onnx:
-        raise SettingsError("say what to export: --onnx")
+    """Export the student, and prove that each file computes what it computes."""
+    if not onnx and not aoti:
+        raise SettingsError("say what to export: --onnx, --aoti")
     from litdeploy.exporter import export
 
-    manifest = export(bundle, onnx=onnx, target=target, data=data, network=network)
+    manifest = export(
+        bundle,
+        onnx=onnx,
+        aoti=aoti,
+        # Words that are none are refused by `export`.
+        precisions=cast("list[Precision]", [word.strip() for word in precision.split(",")]),
+        io_precision=cast("Precision", io_precision),
+        embed_preprocessing=embed_preprocessing,
+        calibration_images=calibration_images,
+        target=target,
+        data=data,
+        network=network,
+    )
     if json:
         print_json({kind: artefact.model_dump(mode="json") for kind, artefact in manifest.artefacts.items()})
         return
@@ -37,12 +63,24 @@ def command(
 
 
 def show(artefact: Artefact) -> None:
-    """Prints an exported file and how it was held against PyTorch."""
+    """Prints an exported file, what became of its precision, and how it was held against PyTorch."""
     from litdeploy.exporter import Parity
 
     details = artefact.details
-    output.print(
-        f"{artefact.path}   opset {details['opset']}   {artefact.precision}   {details['bytes']:,} bytes",
-        highlight=False,
-    )
+    opset = f"opset {details['opset']}   " if "opset" in details else ""
+    output.print(f"{artefact.path}   {opset}{artefact.precision}   {details['bytes']:,} bytes", highlight=False)
+    if "largest_activation" in details:
+        largest, kept = details["largest_activation"], details["kept_in_fp32"]
+        output.print(
+            f"  largest activation {largest['value']:.4g} (in {largest['layer'] or 'the network itself'}); "
+            f"kept in fp32: {', '.join(name or 'the network itself' for name in kept) or 'nothing'}",
+            highlight=False,
+        )
+    if "latency" in details:
+        fp32_ms, int8_ms = details["latency"]["fp32_ms"], details["latency"]["int8_ms"]
+        output.print(
+            f"  a call of batch {details['latency']['batch_size']}: {int8_ms:.2f} ms, in fp32 {fp32_ms:.2f} ms"
+            + ("  ← int8 is slower than fp32 here" if int8_ms > fp32_ms else ""),
+            highlight=False,
+        )
     output.print(Parity.model_validate(details["parity"]).told(), highlight=False)

@@ -2,7 +2,8 @@
 
 from litdeploy.exporter.evaluate import evaluate
 from litdeploy.exporter.exporter import export
+from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.verify import BatchParity, Parity, verify
+from litdeploy.exporter.verify import BatchParity, Parity, TaskAccuracy, verify
 
-__all__ = ["BatchParity", "Parity", "evaluate", "export", "export_onnx", "verify"]
+__all__ = ["FORMS", "BatchParity", "Parity", "TaskAccuracy", "evaluate", "export", "export_onnx", "verify"]

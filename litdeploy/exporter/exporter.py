@@ -1,146 +1,232 @@
-"""The verb `export`: from a bundle to a verified artefact in it."""
+"""The verb `export`: from a bundle to verified artefacts in it."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from litdeploy.bundle import Artefact, Bundle, Manifest, remove, sha256_of, write_whole
-from litdeploy.data import check_against, normalise, open_data
+from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest, sha256_of
+from litdeploy.data import Data, check_against, normalise, open_data
 from litdeploy.errors import DataError, ParityError, SettingsError
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
+from litdeploy.exporter.staging import keep, reject, staged, write_sidecar
 from litdeploy.exporter.verify import Parity, verify
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
-from litdeploy.target import Target
+from litdeploy.target import Precision, Target
 
-_BATCH_SIZES = (1, 8)
-_LEAST_IMAGES = 64
+# That an artefact is held against the student on, besides what its largest batch takes.
+_LEAST_IMAGES = 1024
+_IO_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def export(
     bundle: Bundle | str | Path = "deploy",
     *,
     onnx: bool = True,
+    aoti: bool = False,
+    precisions: Sequence[Precision] = ("fp32",),
+    io_precision: Precision = "fp32",
+    embed_preprocessing: bool = False,
+    calibration_images: int = 512,
     target: Target | str | None = None,
     data: DataSettings | str | None = None,
     network: NetworkName | None = None,
 ) -> Manifest:
-    """Exports a bundle's student to `export/student.onnx`, once it computes on test images what PyTorch computes.
+    """Exports a bundle's student in each form and precision, once each computes on test images what PyTorch computes.
 
-    Beyond the target's tolerance the file is kept as `student.onnx.rejected`, and an artefact of before stays.
+    The files are `export/student.onnx`, `student.fp16.onnx`, `student.pt2`, …, each with a sidecar. Beyond the
+    target's tolerance a file is kept as `student.onnx.rejected`, and an artefact of before stays.
 
     Args:
         bundle: a bundle, or its folder.
-        onnx: whether to write ONNX, the one form that there is.
+        onnx: whether to write ONNX.
+        aoti: whether to write AOTInductor packages, for this kind of processor or the GPU at hand.
+        precisions: of weights and arithmetic.
+        io_precision: of images and logits.
+        embed_preprocessing: whether the files take pixels, uint8 (N, H, W, C), and normalise them themselves.
+        calibration_images: training images on which magnitudes (fp16, bf16) and ranges (int8) are measured.
         target: where the student will run, or that target's name or path; None: `cuda` where CUDA is, else `cpu`.
         data: the dataset, or its source, whose test images are compared; None: the one that the student learned on.
         network: needed where the student's network is code of the user's.
 
     Returns:
-        The manifest, with the artefact under `onnx`.
+        The manifest, with the artefacts under `onnx`, `onnx-fp16`, `aoti`, ….
 
     Raises:
-        BundleError: no whole bundle.
+        BundleError: no whole bundle, or no space left.
         NetworkError: the network cannot be exported, or is the user's code and was not named.
-        SettingsError: no such target, an operator set that cannot be had, or nothing to export.
-        DeviceError, RunnerError: the target's device is not there, or onnxruntime does not run on it.
-        DataError: the images are not to be had, or are none for this network.
-        ParityError: the artefact is further from PyTorch than the target's tolerance allows (exit code 3).
+        SettingsError: no such target, a precision that it lacks, an operator set that cannot be had, or nothing to
+            export.
+        DeviceError, RunnerError: the target's device is not there, or a backend does not run on it.
+        DataError: the images are not to be had, are none for this network, or too few.
+        ParityError: an artefact is further from PyTorch than the target's tolerance allows (exit code 3).
     """
-    if not onnx:
-        raise SettingsError("nothing to export: ONNX is the one form that there is. Leave onnx=False out.")
+    forms = [name for name, wanted in (("onnx", onnx), ("aoti", aoti)) if wanted]
+    if not forms:
+        raise SettingsError("nothing to export: say onnx=True or aoti=True.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     manifest = bundle.read_complete()
     chosen = resolve_target(target)
+    _check_precisions(forms, precisions, io_precision, chosen, target)
     device = resolve_device(chosen.device)
+    if aoti:
+        _check_gpu(chosen, device)
     student = load(bundle.student_path, network=network)
-    batch_sizes = sorted({*_BATCH_SIZES, max(chosen.batch_sizes)})
-    images_NCHW = _images(manifest, data, student, device, max(batch_sizes))
-
-    path = bundle.export_path / "student.onnx"
-    with write_whole(path) as candidate:
-        details = export_onnx(student, candidate, chosen.opset)
-        parity = _parity(student, candidate, device, images_NCHW, batch_sizes, chosen)
-        artefact = Artefact(
-            path=path.relative_to(bundle.path).as_posix(),
-            sha256=sha256_of(candidate),
-            precision="fp32",
-            versions=_versions(),
-            details={**details, "parity": parity.model_dump(mode="json")},
-        )
-        if not parity.within:
-            raise _rejected(path, candidate, artefact, parity)
-    _write_sidecar(path, artefact)
-    for leftover in _rejects(path):
-        remove(leftover)
-    return bundle.add_artefact("onnx", artefact)
+    opened = open_test_data(manifest, data, student, device)
+    evidence = Evidence.of(opened, student, max(_LEAST_IMAGES, chosen.batch_sizes[-1]))
+    options = Options(io_precision, embed_preprocessing, calibration_images)
+    calibration = Calibration(opened, student, calibration_images)
+    for form in forms:
+        for precision in dict.fromkeys(precisions):
+            command = _command(bundle, form, precision, options, target)
+            job = Job(student, precision, chosen, device, options, calibration, command)
+            manifest = _export_one(bundle, form, job, evidence)
+    return manifest
 
 
-def _images(
-    manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device, largest: int
-) -> Tensor:
-    """The first test images, normalised: (N, C, H, W), as many as the largest batch and at least a few dozen."""
+@dataclass(frozen=True)
+class Evidence:
+    """Test images that an artefact is held against the student on: normalised (N, C, H, W), and labels (N)."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+    @classmethod
+    def of(cls, data: Data, network: Network, count: int) -> Evidence:
+        """That many images of the test split, evenly spaced over it; all, where it has fewer.
+
+        Raises:
+            DataError: it is empty.
+        """
+        total = len(data.test)
+        if not total:
+            raise DataError(f"{data.source}: its test split is empty; give --data a dataset with test images.")
+        count = min(count, total)
+        rows = torch.arange(count) * total // count
+        [picked] = data.test.pick([rows])
+        return cls(normalise(picked.images(), network.spec.input), picked.labels_N)
+
+
+def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
+    """The dataset that the student learned on, or another, held against the student.
+
+    Raises:
+        DataError: it is not to be had, or is none for this network.
+    """
     if data is None:
         settings = manifest.recipe.data
     else:
         settings = DataSettings(source=data) if isinstance(data, str) else data
     opened = open_data(settings, device, manifest.recipe.seed)
     check_against(opened, student.spec, student.class_count())
-    for images_NCHW, _ in opened.test.batches(max(largest, _LEAST_IMAGES)):
-        return normalise(images_NCHW, student.spec.input)
-    raise DataError(f"{settings.source}: its test split is empty; give --data a dataset with test images.")
+    return opened
 
 
-def _parity(
-    student: Network,
-    onnx_path: Path,
-    device: torch.device,
-    images_NCHW: Tensor,
-    batch_sizes: list[int],
+def _check_precisions(
+    forms: Sequence[str],
+    precisions: Sequence[str],
+    io_precision: str,
     target: Target,
-) -> Parity:
+    named: Target | str | None,
+) -> None:
+    if not precisions:
+        raise SettingsError("nothing to export: no precision was given. Write --precision fp32.")
+    for precision in precisions:
+        if precision not in FORMS["onnx"].precisions:
+            raise SettingsError(
+                f"--precision {precision}: no such precision. Write one or more of "
+                f"{', '.join(FORMS['onnx'].precisions)}, as in --precision fp32,fp16."
+            )
+        if precision not in target.precisions:
+            gpu = f" (compute capability {target.compute_capability})" if target.compute_capability else ""
+            raise SettingsError(
+                f"--precision {precision}: the target{f' {named}' if isinstance(named, str) else ''}{gpu} lacks it. "
+                f"It has {', '.join(target.precisions)}."
+            )
+        for form in forms:
+            if precision not in FORMS[form].precisions:
+                raise SettingsError(
+                    f"--{form} has no {precision}; it has {', '.join(FORMS[form].precisions)}. Export {precision} "
+                    f"apart: litdeploy export --onnx --precision {precision}"
+                )
+    if io_precision not in _IO_PRECISIONS:
+        raise SettingsError(f"--io-precision {io_precision}: images and logits are {', '.join(_IO_PRECISIONS)}.")
+
+
+def _check_gpu(target: Target, device: torch.device) -> None:
+    """A package is compiled for the GPU at hand.
+
+    Raises:
+        SettingsError: it is not the target's.
+    """
+    if target.compute_capability is None or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if target.compute_capability != f"{major}.{minor}":
+        raise SettingsError(
+            f"--aoti compiles for the GPU at hand, {torch.cuda.get_device_name(device)} (compute capability "
+            f"{major}.{minor}), and the target has {target.compute_capability}. Run it on such a GPU, or export --onnx."
+        )
+
+
+def _export_one(bundle: Bundle, form_name: str, job: Job, evidence: Evidence) -> Manifest:
+    """Writes, verifies and enters one file."""
+    form = FORMS[form_name]
+    path = bundle.export_path / file_of(form_name, job.precision)
+    with staged(path) as candidate:
+        details = {**form.write(job, candidate), "command": job.command}
+        artefact = Artefact(
+            path=path.relative_to(bundle.path).as_posix(),
+            sha256=sha256_of(candidate),
+            precision=job.precision,
+            versions=form.versions(),
+            details=details,
+        )
+        write_sidecar(candidate, artefact)
+        parity = _parity(job, form, candidate, evidence)
+        details["parity"] = parity.model_dump(mode="json")
+        artefact = artefact.model_copy(update={"details": details})
+        if not parity.within:
+            raise beyond_tolerance(path, reject(candidate, path, artefact), parity)
+        keep(candidate, path, artefact)
+    return bundle.add_artefact(kind_of(form_name, job.precision), artefact)
+
+
+def _parity(job: Job, form: Form, path: Path, evidence: Evidence) -> Parity:
     with (
-        open_runner("eager", network=student, device=device) as reference,
-        open_runner("onnxruntime", onnx_path=onnx_path, device=device) as candidate,
+        open_runner("eager", network=job.network, device=job.device) as reference,
+        form.open(path, job.device, job.target) as candidate,
     ):
-        return verify(reference, candidate, images_NCHW, batch_sizes, target.tolerance)
+        tolerance = getattr(job.target.tolerance, job.precision)
+        sizes = sorted(set(job.target.batch_profile))
+        return verify(reference, candidate, evidence.images_NCHW, sizes, tolerance, evidence.labels_N)
 
 
-def _rejected(path: Path, candidate: Path, artefact: Artefact, parity: Parity) -> ParityError:
-    """Keeps the file that failed, under a name that nothing takes for an artefact, and gives the error."""
-    kept, _ = _rejects(path)
-    candidate.replace(kept)
-    _write_sidecar(kept, artefact.model_copy(update={"path": f"{path.parent.name}/{kept.name}"}))
+def beyond_tolerance(path: Path, kept: Path, parity: Parity) -> ParityError:
+    """The error of an artefact that does not compute what the student computes."""
     return ParityError(
         f"{path.name} does not compute what the student computes:\n{parity.told()}\n"
-        f"The file is kept as {kept}. Find out which layer differs, or, where the difference does not matter to you, "
-        "raise `tolerance` in a target of your own: litdeploy export --target my-target.yaml"
+        f"The file is kept as {kept}. Find out which layer differs: litdeploy verify {path.parent.parent} --bisect. "
+        "Where the difference does not matter to you, raise `tolerance` in a target of your own: litdeploy export "
+        "--target my-target.yaml"
     )
 
 
-def _rejects(path: Path) -> tuple[Path, Path]:
-    """Where a rejected file is kept, and its sidecar."""
-    kept = path.with_name(f"{path.name}.rejected")
-    return kept, _sidecar(kept)
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _write_sidecar(path: Path, artefact: Artefact) -> None:
-    with write_whole(_sidecar(path)) as temporary:
-        temporary.write_text(artefact.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    import onnx
-    import onnxruntime
-    import onnxscript
-
-    libraries = {"torch": torch, "onnx": onnx, "onnxruntime": onnxruntime, "onnxscript": onnxscript}
-    return {name: str(library.__version__) for name, library in libraries.items()}
+def _command(bundle: Bundle, form: str, precision: str, options: Options, target: Target | str | None) -> str:
+    """What to type for one artefact; a target that was made in Python has no name to be typed."""
+    words = ["litdeploy", "export", *([] if bundle.path == DEFAULT_PATH else [str(bundle.path)]), f"--{form}"]
+    words += ["--precision", precision]
+    if options.io_precision != "fp32":
+        words += ["--io-precision", options.io_precision]
+    if options.embed_preprocessing:
+        words += ["--embed-preprocessing"]
+    if isinstance(target, str):
+        words += ["--target", target]
+    return shlex.join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import logging
@@ -12,39 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from litdeploy import __version__
 from litdeploy.bundle import write_whole
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
-from litdeploy.networks import Network, logits_of
+from litdeploy.exporter.ends import Ends
+from litdeploy.exporter.precision import Conversion
+from litdeploy.networks import Network
+from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.spec import NetworkSpec
+from litdeploy.target import Precision
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 # Of a protobuf message, hence of an ONNX file without a second one beside it.
 _MOST_BYTES = 2**31 - 2**20
+# The first in which convolutions take bfloat16.
+_BF16_OPSET = 22
 
 
-class _Logits(nn.Module):
-    """A network that gives an output object or a tuple, as one that gives its logits."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.module(images))
-
-
-def export_onnx(network: Network, path: Path, opset: int | None) -> dict[str, Any]:
+def export_onnx(
+    network: Network,
+    path: Path,
+    opset: int | None,
+    *,
+    conversion: Conversion | None = None,
+    io_precision: Precision = "fp32",
+    embedded: bool = False,
+) -> dict[str, Any]:
     """Writes a network as ONNX: float32 `images` (batch, C, H, W), normalised, to `logits` (batch, classes).
 
-    The file's metadata tell how images are normalised, their shape and the names of the classes.
+    The file's metadata tell how images are normalised, their shape and the names of the classes, and its nodes are
+    named for the network's layers (`layer1.0.conv1/Conv_3`).
 
     Args:
         network: left as it is.
         path: of the file; its folder is made.
-        opset: ONNX operator set; None for the exporter's own.
+        opset: ONNX operator set; None for the exporter's own, or the first that has the precision.
+        conversion: the same network in another precision.
+        io_precision: of images and logits.
+        embedded: whether `images` are pixels, uint8 (batch, H, W, C), which the file normalises.
 
     Returns:
         What the saved file holds: `opset`, `input`, `output`, `input_shape`, `output_shape`, `nodes`, `bytes`, and
@@ -55,10 +62,32 @@ def export_onnx(network: Network, path: Path, opset: int | None) -> dict[str, An
         SettingsError: the network cannot be written in that operator set.
     """
     _check_size(network)
-    model = _converted(network, opset)
-    _strip(model)
-    _describe(model, network.spec)
+    precision: Precision = conversion.precision if conversion else "fp32"
+    if precision == "bf16":
+        opset = _bf16_opset(opset)
+    wrapped = conversion.module if conversion else copy.deepcopy(network.module).cpu().eval()
+    module = Ends(wrapped, network.spec.input, IO_DTYPES[io_precision], casts=conversion is not None, embedded=embedded)
+    model = _converted(module.cpu().eval(), network, opset)
+    _strip(model, depth=2 if conversion else 1)
+    _describe(
+        model,
+        network.spec,
+        {
+            "precision": precision,
+            "io_precision": io_precision,
+            "preprocessing": "embedded" if embedded else "outside",
+        },
+    )
     return _written(model, network, path, opset)
+
+
+def _bf16_opset(opset: int | None) -> int:
+    if opset is not None and opset < _BF16_OPSET:
+        raise SettingsError(
+            f"opset {opset}: has no convolution in bf16; the first that does is {_BF16_OPSET}. Set the target's "
+            f"`opset` to {_BF16_OPSET} or leave it out, or export another precision: --precision fp16"
+        )
+    return opset or _BF16_OPSET
 
 
 def _check_size(network: Network) -> None:
@@ -70,28 +99,23 @@ def _check_size(network: Network) -> None:
         )
 
 
-def _converted(network: Network, opset: int | None) -> Any:
+def _converted(module: Ends, network: Network, opset: int | None) -> Any:
     """The ONNX model (a ModelProto) as PyTorch's exporter and its optimizer make it."""
-    module = copy.deepcopy(network.module).cpu().eval()
-    example_NCHW = network.example(2).cpu()
-    with torch.no_grad():
-        if not isinstance(module(example_NCHW), Tensor):
-            module = _Logits(module).eval()
-        try:
-            with _quiet():
-                program = torch.onnx.export(
-                    module,
-                    (example_NCHW,),
-                    dynamo=True,
-                    input_names=[INPUT],
-                    output_names=[OUTPUT],
-                    dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-                    opset_version=opset,
-                    external_data=False,
-                    verbose=False,
-                )
-        except torch.onnx.OnnxExporterError as error:
-            raise _not_exportable(network, _reason(error)) from error
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (module.example(network.example(2).cpu()),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _not_exportable(network, _reason(error)) from error
     assert program is not None  # as it is with dynamo=True
     return program.model_proto
 
@@ -134,15 +158,27 @@ def _not_exportable(network: Network, reason: str) -> NetworkError:
     )
 
 
-def _strip(model: Any) -> None:
-    """Takes out the notes of the exporter: lines and paths of the source code on the machine that exported."""
+def _strip(model: Any, depth: int) -> None:
+    """Takes out the notes of the exporter: lines and paths of the source code on the machine that exported.
+
+    What they tell of layers is kept in the names of the nodes.
+
+    Args:
+        depth: how many modules are round the network.
+    """
     graph = model.graph
+    for index, node in enumerate(graph.node):
+        scopes = {each.key: each.value for each in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        # From the outermost module to the innermost, and the operation.
+        innermost = (["", *ast.literal_eval(scopes)[:-1]])[-1]
+        layer = ".".join(innermost.split(".")[depth:])
+        node.name = f"{layer}/{node.op_type}_{index}"
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
         del part.metadata_props[:]
         part.ClearField("doc_string")
 
 
-def _describe(model: Any, spec: NetworkSpec) -> None:
+def _describe(model: Any, spec: NetworkSpec, texts: dict[str, str]) -> None:
     from onnx.helper import set_model_props
 
     properties = {
@@ -153,7 +189,7 @@ def _describe(model: Any, spec: NetworkSpec) -> None:
     }
     set_model_props(
         model,
-        {"litdeploy": __version__, **{key: json.dumps(value) for key, value in properties.items()}},
+        {"litdeploy": __version__, **texts, **{key: json.dumps(value) for key, value in properties.items()}},
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from litdeploy.bundle import Record
-from litdeploy.runtime import Runner
+from litdeploy.bundle import Accuracy, Record
+from litdeploy.runtime import Runner, accuracy
 from litdeploy.target import Tolerance
 
 # A batch size. Small batches compute what large ones do with other kernels: a few images tell, and 64 calls of one
@@ -35,20 +35,44 @@ class BatchParity(Record):
     within: bool
 
 
+class TaskAccuracy(Record):
+    """What the network is for: accuracy of both on the same images.
+
+    Attributes:
+        lost: images that the reference has right, less those that the candidate has right.
+        within: whether no more were lost than the tolerance allows.
+    """
+
+    reference: Accuracy
+    candidate: Accuracy
+    lost: int
+    within: bool
+
+
 class Parity(Record):
     """How far a candidate is from its reference.
 
     Attributes:
         reference, candidate: names of the runners.
         tolerance: the limits.
-        within: whether they are kept at every batch size.
+        accuracy: on labelled images; None where there were none.
+        within: whether the limits are kept, at every batch size.
     """
 
     reference: str
     candidate: str
     tolerance: Tolerance
     batches: tuple[BatchParity, ...]
+    accuracy: TaskAccuracy | None = None
     within: bool
+
+    @property
+    def top1(self) -> float:
+        """Share of all images, over all batch sizes, on which both give the same class.
+
+        It is judged, and not that of each batch size: calls of one image see few images.
+        """
+        return _top1(self.batches)
 
     def told(self) -> str:
         """Figures and limits, in one sentence a batch size."""
@@ -64,15 +88,29 @@ class Parity(Record):
                 f"  batch {each.batch_size}: {difference}, same class on {each.top1:.2%} of {each.images} images"
                 + ("" if each.within else "  ← beyond the limit")
             )
+        if self.top1 < self.tolerance.top1:
+            lines.append(f"  same class on {self.top1:.2%} of all  ← beyond the limit")
+        if self.accuracy is not None:
+            both = self.accuracy
+            lines.append(
+                f"  accuracy on {both.reference.images} images: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
+                + ("" if both.within else "  ← beyond the limit")
+            )
         limits = self.tolerance
         lines.append(
             f"  limit: {limits.atol:g} + {limits.rtol:g} of the largest logit, same class on at least {limits.top1:.2%}"
+            + (f", accuracy at most {limits.accuracy:.2%} lower" if self.accuracy is not None else "")
         )
         return "\n".join(lines)
 
 
 def verify(
-    reference: Runner, candidate: Runner, images_NCHW: Tensor, batch_sizes: Iterable[int], tolerance: Tolerance
+    reference: Runner,
+    candidate: Runner,
+    images_NCHW: Tensor,
+    batch_sizes: Sequence[int],
+    tolerance: Tolerance,
+    labels_N: Tensor | None = None,
 ) -> Parity:
     """Runs both on the same images, in calls of each batch size, and compares.
 
@@ -80,6 +118,7 @@ def verify(
         reference, candidate: open, on one device.
         images_NCHW: normalised, float32, on that device; at least one. Repeated where a batch takes more.
         batch_sizes: each sees as many whole batches as the images fill, at least one and at most sixteen.
+        labels_N: of the images, int64; None: no accuracy is measured.
     """
     batches = []
     for size in batch_sizes:
@@ -87,13 +126,34 @@ def verify(
         rows = torch.arange(calls * size, device=images_NCHW.device) % len(images_NCHW)
         inputs = [images_NCHW.index_select(0, some) for some in torch.split(rows, size)]
         outputs = [torch.cat([runner.run(batch) for batch in inputs]) for runner in (reference, candidate)]
-        batches.append(compare(outputs[0], outputs[1], size, tolerance))
+        batches.append(compare(outputs[0], outputs[1], size, tolerance.model_copy(update={"top1": 0.0})))
+    task = None
+    if labels_N is not None:
+        size = max(batch_sizes)
+        labelled = list(zip(torch.split(images_NCHW, size), torch.split(labels_N, size), strict=True))
+        task = compare_accuracy(accuracy(reference.run, labelled), accuracy(candidate.run, labelled), tolerance)
     return Parity(
         reference=reference.name,
         candidate=candidate.name,
         tolerance=tolerance,
         batches=tuple(batches),
-        within=all(batch.within for batch in batches),
+        accuracy=task,
+        within=all(batch.within for batch in batches)
+        and _top1(batches) >= tolerance.top1
+        and (task is None or task.within),
+    )
+
+
+def _top1(batches: Sequence[BatchParity]) -> float:
+    return sum(batch.top1 * batch.images for batch in batches) / sum(batch.images for batch in batches)
+
+
+def compare_accuracy(reference: Accuracy, candidate: Accuracy, tolerance: Tolerance) -> TaskAccuracy:
+    """Accuracy against accuracy, on the same images."""
+    images = reference.images
+    lost = round(reference.top1 * images) - round(candidate.top1 * images)
+    return TaskAccuracy(
+        reference=reference, candidate=candidate, lost=lost, within=lost <= max(1, tolerance.accuracy * images)
     )
 
 

@@ -1,15 +1,17 @@
-"""Running a network: one Runner contract, whatever the backend; and where, how precisely and how well it runs."""
+"""Running a network: one Runner contract, whatever the backend; and where, how precisely and how well it runs.
+
+A backend is imported when its runner is opened: an exported file is run without litdeploy's networks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from litdeploy.errors import RunnerError
-from litdeploy.networks import Network
-from litdeploy.runtime.compiled import CompiledRunner
 from litdeploy.runtime.device import (
     default_target,
     device_name,
@@ -17,10 +19,12 @@ from litdeploy.runtime.device import (
     resolve_precision,
     resolve_target,
 )
-from litdeploy.runtime.eager import EagerRunner
 from litdeploy.runtime.evaluate import accuracy
-from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from litdeploy.runtime.runner import Description, Runner, Source
+from litdeploy.target import CompileMode
+
+if TYPE_CHECKING:
+    from litdeploy.networks import Network
 
 __all__ = [
     "RUNNERS",
@@ -36,10 +40,36 @@ __all__ = [
     "resolve_target",
 ]
 
+
+def _eager(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.eager import EagerRunner
+
+    return EagerRunner(source, device, precision)
+
+
+def _compiled(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.compiled import CompiledRunner
+
+    return CompiledRunner(source, device, precision)
+
+
+def _onnxruntime(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(source, device, precision)
+
+
+def _inductor(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.inductor import InductorRunner
+
+    return InductorRunner(source, device, precision)
+
+
 RUNNERS: dict[str, Callable[[Source, torch.device, str], Runner]] = {
-    "eager": EagerRunner,
-    "compiled": CompiledRunner,
-    "onnxruntime": OnnxRuntimeRunner,
+    "eager": _eager,
+    "compiled": _compiled,
+    "onnxruntime": _onnxruntime,
+    "inductor": _inductor,
 }
 
 
@@ -48,8 +78,11 @@ def open_runner(
     *,
     network: Network | None = None,
     onnx_path: Path | None = None,
+    package_path: Path | None = None,
     device: torch.device,
     precision: str = "fp32",
+    compile_mode: CompileMode = "default",
+    memory_limit: float | None = None,
 ) -> Runner:
     """The runner of that name, to be entered.
 
@@ -57,8 +90,11 @@ def open_runner(
         name: a key of `RUNNERS`.
         network: what the runners of PyTorch take; left as it is.
         onnx_path: what onnxruntime takes.
+        package_path: what AOTInductor takes (`.pt2`).
         device: where to run; `cuda` without an index is `cuda:0`.
-        precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`.
+        precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`; an exported file has its own.
+        compile_mode: of torch.compile.
+        memory_limit: most device memory, in GiB, where the runner has such a limit (onnxruntime on CUDA).
 
     Raises:
         RunnerError: no such runner, or its source or precision does not serve.
@@ -67,4 +103,5 @@ def open_runner(
         raise RunnerError(f"no runner '{name}'. Those that there are: {', '.join(RUNNERS)}.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
-    return RUNNERS[name](Source(network, onnx_path), device, precision)
+    source = Source(network, onnx_path, package_path, compile_mode, memory_limit)
+    return RUNNERS[name](source, device, precision)

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from litdeploy.errors import CompilationError
+from litdeploy.target import CompileMode
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -20,6 +21,7 @@ def compiled(
     function: Callable[P, Result],
     options: dict[str, bool] | None = None,
     fallback: Callable[[str], None] | None = None,
+    mode: CompileMode | None = None,
 ) -> Callable[P, Result]:
     """The function through `torch.compile`, for fixed shapes. The first call with a shape compiles.
 
@@ -30,6 +32,7 @@ def compiled(
         function: any.
         options: of Inductor.
         fallback: told why it cannot be compiled here; it then runs as it is.
+        mode: of torch.compile, in place of `options`.
 
     Raises:
         CompilationError: by a call; it cannot be compiled, and there is no fallback.
@@ -38,7 +41,7 @@ def compiled(
         # Inductor loads it, and its classes still use what is deprecated (torch 2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
         importlib.import_module("torch.utils.mkldnn")
-    inner: Callable[P, Result] = torch.compile(_own_code(function), dynamic=False, options=options)  # type: ignore[arg-type]
+    inner: Callable[P, Result] = torch.compile(_own_code(function), dynamic=False, options=options, mode=mode)  # type: ignore[arg-type]
 
     def call(*args: P.args, **kwargs: P.kwargs) -> Result:
         nonlocal inner

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from litdeploy.errors import CompilationError, RunnerError
 from litdeploy.networks import logits_of
 from litdeploy.runtime.compilation import compiled
-from litdeploy.runtime.device import device_name
-from litdeploy.runtime.eager import DTYPES, ieee_float32, placed
+from litdeploy.runtime.device import device_name, ieee_float32
+from litdeploy.runtime.eager import DTYPES, placed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
 
@@ -26,6 +26,9 @@ class CompiledRunner:
         self.device = device
         self._network = source.needed_network(self.name)
         self._precision = check_precision(self.name, precision, tuple(DTYPES))
+        self._mode = source.compile_mode
+        # Its other modes capture CUDA graphs, whose outputs the next call overwrites.
+        self._copies = device.type == "cuda" and self._mode != "default"
         self._module: nn.Module | None = None
         self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}
         self._build_seconds = 0.0
@@ -49,7 +52,8 @@ class CompiledRunner:
         batch_NCHW = batch_NCHW.detach().contiguous().to(DTYPES[self._precision])
         call = self._compiled.get(len(batch_NCHW))
         with torch.inference_mode(), ieee_float32(self.device):
-            return (self._first(self._module, batch_NCHW) if call is None else call(batch_NCHW)).float()
+            logits = (self._first(self._module, batch_NCHW) if call is None else call(batch_NCHW)).float()
+            return logits.clone() if self._copies else logits
 
     def describe(self) -> Description:
         """See `Runner.describe`."""
@@ -57,7 +61,7 @@ class CompiledRunner:
             runner=self.name,
             device=device_name(self.device),
             precision=self._precision,
-            mode="inductor, channels last",
+            mode=f"inductor, {self._mode}, channels last",
             versions={"torch": str(torch.__version__)},
             build_seconds=self._build_seconds,
         )
@@ -66,7 +70,7 @@ class CompiledRunner:
         def forward(batch_NCHW: Tensor) -> Tensor:
             return logits_of(module(batch_NCHW))
 
-        call = compiled(forward)
+        call = compiled(forward, mode=self._mode)
         try:
             logits = call(batch_NCHW)
         except CompilationError as error:

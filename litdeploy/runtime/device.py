@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,3 +101,22 @@ def resolve_target(target: Target | str | Path | None) -> Target:
     if isinstance(target, Target):
         return target
     return default_target() if target is None else read_target(target)
+
+
+@contextmanager
+def ieee_float32(device: torch.device) -> Iterator[None]:
+    """While it is open, float32 on CUDA is float32 and not TF32, which cuDNN's convolutions use unless told otherwise.
+
+    So that `fp32` means one thing in every runner. Costs two microseconds a call. The legacy flags, since Inductor
+    itself reads them, and PyTorch refuses to where one of the newer ones was set.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from litdeploy.networks import Network, logits_of
-from litdeploy.runtime.device import device_name
+from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,22 +68,3 @@ def placed(network: Network, device: torch.device, precision: str) -> nn.Module:
         device=device, dtype=DTYPES[precision], memory_format=torch.channels_last
     )
     return result
-
-
-@contextmanager
-def ieee_float32(device: torch.device) -> Iterator[None]:
-    """While it is open, float32 on CUDA is float32 and not TF32, which cuDNN's convolutions use unless told otherwise.
-
-    So that `fp32` means one thing in every runner. Costs two microseconds a call. The legacy flags, since Inductor
-    itself reads them, and PyTorch refuses to where one of the newer ones was set.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,26 +13,41 @@ from torch import Tensor
 
 from litdeploy.errors import DependencyError, RunnerError
 from litdeploy.runtime.device import device_name
+from litdeploy.runtime.feed import Feed, read_feed
+from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
+# ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
+_ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
+    torch.float32: ("tensor(float)", np.float32),
+    torch.float16: ("tensor(float16)", np.float16),
+    torch.bfloat16: ("tensor(bfloat16)", 16),
+    torch.uint8: ("tensor(uint8)", np.uint8),
+}
 
 
 class OnnxRuntimeRunner:
-    """An ONNX file with one float32 image input (N, C, H, W) and logits (N, classes) as its first output."""
+    """An ONNX file with one float32 image input (N, C, H, W) and logits (N, classes) as its first output.
+
+    Or another input, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
+    """
 
     name = "onnxruntime"
 
     def __init__(self, source: Source, device: torch.device, precision: str) -> None:
         self.device = device
         self._path = source.needed_onnx_path(self.name)
-        self._precision = check_precision(self.name, precision, ("fp32",))
+        check_precision(self.name, precision, ("fp32", "fp16", "bf16", "int8"))
         if device.type not in _PROVIDERS:
             raise RunnerError(f"the runner '{self.name}' runs on cpu and cuda, not on {device}.")
+        self._memory_limit = source.memory_limit
+        self._feed = Feed()
         self._session: Any = None
         self._stream: torch.cuda.Stream | None = None
         self._input, self._output = "", ""
+        self._output_dtype = torch.float32
         self._shape: tuple[int | None, ...] = ()
         self._classes = 0
         self._build_seconds = 0.0
@@ -56,9 +73,9 @@ class OnnxRuntimeRunner:
         if self._session is None:
             raise not_open(self.name)
         check_batch(self.name, batch_NCHW, self._shape, self.device)
-        batch_NCHW = batch_NCHW.detach().contiguous()
+        images = self._feed.take(batch_NCHW)
         try:
-            return self._run_on_cpu(batch_NCHW) if self._stream is None else self._run_on_cuda(batch_NCHW, self._stream)
+            return self._run_on_cpu(images) if self._stream is None else self._run_on_cuda(images, self._stream)
         except Exception as error:  # ONNX Runtime's own have no common base
             raise RunnerError(f"{self._path}: onnxruntime cannot run it: {_first_line(error)}") from error
 
@@ -67,8 +84,8 @@ class OnnxRuntimeRunner:
         return Description(
             runner=self.name,
             device=device_name(self.device),
-            precision=self._precision,
-            mode=_PROVIDERS[self.device.type],
+            precision=self._feed.precision,
+            mode=_PROVIDERS[self.device.type] + (", fp32 rounded to bf16" if self._rounds() else ""),
             versions={"onnxruntime": _library().__version__},
             build_seconds=self._build_seconds,
         )
@@ -88,8 +105,12 @@ class OnnxRuntimeRunner:
                 "user_compute_stream": str(self._stream.cuda_stream),
                 "use_tf32": "0",
             }
+            if self._memory_limit is not None:
+                settings["gpu_mem_limit"] = str(int(self._memory_limit * 2**30))
+        self._feed = _read_feed(self._path)
         try:
-            session = ort.InferenceSession(str(self._path), options, providers=[(provider, settings)])
+            model = rounded(self._path) if self._rounds() else str(self._path)
+            session = ort.InferenceSession(model, options, providers=[(provider, settings)])
         except Exception as error:  # ONNX Runtime's own have no common base
             raise RunnerError(
                 f"{self._path}: not an ONNX file that onnxruntime {ort.__version__} opens ({_first_line(error)}). "
@@ -105,40 +126,63 @@ class OnnxRuntimeRunner:
         self._read_signature(session)
         return session
 
+    def _rounds(self) -> bool:
+        """Whether it runs in float32 with each result rounded: ONNX Runtime has no bfloat16 on a processor."""
+        return self._feed.precision == "bf16" and self.device.type == "cpu"
+
     def _read_signature(self, session: Any) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        logits = outputs[0]
-        fits = len(inputs) == 1 and inputs[0].type == logits.type == "tensor(float)"
-        if not fits or len(inputs[0].shape) != 4 or len(logits.shape) != 2 or not isinstance(logits.shape[1], int):
+        images, logits = inputs[0], outputs[0]
+        if self._rounds() and self._feed.dtype is torch.bfloat16:
+            self._feed = replace(self._feed, dtype=torch.float32)
+        kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items() if dtype is not torch.uint8}
+        fits = len(inputs) == 1 and images.type == _ELEMENTS[self._feed.dtype][0] and logits.type in kinds
+        if not fits or len(images.shape) != 4 or len(logits.shape) != 2 or not isinstance(logits.shape[1], int):
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(
                 f"{self._path}: no classifier of images as `litdeploy export` writes it: one float32 input "
                 f"(N, C, H, W) and logits (N, classes) are needed; it has {found}."
             )
-        self._input, self._output = inputs[0].name, logits.name
-        self._shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape[1:])
+        self._input, self._output = images.name, logits.name
+        shape = tuple(size if isinstance(size, int) else None for size in images.shape[1:])
+        # Pixels have their channels last.
+        self._shape = (shape[2], shape[0], shape[1]) if self._feed.dtype is torch.uint8 else shape
         self._classes = logits.shape[1]
+        self._output_dtype = kinds[logits.type]
 
-    def _run_on_cpu(self, batch_NCHW: Tensor) -> Tensor:
-        [logits] = self._session.run([self._output], {self._input: batch_NCHW.numpy()})
-        return torch.from_numpy(logits)
+    def _run_on_cpu(self, images: Tensor) -> Tensor:
+        [logits] = self._session.run([self._output], {self._input: images.numpy()})
+        return torch.from_numpy(logits).float()
 
-    def _run_on_cuda(self, batch_NCHW: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    def _run_on_cuda(self, images: Tensor, stream: torch.cuda.Stream) -> Tensor:
         """In torch's own memory, on a stream that takes its place in the current one's order; nothing waits."""
-        logits = torch.empty(len(batch_NCHW), self._classes, device=self.device)
+        logits = torch.empty(len(images), self._classes, device=self.device, dtype=self._output_dtype)
         binding = self._session.io_binding()
         for bind, name, tensor in (
-            (binding.bind_input, self._input, batch_NCHW),
+            (binding.bind_input, self._input, images),
             (binding.bind_output, self._output, logits),
         ):
-            bind(name, "cuda", self.device.index, np.float32, tuple(tensor.shape), tensor.data_ptr())
+            element = _ELEMENTS[tensor.dtype][1]
+            bind(name, "cuda", self.device.index, element, tuple(tensor.shape), tensor.data_ptr())
         options = _library().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         current = torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         self._session.run_with_iobinding(binding, options)
         current.wait_stream(stream)
-        return logits
+        return logits.float()
+
+
+def _read_feed(path: Path) -> Feed:
+    """What the file's metadata say of its input; nothing where it is no ONNX: the session's error says it better."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except DecodeError:
+        return Feed()
+    return read_feed({each.key: each.value for each in model.metadata_props})
 
 
 def _library() -> Any:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from litdeploy.errors import RunnerError
-from litdeploy.networks import Network
+from litdeploy.target import CompileMode
+
+if TYPE_CHECKING:
+    from litdeploy.networks import Network
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Description:
     Attributes:
         runner: its name.
         device: name of the processor or GPU.
-        precision: of weights and arithmetic: `fp32` or `bf16`.
+        precision: of weights and arithmetic: `fp32`, `fp16`, `bf16` or `int8`.
         mode: what else decides the speed: execution provider, compiler, memory format.
         versions: library → version.
         build_seconds: wall-clock time of `__enter__`. What the first call of each batch size costs on top (compiling,
@@ -77,10 +80,21 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a runner can be made of; each takes what it needs."""
+    """What a runner can be made of, and how; each takes what it needs.
+
+    Attributes:
+        network: a module with its weights.
+        onnx_path: an ONNX file.
+        package_path: an AOTInductor package (`.pt2`), with its sidecar beside it.
+        compile_mode: of torch.compile.
+        memory_limit: most device memory, in GiB; None: no limit.
+    """
 
     network: Network | None = None
     onnx_path: Path | None = None
+    package_path: Path | None = None
+    compile_mode: CompileMode = "default"
+    memory_limit: float | None = None
 
     def needed_network(self, runner: str) -> Network:
         """The network.
@@ -104,6 +118,19 @@ class Source:
                 "`litdeploy export` makes one."
             )
         return self.onnx_path
+
+    def needed_package_path(self, runner: str) -> Path:
+        """The path of the AOTInductor package.
+
+        Raises:
+            RunnerError: it was not given.
+        """
+        if self.package_path is None:
+            raise RunnerError(
+                f"the runner '{runner}' runs an AOTInductor package, and none was given: pass package_path=…. "
+                "`litdeploy export --aoti` makes one."
+            )
+        return self.package_path
 
 
 def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +13,11 @@ from onnx import numpy_helper
 import litdeploy
 from litdeploy.bundle import Artefact, Bundle, sha256_of
 from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
-from litdeploy.exporter import exporter
+from litdeploy.exporter import forms
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.recipe import DataSettings
-from litdeploy.target import Target, Tolerance
+from litdeploy.target import Target, Tolerance, Tolerances
 
 TARGET = Target(device="cpu", batch_sizes=(1, 16))
 
@@ -24,8 +26,8 @@ TARGET = Target(device="cpu", batch_sizes=(1, 16))
 def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter that makes a mistake: one weight of the file is not the network's."""
 
-    def export_wrongly(network: Network, path: Path, opset: int | None) -> dict[str, object]:
-        details = export_onnx(network, path, opset)
+    def export_wrongly(network: Network, path: Path, opset: int | None, **options: Any) -> dict[str, object]:
+        details = export_onnx(network, path, opset, **options)
         model = onnx.load_model(path)
         bias = next(each for each in model.graph.initializer if each.dims == [10])
         values = numpy_helper.to_array(bias) + np.eye(10, dtype=np.float32)[3]
@@ -33,7 +35,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
         onnx.save_model(model, path)
         return details
 
-    monkeypatch.setattr(exporter, "export_onnx", export_wrongly)
+    monkeypatch.setattr(forms, "export_onnx", export_wrongly)
 
 
 def test_the_artefact_is_in_the_manifest_with_what_was_measured(bundle: Bundle) -> None:
@@ -48,8 +50,10 @@ def test_the_artefact_is_in_the_manifest_with_what_was_measured(bundle: Bundle) 
     assert artefact.details["input"] == "images"
     parity = artefact.details["parity"]
     assert parity["within"]
-    assert [(each["batch_size"], each["images"]) for each in parity["batches"]] == [(1, 16), (8, 64), (16, 64)]
-    assert parity["tolerance"] == TARGET.tolerance.model_dump()
+    assert [(each["batch_size"], each["images"]) for each in parity["batches"]] == [(1, 16), (16, 256)]
+    assert parity["accuracy"]["reference"]["images"] == 359
+    assert parity["tolerance"] == TARGET.tolerance.fp32.model_dump()
+    assert artefact.details["command"].startswith("litdeploy export ")
     assert Artefact.model_validate_json((bundle.export_path / "student.onnx.json").read_bytes()) == artefact
     assert sorted(file.name for file in bundle.export_path.iterdir()) == ["student.onnx", "student.onnx.json"]
 
@@ -73,7 +77,7 @@ def test_an_artefact_that_computes_something_else_is_rejected(bundle: Bundle) ->
 def test_a_rejection_leaves_the_artefact_of_before_and_a_success_clears_it_away(bundle: Bundle) -> None:
     before = litdeploy.export(bundle, target=TARGET)
     with pytest.raises(ParityError):
-        litdeploy.export(bundle, target=Target(device="cpu", tolerance=Tolerance(atol=0, rtol=0)))
+        litdeploy.export(bundle, target=Target(device="cpu", tolerance=Tolerances(fp32=Tolerance(atol=0, rtol=0))))
     assert bundle.read() == before
     assert bundle.artefact_path(before.artefacts["onnx"]).is_file()
     assert len(list(bundle.export_path.iterdir())) == 4
@@ -86,7 +90,7 @@ def test_the_target_says_the_operator_set_and_may_be_named(bundle: Bundle, tmp_p
     target.write_text("device: cpu\nopset: 18\nbatch_sizes: [4]\n")
     details = litdeploy.export(bundle, target=str(target)).artefacts["onnx"].details
     assert details["opset"] == 18
-    assert [each["batch_size"] for each in details["parity"]["batches"]] == [1, 4, 8]
+    assert [each["batch_size"] for each in details["parity"]["batches"]] == [4]
 
 
 @pytest.mark.parametrize("data", ["digits", DataSettings(source="digits")])
@@ -110,6 +114,63 @@ def test_what_is_no_whole_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> N
 def test_without_a_form_there_is_nothing_to_export(bundle: Bundle) -> None:
     with pytest.raises(SettingsError, match="nothing to export"):
         litdeploy.export(bundle, onnx=False)
+
+
+def test_each_precision_is_a_file_of_its_own(bundle: Bundle) -> None:
+    manifest = litdeploy.export(bundle, precisions=("fp32", "fp16", "bf16", "int8"), target=TARGET)
+    assert {kind: artefact.path for kind, artefact in manifest.artefacts.items()} == {
+        "onnx": "export/student.onnx",
+        "onnx-fp16": "export/student.fp16.onnx",
+        "onnx-bf16": "export/student.bf16.onnx",
+        "onnx-int8": "export/student.int8.onnx",
+    }
+    for artefact in manifest.artefacts.values():
+        bundle.artefact_path(artefact)
+        assert artefact.details["parity"]["within"]
+        assert artefact.details["parity"]["tolerance"] == getattr(TARGET.tolerance, artefact.precision).model_dump()
+    half, int8 = manifest.artefacts["onnx-fp16"].details, manifest.artefacts["onnx-int8"].details
+    assert half["largest_activation"]["value"] > 0
+    assert half["kept_in_fp32"] == []
+    assert manifest.artefacts["onnx-bf16"].details["opset"] == 22
+    assert int8["quantised"] == {"Conv": 7, "Add": 3, "Gemm": 1}
+    assert int8["calibration"]["images"] == 512
+    assert int8["latency"]["fp32_ms"] > 0 < int8["latency"]["int8_ms"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precisions": ("fp8",)}, SettingsError, "--precision fp8: no such precision"),
+        ({"precisions": ()}, SettingsError, "no precision was given"),
+        ({"precisions": ("fp32", "bf16"), "target": "t4"}, SettingsError, r"t4 \(compute capability 7.5\) lacks it"),
+        ({"aoti": True, "precisions": ("int8",)}, SettingsError, "--aoti has no int8; it has fp32, fp16, bf16"),
+        ({"io_precision": "int8"}, SettingsError, "--io-precision int8"),
+        (
+            {"precisions": ("bf16",), "target": TARGET.model_copy(update={"opset": 20})},
+            SettingsError,
+            "first that does",
+        ),
+        ({"precisions": ("int8",), "calibration_images": 5000}, DataError, "--calibration-images 1"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(
+    bundle: Bundle, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        litdeploy.export(bundle, **{"target": TARGET, **options})
+    assert bundle.read().artefacts == {}
+    assert not bundle.export_path.exists() or not list(bundle.export_path.iterdir())
+
+
+def test_without_space_nothing_is_left(bundle: Bundle) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(BundleError, match=r"student.onnx: cannot be written \(File too large\)"):
+            litdeploy.export(bundle, target=TARGET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(bundle.export_path.iterdir())
 
 
 @pytest.mark.gpu

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.exporter.forms import FORMS
+from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.staging import write_sidecar
 from litdeploy.networks import Network, new
 
 
@@ -29,3 +33,29 @@ def onnx_path(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("export") / "network.onnx"
     export_onnx(network, path, None)
     return path
+
+
+def packaged(network: Network, path: Path, device: torch.device) -> Path:
+    """An AOTInductor package with its sidecar."""
+    details = export_aoti(network, path, device)
+    write_sidecar(
+        path,
+        Artefact(
+            path=path.name,
+            sha256=sha256_of(path),
+            precision="fp32",
+            versions=FORMS["aoti"].versions(),
+            details={**details, "command": "litdeploy export --aoti"},
+        ),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def package_path(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packaged(network, tmp_path_factory.mktemp("export") / "network.pt2", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def cuda_package_path(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packaged(network, tmp_path_factory.mktemp("export") / "cuda.pt2", torch.device("cuda", 0))

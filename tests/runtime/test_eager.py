@@ -5,7 +5,7 @@ import torch
 
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.runtime.eager import ieee_float32
+from litdeploy.runtime.device import ieee_float32
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -18,8 +18,11 @@ every_device = pytest.mark.parametrize("device", DEVICES)
 
 
 @pytest.fixture
-def runner(name: str, device: str, network: Network, onnx_path: Path) -> Runner:
-    return open_runner(name, network=network, onnx_path=onnx_path, device=torch.device(device))
+def runner(request: pytest.FixtureRequest, name: str, device: str, network: Network, onnx_path: Path) -> Runner:
+    package = None
+    if name == "inductor":
+        package = request.getfixturevalue("package_path" if device == "cpu" else "cuda_package_path")
+    return open_runner(name, network=network, onnx_path=onnx_path, package_path=package, device=torch.device(device))
 
 
 @every_device
@@ -104,16 +107,18 @@ def test_the_network_is_left_as_it_was(runner: Runner, network: Network) -> None
 
 @every_runner
 def test_without_its_source_it_says_what_is_missing(name: str) -> None:
-    with pytest.raises(RunnerError, match=r"none was given: pass (network|onnx_path)=…"):
+    with pytest.raises(RunnerError, match=r"none was given: pass (network|onnx_path|package_path)=…"):
         open_runner(name, device=CPU)
 
 
 @every_runner
 def test_an_unknown_precision_is_refused(name: str, network: Network, onnx_path: Path) -> None:
     with pytest.raises(RunnerError, match="no precision 'fp8'"):
-        open_runner(name, network=network, onnx_path=onnx_path, device=CPU, precision="fp8")
+        open_runner(
+            name, network=network, onnx_path=onnx_path, package_path=Path("any.pt2"), device=CPU, precision="fp8"
+        )
 
 
 def test_an_unknown_runner_is_refused(network: Network) -> None:
-    with pytest.raises(RunnerError, match="eager, compiled, onnxruntime"):
+    with pytest.raises(RunnerError, match="eager, compiled, onnxruntime, inductor"):
         open_runner("tensorrt", network=network, device=CPU)

@@ -1,0 +1,216 @@
+"""The forms of export: one row of the table for each, which says how it is written and what runs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litdeploy.data import Data, normalise
+from litdeploy.errors import DataError
+from litdeploy.exporter.inductor import export_aoti
+from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.precision import Conversion, convert
+from litdeploy.exporter.quantize import quantise_onnx
+from litdeploy.exporter.timing import interleaved_ms
+from litdeploy.networks import Network
+from litdeploy.runtime import Runner, open_runner
+from litdeploy.target import Precision, Target
+
+_MEASURE_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of export.
+
+    Attributes:
+        suffix: of its files.
+        runner: the key of `RUNNERS` that runs them.
+        source: the argument by which `open_runner` takes such a file.
+        precisions: those that it has.
+        libraries: whose versions its sidecar records.
+        write: writes a file for a job, in a folder that is there, and tells what is in it.
+    """
+
+    suffix: str
+    runner: str
+    source: str
+    precisions: tuple[Precision, ...]
+    libraries: tuple[str, ...]
+    write: Callable[[Job, Path], dict[str, Any]]
+
+    def open(self, path: Path, device: torch.device, target: Target) -> Runner:
+        """The runner of a file of this form, to be entered."""
+        sources: dict[str, Any] = {self.source: path}
+        return open_runner(self.runner, **sources, device=device, memory_limit=target.memory_limit)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that wrote a file."""
+        return {name: str(importlib.import_module(name).__version__) for name in self.libraries}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the files are written, beside their precision.
+
+    Attributes:
+        io_precision: of images and logits.
+        embed_preprocessing: whether files take pixels, uint8 (N, H, W, C), and normalise them.
+        calibration_images: training images on which activations are measured.
+    """
+
+    io_precision: Precision = "fp32"
+    embed_preprocessing: bool = False
+    calibration_images: int = 512
+
+
+class Calibration:
+    """Training images on which ranges and magnitudes are measured, drawn once and only where a precision needs them.
+
+    Args:
+        count: how many; they are the same for every run.
+    """
+
+    def __init__(self, data: Data, network: Network, count: int) -> None:
+        self._data, self._network, self._count = data, network, count
+
+    @cached_property
+    def images_NCHW(self) -> Tensor:
+        """Normalised, float32, on the CPU.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        train = self._data.train
+        if len(train) < self._count:
+            raise DataError(
+                f"{self._data.source}: has {len(train)} training images, and {self._count} were asked for to calibrate "
+                f"on. Take those that there are: --calibration-images {len(train)}"
+            )
+        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: self._count]
+        [picked] = train.pick([rows])
+        return normalise(picked.images(), self._network.spec.input).cpu()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to write.
+
+    Attributes:
+        network: the student, on the CPU.
+        device: where it will run, and is compiled for.
+        command: what to type to do it again.
+    """
+
+    network: Network
+    precision: Precision
+    target: Target
+    device: torch.device
+    options: Options
+    calibration: Calibration
+    command: str
+
+    def conversion(self) -> Conversion | None:
+        """The network in the job's precision; None where that is its own."""
+        if self.precision not in ("fp16", "bf16"):
+            return None
+        return convert(self.network, self.precision, torch.split(self.calibration.images_NCHW, _MEASURE_AT_ONCE))
+
+
+def _write_onnx(job: Job, path: Path) -> dict[str, Any]:
+    if job.precision == "int8":
+        return _write_int8(job, path)
+    conversion = job.conversion()
+    details = export_onnx(
+        job.network,
+        path,
+        job.target.opset,
+        conversion=conversion,
+        io_precision=job.options.io_precision,
+        embedded=job.options.embed_preprocessing,
+    )
+    return {**details, **_told(conversion)}
+
+
+def _write_int8(job: Job, path: Path) -> dict[str, Any]:
+    """The float32 file, quantised; and how long either takes, where the target's device is this machine's."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "fp32.onnx"
+        details = export_onnx(
+            job.network,
+            source,
+            job.target.opset,
+            io_precision=job.options.io_precision,
+            embedded=job.options.embed_preprocessing,
+        )
+        images_NCHW = job.calibration.images_NCHW
+        quantised = quantise_onnx(source, path, images_NCHW)
+        form = FORMS["onnx"]
+        with form.open(source, job.device, job.target) as fp32, form.open(path, job.device, job.target) as int8:
+            size = job.target.batch_profile[0]
+            batch = job.network.example(size).to(job.device)
+            fp32_ms, int8_ms = interleaved_ms(fp32, int8, batch)
+    return {
+        **details,
+        **quantised,
+        "calibration": {"images": len(images_NCHW), "method": "least and largest value"},
+        "latency": {"batch_size": size, "fp32_ms": fp32_ms, "int8_ms": int8_ms},
+    }
+
+
+def _write_aoti(job: Job, path: Path) -> dict[str, Any]:
+    conversion = job.conversion()
+    details = export_aoti(
+        job.network,
+        path,
+        job.device,
+        conversion=conversion,
+        io_precision=job.options.io_precision,
+        embedded=job.options.embed_preprocessing,
+    )
+    return {**details, **_told(conversion)}
+
+
+def _told(conversion: Conversion | None) -> dict[str, Any]:
+    if conversion is None:
+        return {}
+    return {
+        "largest_activation": {"value": conversion.largest, "layer": conversion.largest_layer},
+        "kept_in_fp32": list(conversion.kept),
+    }
+
+
+FORMS: dict[str, Form] = {
+    "onnx": Form(
+        ".onnx",
+        "onnxruntime",
+        "onnx_path",
+        ("fp32", "fp16", "bf16", "int8"),
+        ("torch", "onnx", "onnxruntime", "onnxscript"),
+        _write_onnx,
+    ),
+    "aoti": Form(".pt2", "inductor", "package_path", ("fp32", "fp16", "bf16"), ("torch",), _write_aoti),
+}
+
+
+def kind_of(form: str, precision: str) -> str:
+    """The manifest's key of an artefact: `onnx`, `onnx-fp16`, `aoti`."""
+    return form if precision == "fp32" else f"{form}-{precision}"
+
+
+def form_of(kind: str) -> Form:
+    """The form of an artefact, by its key in the manifest."""
+    return FORMS[kind.split("-")[0]]
+
+
+def file_of(form: str, precision: str) -> str:
+    """The file name of an artefact: `student.onnx`, `student.fp16.onnx`, `student.pt2`."""
+    return f"student{'' if precision == 'fp32' else f'.{precision}'}{FORMS[form].suffix}"

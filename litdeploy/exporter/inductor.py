@@ -1,0 +1,120 @@
+"""A network as an AOTInductor package: one `.pt2` that torch loads without the network's code."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from litdeploy import __version__
+from litdeploy.errors import NetworkError, RunnerError
+from litdeploy.exporter.ends import Ends
+from litdeploy.exporter.precision import Conversion
+from litdeploy.networks import Network
+from litdeploy.networks.folding import fold_batch_norms
+from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.inductor import built_for
+from litdeploy.target import Precision
+
+
+def export_aoti(
+    network: Network,
+    path: Path,
+    device: torch.device,
+    *,
+    conversion: Conversion | None = None,
+    io_precision: Precision = "fp32",
+    embedded: bool = False,
+) -> dict[str, Any]:
+    """Compiles a network ahead of time, for any batch size, for a processor like this one or the GPU at hand.
+
+    Args:
+        network: left as it is.
+        path: of the file; ends in `.pt2`.
+        device: to compile for.
+        conversion: the same network in another precision.
+        io_precision: of images and logits.
+        embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalises.
+
+    Returns:
+        `image_shape` (C, H, W), `metadata` (normalisation, classes, precisions), `built_for` and `bytes`.
+
+    Raises:
+        NetworkError: it cannot be exported for any batch size.
+        RunnerError: it cannot be compiled here.
+    """
+    module = Ends(
+        conversion.module if conversion else _folded(network),
+        network.spec.input,
+        IO_DTYPES[io_precision],
+        casts=conversion is not None,
+        embedded=embedded,
+    )
+    metadata = _metadata(network, conversion.precision if conversion else "fp32", io_precision, embedded)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch's own (2.11 to 2.13): of its tree specs, and of classes that Inductor loads.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
+        program = _program(module.to(device).eval(), network, device)
+        _compile(program, path, network, metadata)
+    return {
+        "image_shape": list(network.spec.input.shape),
+        "metadata": metadata,
+        "built_for": built_for(device),
+        "bytes": path.stat().st_size,
+    }
+
+
+def _folded(network: Network) -> nn.Module:
+    module = copy.deepcopy(network.module).eval().requires_grad_(False)
+    fold_batch_norms(module, network.example())
+    return module
+
+
+def _metadata(network: Network, precision: str, io_precision: str, embedded: bool) -> dict[str, str]:
+    """As an ONNX file has them."""
+    spec = network.spec
+    return {
+        "litdeploy": __version__,
+        "precision": precision,
+        "io_precision": io_precision,
+        "preprocessing": "embedded" if embedded else "outside",
+        "mean": json.dumps(spec.input.mean),
+        "std": json.dumps(spec.input.std),
+        "input_shape": json.dumps(spec.input.shape),
+        "classes": json.dumps(spec.classes),
+    }
+
+
+def _program(module: Ends, network: Network, device: torch.device) -> Any:
+    example = module.example(network.example(2).to(device)).contiguous()
+    try:
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    except Exception as error:  # its many kinds of errors have no common base
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise NetworkError(
+            f"{network.source}: torch.export cannot export {network.spec.name} for any batch size: "
+            f"{reason.rstrip('.:')}. Its forward must take one tensor of images, not branch on what is in it, and not "
+            "fix the batch size."
+        ) from error
+
+
+def _compile(program: Any, path: Path, network: Network, metadata: dict[str, str]) -> None:
+    try:
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+        )
+    except OSError:
+        raise
+    except Exception as error:  # Inductor's and the compiler's
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise RunnerError(
+            f"{network.source}: AOTInductor cannot compile {network.spec.name} here ({reason.rstrip('.:')}). It needs "
+            "a C++ compiler (apt-get install g++) and, for CUDA, Triton and the CUDA toolkit. Or export --onnx alone."
+        ) from error

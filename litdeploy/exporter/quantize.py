@@ -1,0 +1,114 @@
+"""int8 by static quantisation: an ONNX file with QuantizeLinear and DequantizeLinear, for onnxruntime and TensorRT."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from litdeploy.errors import NetworkError
+from litdeploy.runtime.feed import read_feed
+
+# What costs time, and the additions between, so that int8 is not left and entered again at each shortcut.
+_QUANTISED = ("Conv", "Gemm", "MatMul", "Add")
+_BATCH_SIZE = 64
+
+
+def quantise_onnx(source: Path, path: Path, images_NCHW: Tensor) -> dict[str, Any]:
+    """Writes a float32 ONNX file of `export_onnx` in int8.
+
+    Weights are symmetric, one scale a channel; activations symmetric, one scale a tensor, from the least and largest
+    value on the calibration images. Symmetric, since TensorRT takes no zero point; for the same reason biases stay
+    float32, and a weight is stored in int8 right before its DequantizeLinear.
+
+    Args:
+        source: the float32 file.
+        path: of the file to write.
+        images_NCHW: normalised float32 images to calibrate on, on the CPU.
+
+    Returns:
+        `quantised`: how many nodes of each type take int8; `bytes`.
+
+    Raises:
+        NetworkError: nothing in it can be quantised.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    model = onnx.load_model(source)
+    properties = {each.key: each.value for each in model.metadata_props}
+    feed = read_feed(properties)
+    batches = [feed.take(batch).numpy() for batch in torch.split(images_NCHW, _BATCH_SIZE)]
+    with _quiet():
+        quantize_static(
+            source,
+            path,
+            _Reader(model.graph.input[0].name, batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                # Else an activation's quantisation is dropped where a ReLU can be folded into it, which not every
+                # loader does alike.
+                "QDQKeepRemovableActivations": True,
+            },
+        )
+    quantised = onnx.load_model(path)
+    onnx.helper.set_model_props(quantised, {**properties, "precision": "int8"})
+    onnx.checker.check_model(quantised, full_check=True)
+    onnx.save_model(quantised, path)
+    counts = _quantised(quantised.graph)
+    if not counts:
+        raise NetworkError(
+            f"nothing in the network can be quantised: it has no {', '.join(_QUANTISED)} with fixed weights. Export it "
+            "in another precision: --precision fp16"
+        )
+    return {"quantised": counts, "bytes": path.stat().st_size}
+
+
+class _Reader:
+    """Calibration batches, as onnxruntime asks for them."""
+
+    def __init__(self, name: str, batches: Sequence[Any]) -> None:
+        self._name, self._batches = name, batches
+        self._left: Iterator[Any] = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {self._name: batch}
+
+    def rewind(self) -> None:
+        self._left = iter(self._batches)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences its advice on the root logger to preprocess a file, which export_onnx has done."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
+
+
+def _quantised(graph: Any) -> dict[str, int]:
+    """Node type → how many of them take an input from a DequantizeLinear."""
+    dequantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return dict(
+        Counter(
+            node.op_type for node in graph.node if node.op_type in _QUANTISED and dequantised.intersection(node.input)
+        )
+    )

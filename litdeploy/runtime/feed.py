@@ -1,0 +1,50 @@
+"""What an exported file takes, and how a batch of a runner's becomes that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IO_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The input of an exported file.
+
+    Attributes:
+        precision: of its arithmetic.
+        dtype: of its input; uint8 where the normalisation is inside the file, which then takes (N, H, W, C).
+        mean, std: one value a channel, on the scale 0–1; empty where the file does not tell.
+    """
+
+    precision: str = "fp32"
+    dtype: torch.dtype = torch.float32
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def take(self, batch_NCHW: Tensor) -> Tensor:
+        """What the file takes in place of normalised float32 images (N, C, H, W); contiguous."""
+        batch_NCHW = batch_NCHW.detach()
+        if self.dtype is not torch.uint8:
+            return batch_NCHW.to(self.dtype).contiguous()
+        mean_C11, std_C11 = (
+            255 * torch.tensor(values, device=batch_NCHW.device).view(-1, 1, 1) for values in (self.mean, self.std)
+        )
+        pixels_NCHW = (batch_NCHW * std_C11 + mean_C11).round_().clamp_(0, 255).to(torch.uint8)
+        return pixels_NCHW.permute(0, 2, 3, 1).contiguous()
+
+
+def read_feed(metadata: Mapping[str, str]) -> Feed:
+    """What the metadata of a file that `litdeploy export` wrote say of its input; of another's: plain float32."""
+    embedded = metadata.get("preprocessing") == "embedded"
+    return Feed(
+        precision=metadata.get("precision", "fp32"),
+        dtype=torch.uint8 if embedded else IO_DTYPES.get(metadata.get("io_precision", "fp32"), torch.float32),
+        mean=tuple(json.loads(metadata.get("mean", "[]"))),
+        std=tuple(json.loads(metadata.get("std", "[]"))),
+    )

@@ -1,0 +1,151 @@
+"""AOTInductor: the network compiled ahead of time into one `.pt2`, which torch alone loads and runs."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.errors import RunnerError
+from litdeploy.runtime.device import device_name, ieee_float32
+from litdeploy.runtime.feed import Feed, read_feed
+from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+
+# Of torch.cpu.get_capabilities(): what the compiler may have used (`-march=native`).
+_PROCESSOR_FEATURES = ("avx", "avx2", "avx512", "amx", "fma", "f16c", "bmi", "neon", "sve", "sse", "vsx")
+
+
+class InductorRunner:
+    """A package as `litdeploy export --aoti` writes it, with its sidecar `NAME.pt2.json`.
+
+    A package is code: it is opened only when its SHA-256 is the sidecar's, and when it was built for this version of
+    torch and this kind of processor or GPU.
+    """
+
+    name = "inductor"
+
+    def __init__(self, source: Source, device: torch.device, precision: str) -> None:
+        self.device = device
+        self._path = source.needed_package_path(self.name)
+        check_precision(self.name, precision, ("fp32", "fp16", "bf16"))
+        self._model: Any = None
+        self._feed = Feed()
+        self._shape: tuple[int, ...] = ()
+        self._build_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        details = _checked(self._path, self.device)
+        self._feed = read_feed(details["metadata"])
+        self._shape = tuple(details["image_shape"])
+        started = time.perf_counter()
+        self._model = _load(self._path, self.device)
+        self._build_seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model = None
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        """See `Runner.run`."""
+        if self._model is None:
+            raise not_open(self.name)
+        check_batch(self.name, batch_NCHW, self._shape, self.device)
+        try:
+            with torch.inference_mode(), ieee_float32(self.device):
+                logits: Tensor = self._model(self._feed.take(batch_NCHW))
+        except RuntimeError as error:
+            raise RunnerError(f"{self._path}: AOTInductor cannot run it: {str(error).splitlines()[0]}") from error
+        return logits.float()
+
+    def describe(self) -> Description:
+        """See `Runner.describe`."""
+        return Description(
+            runner=self.name,
+            device=device_name(self.device),
+            precision=self._feed.precision,
+            mode="AOTInductor",
+            versions={"torch": str(torch.__version__)},
+            build_seconds=self._build_seconds,
+        )
+
+
+def built_for(device: torch.device) -> dict[str, Any]:
+    """What a package that is compiled here depends on: device, machine, and the GPU's or the processor's abilities."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return {
+            "device": "cuda",
+            "machine": platform.machine(),
+            "gpu": torch.cuda.get_device_name(device),
+            "compute_capability": f"{major}.{minor}",
+        }
+    return {"device": device.type, "machine": platform.machine(), "features": _features()}
+
+
+def _features() -> list[str]:
+    # Not in every torch that litdeploy takes.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return sorted(name for name, has in capabilities.items() if has is True and name.startswith(_PROCESSOR_FEATURES))
+
+
+def _checked(path: Path, device: torch.device) -> dict[str, Any]:
+    """The details of a package's sidecar, once they were held against the file and this machine.
+
+    Raises:
+        RunnerError: no such file or sidecar, an altered file, or one that was built for something else.
+    """
+    if not path.is_file():
+        raise RunnerError(f"{path}: no such file. Make it: litdeploy export --aoti")
+    sidecar = path.with_name(f"{path.name}.json")
+    try:
+        artefact = Artefact.model_validate_json(sidecar.read_bytes())
+        found = sha256_of(path)
+    except (OSError, ValidationError):
+        raise RunnerError(
+            f"{sidecar}: missing, or not written by `litdeploy export`. {path.name} holds code, which runs only when "
+            "its sidecar vouches for it. Copy both files, or make them again: litdeploy export --aoti"
+        ) from None
+    command = str(artefact.details.get("command", "litdeploy export --aoti"))
+    if found != artefact.sha256:
+        raise RunnerError(
+            f"{path}: is not the file that was exported (SHA-256 {found[:12]}…, its sidecar says "
+            f"{artefact.sha256[:12]}…): altered or truncated. It holds code and is not opened. Make it again: {command}"
+        )
+    differences = _differences(artefact, device)
+    if differences:
+        raise RunnerError(
+            f"{path}: built for something else than is here: {'; '.join(differences)}. Build it here: {command}"
+        )
+    return artefact.details
+
+
+def _differences(artefact: Artefact, device: torch.device) -> list[str]:
+    built, here = artefact.details.get("built_for", {}), built_for(device)
+    pairs = {"torch": (artefact.versions.get("torch"), str(torch.__version__))} | {
+        key: (built.get(key), here.get(key)) for key in ("device", "machine", "compute_capability")
+    }
+    told = [f"{key.replace('_', ' ')} {there}, here {now}" for key, (there, now) in pairs.items() if there != now]
+    lacking = sorted(set(built.get("features", ())) - set(here.get("features", ())))
+    if lacking and built.get("device") == here["device"] and built.get("machine") == here["machine"]:
+        told.append(f"a processor with {', '.join(lacking)}, which this one lacks")
+    return told
+
+
+def _load(path: Path, device: torch.device) -> Any:
+    with warnings.catch_warnings():
+        # Inductor loads it, and its classes still use what is deprecated (torch 2.11 to 2.13).
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
+        try:
+            return torch._inductor.aoti_load_package(str(path), device_index=device.index if device.index else -1)
+        except RuntimeError as error:
+            raise RunnerError(
+                f"{path}: torch {torch.__version__} cannot load it ({str(error).splitlines()[0]}). Make it again: "
+                "litdeploy export --aoti"
+            ) from error
