@@ -209,7 +209,8 @@ def _timing_cache(trt: Any, config: Any, choice: Choice, options: EngineOptions)
     name = f"{choice.gpu} sm{choice.compute_capabilities[0]} {choice.library} {choice.version}"
     path = folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.timing"
     content = path.read_bytes() if path.is_file() else b""
-    reused = bool(content) and config.set_timing_cache(config.create_timing_cache(content), False)
+    kept = config.create_timing_cache(content) if content else None
+    reused = kept is not None and bool(config.set_timing_cache(kept, False))
     if not reused:
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield reused

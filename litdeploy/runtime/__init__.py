@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from litdeploy.runtime.eager import EagerRunner
 from litdeploy.runtime.evaluate import accuracy
 from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from litdeploy.runtime.runner import Description, Runner, Source
+from litdeploy.runtime.tensorrt import TensorRTRunner
 
 __all__ = [
     "RUNNERS",
@@ -40,6 +42,8 @@ RUNNERS: dict[str, Callable[[Source, torch.device, str], Runner]] = {
     "eager": EagerRunner,
     "compiled": CompiledRunner,
     "onnxruntime": OnnxRuntimeRunner,
+    "tensorrt": TensorRTRunner,
+    "tensorrt-graph": partial(TensorRTRunner, cuda_graph=True),
 }
 
 
@@ -48,6 +52,7 @@ def open_runner(
     *,
     network: Network | None = None,
     onnx_path: Path | None = None,
+    engine_path: Path | None = None,
     device: torch.device,
     precision: str = "fp32",
 ) -> Runner:
@@ -57,8 +62,9 @@ def open_runner(
         name: a key of `RUNNERS`.
         network: what the runners of PyTorch take; left as it is.
         onnx_path: what onnxruntime takes.
+        engine_path: what TensorRT takes; its sidecar lies beside it.
         device: where to run; `cuda` without an index is `cuda:0`.
-        precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`.
+        precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`; a file has its own.
 
     Raises:
         RunnerError: no such runner, or its source or precision does not serve.
@@ -67,4 +73,4 @@ def open_runner(
         raise RunnerError(f"no runner '{name}'. Those that there are: {', '.join(RUNNERS)}.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
-    return RUNNERS[name](Source(network, onnx_path), device, precision)
+    return RUNNERS[name](Source(network, onnx_path, engine_path), device, precision)

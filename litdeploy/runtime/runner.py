@@ -22,7 +22,7 @@ class Description:
     Attributes:
         runner: its name.
         device: name of the processor or GPU.
-        precision: of weights and arithmetic: `fp32` or `bf16`.
+        precision: of weights and arithmetic: `fp32` or `bf16`; of an engine also `fp16` or `int8`.
         mode: what else decides the speed: execution provider, compiler, memory format.
         versions: library → version.
         build_seconds: wall-clock time of `__enter__`. What the first call of each batch size costs on top (compiling,
@@ -81,6 +81,7 @@ class Source:
 
     network: Network | None = None
     onnx_path: Path | None = None
+    engine_path: Path | None = None
 
     def needed_network(self, runner: str) -> Network:
         """The network.
@@ -104,6 +105,19 @@ class Source:
                 "`litdeploy export` makes one."
             )
         return self.onnx_path
+
+    def needed_engine_path(self, runner: str) -> Path:
+        """The path of the TensorRT engine, which has its sidecar beside it.
+
+        Raises:
+            RunnerError: it was not given.
+        """
+        if self.engine_path is None:
+            raise RunnerError(
+                f"the runner '{runner}' runs a TensorRT engine, and none was given: pass engine_path=…. "
+                "`litdeploy export --trt` makes one."
+            )
+        return self.engine_path
 
 
 def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:
