@@ -98,7 +98,7 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         batches=options.batches,
-        **{key: described[key] for key in ("input", "output", "input_shape", "output_shape")},
+        **{key: described[key] for key in ("input", "output", "input_shape", "output_shape", "metadata")},
         input_type=_io_type(network.get_input(0)),
         output_type=_io_type(network.get_output(0)),
         onnx_sha256=sha256_of(onnx_path),

@@ -15,6 +15,7 @@ from litdeploy.errors import BundleError, SettingsError
 # Microseconds that a request may wait for others to share its batch.
 QUEUE_DELAY_US = 100
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+_IO_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _OURS = {"config.pbtxt", "labels.txt", "1"}
 
 
@@ -68,9 +69,8 @@ def triton_repository(
     and the names of the classes in `labels.txt`.
 
     Args:
-        artefacts: files (.onnx, .engine, .pt2) and what their sidecars say. Details that are used: `input`, `output`,
-            `input_shape`, `output_shape`, and `input_type`, `output_type` where they are not float32; for an engine
-            those of `EngineDetails`.
+        artefacts: files (.onnx, .engine, .pt2) and what their sidecars say. Details that are used: of an engine its
+            `EngineDetails`, of a package `image_shape` (C, H, W) and `metadata`; an ONNX file tells all itself.
         out_dir: of the repository; other models in it are left as they are.
         classes: names in the order of the logits; empty where they are not known.
         batch_sizes: those of the target. The largest is the most that Triton puts together, and each is warmed up.
@@ -92,7 +92,7 @@ def triton_repository(
             raise SettingsError(
                 f"{path}: another artefact is served as {folder.name} already. Rename one of the files."
             )
-        source, result = _signature(path, artefact, backend)
+        source, result = _signature(path, artefact.details)
         config = _config(folder.name, backend, source, result, _batches(path, artefact, batch_sizes, backend, source))
         config["instance_group"] = [
             {
@@ -121,20 +121,26 @@ def _backend(path: Path, artefact: Artefact) -> _Backend:
     return backend
 
 
-def _signature(path: Path, artefact: Artefact, backend: _Backend) -> tuple[_Tensor, _Tensor]:
+def _signature(path: Path, details: Mapping[str, Any]) -> tuple[_Tensor, _Tensor]:
     """Input and output, batch first."""
     if path.suffix == ".onnx":
         return _onnx_signature(path)
-    details = artefact.details
-    tensors = [
-        _Tensor(details[key], details.get(f"{key}_type", "float32"), tuple(details[f"{key}_shape"]))
-        for key in ("input", "output")
-    ]
-    if not backend.batches:
-        # Of a package's tensors only their order is known to every version of Triton that loads one.
-        names = ("INPUT__0", "OUTPUT__0")
-        tensors = [_Tensor(name, each.kind, each.shape) for name, each in zip(names, tensors, strict=True)]
-    return tensors[0], tensors[1]
+    if path.suffix == ".pt2":
+        return _package_signature(details)
+    source, result = (
+        _Tensor(details[key], details[f"{key}_type"], tuple(details[f"{key}_shape"])) for key in ("input", "output")
+    )
+    return source, result
+
+
+def _package_signature(details: Mapping[str, Any]) -> tuple[_Tensor, _Tensor]:
+    """Of an AOTInductor package, whose tensors have no names but their places."""
+    metadata, shape = details["metadata"], list(details["image_shape"])
+    kind = _IO_TYPES[metadata.get("io_precision", "fp32")]
+    pixels = metadata.get("preprocessing") == "embedded"  # uint8 (N, H, W, C)
+    source = _Tensor("INPUT__0", "uint8" if pixels else kind, ("batch", *(shape[1:] + shape[:1] if pixels else shape)))
+    classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
+    return source, _Tensor("OUTPUT__0", kind, ("batch", classes))
 
 
 def _onnx_signature(path: Path) -> tuple[_Tensor, _Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from litdeploy.runtime.eager import EagerRunner
 from litdeploy.runtime.evaluate import accuracy
 from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from litdeploy.runtime.runner import Description, Runner, Source
-from litdeploy.runtime.tensorrt import TensorRTRunner
 
 __all__ = [
     "RUNNERS",
@@ -38,12 +36,25 @@ __all__ = [
     "resolve_target",
 ]
 
+
+def _tensorrt(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(source, device, precision)
+
+
+def _tensorrt_graph(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(source, device, precision, cuda_graph=True)
+
+
 RUNNERS: dict[str, Callable[[Source, torch.device, str], Runner]] = {
     "eager": EagerRunner,
     "compiled": CompiledRunner,
     "onnxruntime": OnnxRuntimeRunner,
-    "tensorrt": TensorRTRunner,
-    "tensorrt-graph": partial(TensorRTRunner, cuda_graph=True),
+    "tensorrt": _tensorrt,
+    "tensorrt-graph": _tensorrt_graph,
 }
 
 
@@ -73,4 +84,4 @@ def open_runner(
         raise RunnerError(f"no runner '{name}'. Those that there are: {', '.join(RUNNERS)}.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
-    return RUNNERS[name](Source(network, onnx_path, engine_path), device, precision)
+    return RUNNERS[name](Source(network, onnx_path, engine_path=engine_path), device, precision)

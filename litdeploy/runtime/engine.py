@@ -84,6 +84,7 @@ class EngineDetails(Record):
         input, output: names of the tensors.
         input_shape, output_shape: with the batch, by name where it is free.
         input_type, output_type: `float32`, `float16`, `bfloat16` or `uint8`.
+        metadata: of the ONNX file: how images are normalised, the names of the classes.
         onnx_sha256: of the file that it was built from.
         command: what was typed.
         memory_limit: bytes of device memory that a layer may use for scratch; None: no limit of ours.
@@ -102,6 +103,7 @@ class EngineDetails(Record):
     output_shape: tuple[int | str, ...]
     input_type: str
     output_type: str
+    metadata: dict[str, str]
     onnx_sha256: str
     command: str
     memory_limit: int | None

@@ -162,12 +162,17 @@ class TensorRTRunner:
             raise self._failed("cannot run it")
 
     def _replayed(self, images: Tensor) -> Tensor:
+        assert self._done is not None
         captured = self._captured.get(len(images))
         if captured is None:
             captured = self._captured[len(images)] = self._capture(torch.empty_like(images))
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self._done)  # a replay on another stream, which uses the same tensors
         captured.images.copy_(images)
         captured.graph.replay()
-        return captured.logits.clone()
+        logits = captured.logits.clone()
+        self._done.record(stream)
+        return logits
 
     def _capture(self, images: Tensor) -> _Captured:
         assert self._stream is not None
@@ -199,7 +204,8 @@ def _check_signature(built: Engine) -> None:
     details = built.details
     images, logits = details.input_shape, details.output_shape
     typed = details.input_type in _TYPES and details.output_type in _TYPES
-    if not typed or len(images) != 4 or len(logits) != 2 or not isinstance(logits[1], int):
+    fixed = all(isinstance(size, int) for size in (*images[1:], *logits[1:]))
+    if not typed or not fixed or len(images) != 4 or len(logits) != 2:
         raise RunnerError(
             f"{built.path}: no classifier of images that are normalised already: one floating-point input "
             f"(N, C, H, W) and logits (N, classes) are needed; it has {details.input} {details.input_type} "

@@ -114,7 +114,7 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
     assert details.precisions.weights[precision] > 0.9
     assert details.precisions.layers[precision] > 0.5
     assert details.precisions.source == "network"
-    assert details.model_dump(exclude={"precisions"}) == {
+    assert details.model_dump(exclude={"precisions", "metadata"}) == {
         "library": "tensorrt_rtx",
         "gpu": None,
         "compute_capabilities": CAPABILITIES,
@@ -133,6 +133,7 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
         "timing_cache": None,
         "bytes": path.stat().st_size,
     }
+    assert json.loads(details.metadata["classes"]) == list("0123456789")
     for capability in CAPABILITIES:
         engine.check(choice.version, capability)
     with pytest.raises(RunnerError, match=r"compute capability 8\.6, 8\.9, 12\.0, and this one has 9\.0"):

@@ -23,6 +23,10 @@ SIGNATURE = {
     "output": "logits",
     "input_shape": ["batch", 3, 32, 32],
     "output_shape": ["batch", 10],
+    "input_type": "float32",
+    "output_type": "float32",
+    "image_shape": [3, 32, 32],
+    "metadata": {"classes": "[]"},
 }
 BATCHES = {"min": 1, "opt": 8, "max": 64}
 
@@ -131,7 +135,8 @@ def test_an_engine_is_served_on_a_gpu_up_to_its_largest_batch(tmp_path: Path, na
 
 
 def test_an_inductor_package_is_served_one_request_at_a_time(tmp_path: Path) -> None:
-    [folder] = written([stand_in(tmp_path / "student.pt2", input_type="float16")], tmp_path / "models")
+    metadata = {"io_precision": "fp16", "preprocessing": "outside", "classes": '["a", "b"]'}
+    [folder] = written([stand_in(tmp_path / "student.pt2", metadata=metadata)], tmp_path / "models")
     assert (folder / "1" / "model.pt2").is_file()
     config = parsed(folder)
     assert (config.platform, config.backend, config.max_batch_size) == ("torch_aoti", "pytorch", 0)
@@ -142,11 +147,19 @@ def test_an_inductor_package_is_served_one_request_at_a_time(tmp_path: Path) -> 
         model_config_pb2.TYPE_FP16,
         [-1, 3, 32, 32],
     )
-    assert (result.name, list(result.dims)) == ("OUTPUT__0", [-1, 10])
+    assert (result.name, result.data_type, list(result.dims)) == ("OUTPUT__0", model_config_pb2.TYPE_FP16, [-1, 2])
     assert [list(each.inputs["INPUT__0"].dims) for each in config.model_warmup] == [
         [size, 3, 32, 32] for size in (1, 8, 64)
     ]
     assert {each.batch_size for each in config.model_warmup} == {1}
+
+
+def test_an_inductor_package_that_normalises_takes_pixels(tmp_path: Path) -> None:
+    metadata = {"io_precision": "fp32", "preprocessing": "embedded", "classes": "[]"}
+    [folder] = written([stand_in(tmp_path / "student.pt2", metadata=metadata)], tmp_path / "models")
+    [source], [result] = parsed(folder).input, parsed(folder).output
+    assert (source.data_type, list(source.dims)) == (model_config_pb2.TYPE_UINT8, [-1, 32, 32, 3])
+    assert (result.data_type, list(result.dims)) == (model_config_pb2.TYPE_FP32, [-1, -1])
 
 
 def test_single_images_are_not_put_together(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def engine_path(tmp_path: Path) -> Path:
         output_shape=("batch", 10),
         input_type="float32",
         output_type="float32",
+        metadata={},
         onnx_sha256="0" * 64,
         command="litdeploy export deploy --trt",
         memory_limit=None,
