@@ -262,6 +262,23 @@ def test_a_file_for_one_batch_size_is_built_for_that_only(choice: Choice, tmp_pa
     assert artefact.details["batches"] == {"min": 4, "opt": 4, "max": 4}
 
 
+def test_pixels_that_are_cast_before_all_else_are_taken(choice: Choice, tmp_path: Path) -> None:
+    """TensorRT computes nothing in uint8, and does not transpose it either."""
+    weights = [numpy_helper.from_array(np.ones((64, 10), dtype=np.float32), "weights")]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["values"], ["turned"], perm=[0, 3, 1, 2]),
+        helper.make_node("Flatten", ["turned"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    path = classifier(tmp_path / "pixels.onnx", nodes, weights, ["batch", 8, 8, 1])
+    model = onnx.load_model(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    onnx.save_model(model, path)
+    artefact = build_engine(path, tmp_path / "pixels.engine", choice, EngineOptions("fp32", BATCHES))
+    assert (artefact.details["input_type"], artefact.details["input_shape"]) == ("uint8", ["batch", 8, 8, 1])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
