@@ -65,11 +65,25 @@ def _inductor(source: Source, device: torch.device, precision: str) -> Runner:
     return InductorRunner(source, device, precision)
 
 
+def _tensorrt(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(source, device, precision)
+
+
+def _tensorrt_graph(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(source, device, precision, cuda_graph=True)
+
+
 RUNNERS: dict[str, Callable[[Source, torch.device, str], Runner]] = {
     "eager": _eager,
     "compiled": _compiled,
     "onnxruntime": _onnxruntime,
     "inductor": _inductor,
+    "tensorrt": _tensorrt,
+    "tensorrt-graph": _tensorrt_graph,
 }
 
 
@@ -79,6 +93,7 @@ def open_runner(
     network: Network | None = None,
     onnx_path: Path | None = None,
     package_path: Path | None = None,
+    engine_path: Path | None = None,
     device: torch.device,
     precision: str = "fp32",
     compile_mode: CompileMode = "default",
@@ -91,6 +106,7 @@ def open_runner(
         network: what the runners of PyTorch take; left as it is.
         onnx_path: what onnxruntime takes.
         package_path: what AOTInductor takes (`.pt2`).
+        engine_path: what TensorRT takes; its sidecar lies beside it.
         device: where to run; `cuda` without an index is `cuda:0`.
         precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`; an exported file has its own.
         compile_mode: of torch.compile.
@@ -103,5 +119,5 @@ def open_runner(
         raise RunnerError(f"no runner '{name}'. Those that there are: {', '.join(RUNNERS)}.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
-    source = Source(network, onnx_path, package_path, compile_mode, memory_limit)
+    source = Source(network, onnx_path, package_path, engine_path, compile_mode, memory_limit)
     return RUNNERS[name](source, device, precision)

@@ -93,6 +93,7 @@ class Source:
     network: Network | None = None
     onnx_path: Path | None = None
     package_path: Path | None = None
+    engine_path: Path | None = None
     compile_mode: CompileMode = "default"
     memory_limit: float | None = None
 
@@ -131,6 +132,19 @@ class Source:
                 "`litdeploy export --aoti` makes one."
             )
         return self.package_path
+
+    def needed_engine_path(self, runner: str) -> Path:
+        """The path of the TensorRT engine, which has its sidecar beside it.
+
+        Raises:
+            RunnerError: it was not given.
+        """
+        if self.engine_path is None:
+            raise RunnerError(
+                f"the runner '{runner}' runs a TensorRT engine, and none was given: pass engine_path=…. "
+                "`litdeploy export --trt` makes one."
+            )
+        return self.engine_path
 
 
 def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:

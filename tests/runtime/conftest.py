@@ -1,7 +1,8 @@
-"""A small network with statistics as after training, and its ONNX file."""
+"""A small network with statistics as after training, its ONNX file, and a file that stands for a TensorRT engine."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.networks import Network, new
+from litdeploy.runtime.engine import BatchProfile, EngineDetails, Precisions, engine_sidecar
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +61,40 @@ def package_path(network: Network, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def cuda_package_path(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packaged(network, tmp_path_factory.mktemp("export") / "cuda.pt2", torch.device("cuda", 0))
+
+
+@pytest.fixture
+def engine_path(tmp_path: Path) -> Path:
+    """A file and the sidecar of an engine. No library has built it, and none would load it."""
+    path, content = tmp_path / "student.engine", b"an engine"
+    path.write_bytes(content)
+    details = EngineDetails(
+        library="tensorrt",
+        gpu="A10",
+        compute_capabilities=("8.6",),
+        version_compatible=False,
+        hardware_compatibility="none",
+        batches=BatchProfile(min=1, opt=8, max=64),
+        input="images",
+        output="logits",
+        input_shape=("batch", 3, 8, 8),
+        output_shape=("batch", 10),
+        input_type="float32",
+        output_type="float32",
+        metadata={},
+        onnx_sha256="0" * 64,
+        command="litdeploy export deploy --trt",
+        memory_limit=None,
+        timing_cache=False,
+        precisions=Precisions(source="engine", layers={"fp16": 1.0}, weights={"fp16": 1.0}),
+        bytes=len(content),
+    )
+    artefact = Artefact(
+        path=path.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        precision="fp16",
+        versions={"tensorrt": "10.9.0.34", "cuda": "13"},
+        details=details.model_dump(mode="json"),
+    )
+    engine_sidecar(path).write_text(artefact.model_dump_json())
+    return path

@@ -13,7 +13,9 @@ from litdeploy.runtime import RUNNERS, Runner, open_runner
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-every_runner = pytest.mark.parametrize("name", RUNNERS)
+# A TensorRT engine runs on the GPU that it was built for: test_tensorrt.py holds it to the same contract.
+ENGINES = ("tensorrt", "tensorrt-graph")
+every_runner = pytest.mark.parametrize("name", [name for name in RUNNERS if name not in ENGINES])
 every_device = pytest.mark.parametrize("device", DEVICES)
 
 
@@ -105,9 +107,9 @@ def test_the_network_is_left_as_it_was(runner: Runner, network: Network) -> None
         network.module.eval()
 
 
-@every_runner
+@pytest.mark.parametrize("name", RUNNERS)
 def test_without_its_source_it_says_what_is_missing(name: str) -> None:
-    with pytest.raises(RunnerError, match=r"none was given: pass (network|onnx_path|package_path)=…"):
+    with pytest.raises(RunnerError, match=r"none was given: pass (network|onnx_path|package_path|engine_path)=…"):
         open_runner(name, device=CPU)
 
 
@@ -120,5 +122,5 @@ def test_an_unknown_precision_is_refused(name: str, network: Network, onnx_path:
 
 
 def test_an_unknown_runner_is_refused(network: Network) -> None:
-    with pytest.raises(RunnerError, match="eager, compiled, onnxruntime, inductor"):
-        open_runner("tensorrt", network=network, device=CPU)
+    with pytest.raises(RunnerError, match="eager, compiled, onnxruntime, inductor, tensorrt, tensorrt-graph"):
+        open_runner("openvino", network=network, device=CPU)

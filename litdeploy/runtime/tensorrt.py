@@ -1,0 +1,213 @@
+"""A TensorRT engine, on the GPU that it was built for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from litdeploy.errors import RunnerError
+from litdeploy.runtime.device import device_name
+from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
+from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class _Captured:
+    """A run of one batch size as a CUDA graph, and the tensors that it reads and writes.
+
+    It has a context of its own: a graph replays with the scratch memory of the context that it was captured from.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    context: Any
+    images: Tensor
+    logits: Tensor
+
+
+class TensorRTRunner:
+    """An engine with one image input (N, C, H, W) and logits (N, classes) as its first output.
+
+    Batches are read and logits written where PyTorch has them: nothing is copied, unless the engine takes another type
+    than float32. Through CUDA graphs, one for each batch size, the batch is copied into the graph's own input and the
+    logits out of its output.
+    """
+
+    def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:
+        """`precision` is only checked: an engine has its own, which `describe` tells."""
+        self.name = "tensorrt-graph" if cuda_graph else "tensorrt"
+        self.device = device
+        self._path = source.needed_engine_path(self.name)
+        check_precision(self.name, precision, _PRECISIONS)
+        if device.type != "cuda":
+            raise RunnerError(f"the runner '{self.name}' runs on cuda, not on {device}. Say --device cuda.")
+        self._cuda_graph = cuda_graph
+        self._built: Engine | None = None
+        self._engine: Any = None
+        self._context: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._done: torch.cuda.Event | None = None
+        self._captured: dict[int, _Captured] = {}
+        self._build_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._built = built = read_engine(self._path)
+        _check_signature(built)
+        trt = load_library(built.details.library)
+        if not torch.cuda.is_available():
+            raise RunnerError(f"{self._path}: an engine runs on a CUDA GPU, and PyTorch finds none here.")
+        built.check(str(trt.__version__), capability_of(self.device))
+        started = time.perf_counter()
+        with torch.cuda.device(self.device):
+            self._engine = self._loaded(trt, built)
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._context = self._new_context()
+        self._build_seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.synchronize(self.device)  # what is still queued uses the context's memory
+        self._captured.clear()
+        self._context = self._engine = self._built = self._stream = self._done = None
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        """See `Runner.run`. A batch outside the engine's profile is refused."""
+        if self._built is None or self._context is None:
+            raise not_open(self.name)
+        details = self._built.details
+        check_batch(self.name, batch_NCHW, [int(size) for size in details.input_shape[1:]], self.device)
+        sizes, size = details.batches, len(batch_NCHW)
+        if not sizes.min <= size <= sizes.max:
+            raise RunnerError(
+                f"{self._path}: takes batches of {sizes.min} to {sizes.max} images, and was given {size}. Split the "
+                "batch, or build an engine for it: set the target's `batch_sizes`, and litdeploy export --trt"
+            )
+        images = batch_NCHW.detach().contiguous().to(_TYPES[details.input_type])
+        with torch.cuda.device(self.device):
+            if self._cuda_graph:
+                return self._replayed(images).float()
+            logits = self._empty_logits(size)
+            self._enqueue(self._context, images, logits)
+            return logits.float()
+
+    def describe(self) -> Description:
+        """See `Runner.describe`."""
+        built = read_engine(self._path) if self._built is None else self._built
+        return Description(
+            runner=self.name,
+            device=device_name(self.device),
+            precision=built.artefact.precision,
+            mode=f"{built.details.library}{', CUDA graph' if self._cuda_graph else ''}",
+            versions={built.details.library: built.version},
+            build_seconds=self._build_seconds,
+        )
+
+    def _loaded(self, trt: Any, built: Engine) -> Any:
+        log = logger_of(built.details.library)
+        log.errors.clear()
+        runtime = trt.Runtime(log)
+        runtime.engine_host_code_allowed = built.details.version_compatible
+        engine = runtime.deserialize_cuda_engine(built.content)
+        if engine is None:
+            raise self._failed("does not load it")
+        return engine
+
+    def _new_context(self) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise self._failed("makes no execution context (is the GPU's memory full?)")
+        return context
+
+    def _empty_logits(self, size: int) -> Tensor:
+        assert self._built is not None
+        details = self._built.details
+        return torch.empty(size, int(details.output_shape[1]), dtype=_TYPES[details.output_type], device=self.device)
+
+    def _enqueue(self, context: Any, images: Tensor, logits: Tensor) -> None:
+        """Puts one run into the current stream's order.
+
+        On the default stream itself TensorRT would wait for the GPU at each call; the runner's own takes its place.
+        """
+        assert self._stream is not None
+        assert self._done is not None
+        current = torch.cuda.current_stream(self.device)
+        stream = current if current.cuda_stream else self._stream
+        capturing = torch.cuda.is_current_stream_capturing()
+        if stream is not current:
+            stream.wait_stream(current)
+        if not capturing:
+            stream.wait_event(self._done)  # a run on another stream, which uses the same scratch memory
+        self._execute(context, images, logits, stream)
+        if not capturing:
+            self._done.record(stream)
+        if stream is not current:
+            current.wait_stream(stream)
+
+    def _execute(self, context: Any, images: Tensor, logits: Tensor, stream: torch.cuda.Stream) -> None:
+        assert self._built is not None
+        details = self._built.details
+        ready = (
+            context.set_input_shape(details.input, tuple(images.shape))
+            and context.set_tensor_address(details.input, images.data_ptr())
+            and context.set_tensor_address(details.output, logits.data_ptr())
+        )
+        if not ready or not context.execute_async_v3(stream.cuda_stream):
+            raise self._failed("cannot run it")
+
+    def _replayed(self, images: Tensor) -> Tensor:
+        assert self._done is not None
+        captured = self._captured.get(len(images))
+        if captured is None:
+            captured = self._captured[len(images)] = self._capture(torch.empty_like(images))
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self._done)  # a replay on another stream, which uses the same tensors
+        captured.images.copy_(images)
+        captured.graph.replay()
+        logits = captured.logits.clone()
+        self._done.record(stream)
+        return logits
+
+    def _capture(self, images: Tensor) -> _Captured:
+        assert self._stream is not None
+        context, logits = self._new_context(), self._empty_logits(len(images))
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        # The first run with a shape allocates, which a capture does not allow.
+        with torch.cuda.stream(self._stream):
+            self._execute(context, images.zero_(), logits, self._stream)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._execute(context, images, logits, self._stream)
+        return _Captured(graph, context, images, logits)
+
+    def _failed(self, what: str) -> RunnerError:
+        assert self._built is not None
+        log = logger_of(self._built.details.library)
+        told = "\n".join(f"  {error}" for error in log.errors) or "  (it does not say why)"
+        log.errors.clear()
+        return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{told}")
+
+
+def _check_signature(built: Engine) -> None:
+    """Holds an engine against what a runner gives and takes.
+
+    Raises:
+        RunnerError: it is no classifier of images.
+    """
+    details = built.details
+    images, logits = details.input_shape, details.output_shape
+    typed = details.input_type in _TYPES and details.output_type in _TYPES
+    fixed = all(isinstance(size, int) for size in (*images[1:], *logits[1:]))
+    if not typed or not fixed or len(images) != 4 or len(logits) != 2:
+        raise RunnerError(
+            f"{built.path}: no classifier of images that are normalised already: one floating-point input "
+            f"(N, C, H, W) and logits (N, classes) are needed; it has {details.input} {details.input_type} "
+            f"{list(images)} and {details.output} {details.output_type} {list(logits)}."
+        )

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.errors import BundleError, GateError, RunnerError, SettingsError
+from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.tensorrt import EngineOptions, build_engine
+from litdeploy.exporter.tensorrt_choice import Choice, choose_library
+from litdeploy.networks import Network
+from litdeploy.runtime.engine import BatchProfile, EngineDetails, read_engine
+
+pytestmark = pytest.mark.tensorrt
+
+CAPABILITIES = ("8.6", "8.9", "12.0")
+BATCHES = BatchProfile(min=1, opt=8, max=64)
+
+
+class Half(nn.Module):
+    """A module in float16 whose input and output stay float32."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).half()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(images.half())
+        return logits.float()
+
+
+class Images:
+    """Calibration images, as onnxruntime's quantiser reads them."""
+
+    def __init__(self, network: Network) -> None:
+        self.batches = iter([{"images": network.example(16).numpy()}] * 2)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.batches, None)
+
+
+def quantise(network: Network, source: Path, path: Path, float_bias: bool) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    logging.disable(logging.WARNING)  # of steps that an exported file does not need
+    try:
+        quantize_static(
+            source,
+            path,
+            Images(network),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Gemm", "Add"],
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": not float_bias},
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def files(student: Network, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The student in each precision."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    folder = tmp_path_factory.mktemp("onnx")
+    paths = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8", "int8-bias")}
+    export_onnx(student, paths["fp32"], None)
+    export_onnx(Network(Half(student.module).eval(), student.spec, "half"), paths["fp16"], None)
+    quantise(student, paths["fp32"], paths["int8"], float_bias=True)
+    quantise(student, paths["fp32"], paths["int8-bias"], float_bias=False)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def choice(files: dict[str, Path]) -> Choice:
+    return choose_library(torch.device("cpu"), CAPABILITIES)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_engine_for_three_architectures_is_built_in_each_precision(
+    files: dict[str, Path], choice: Choice, tmp_path: Path, precision: str
+) -> None:
+    path = tmp_path / "new" / "student.engine"
+    options = EngineOptions(precision, BATCHES, memory_limit=2**28, command="litdeploy export deploy --trt")
+    artefact = build_engine(files[precision], path, choice, options)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["student.engine", "student.engine.json"]
+    engine = read_engine(path)
+    assert engine.artefact == artefact
+    assert artefact.sha256 == hashlib.sha256(engine.content).hexdigest()
+    assert artefact.precision == precision
+    assert artefact.versions["tensorrt_rtx"] == choice.version
+    assert artefact.versions["cuda"]
+    details = engine.details
+    assert details.precisions == EngineDetails.model_validate(artefact.details).precisions
+    assert details.precisions.weights[precision] > 0.9
+    assert details.precisions.layers[precision] > 0.5
+    assert details.precisions.source == "network"
+    assert details.model_dump(exclude={"precisions", "metadata"}) == {
+        "library": "tensorrt_rtx",
+        "gpu": None,
+        "compute_capabilities": CAPABILITIES,
+        "version_compatible": False,
+        "hardware_compatibility": "none",
+        "batches": {"min": 1, "opt": 8, "max": 64},
+        "input": "images",
+        "output": "logits",
+        "input_shape": ("batch", 1, 8, 8),
+        "output_shape": ("batch", 10),
+        "input_type": "float32",
+        "output_type": "float32",
+        "onnx_sha256": sha256_of(files[precision]),
+        "command": "litdeploy export deploy --trt",
+        "memory_limit": 2**28,
+        "timing_cache": None,
+        "bytes": path.stat().st_size,
+    }
+    assert json.loads(details.metadata["classes"]) == list("0123456789")
+    for capability in CAPABILITIES:
+        engine.check(choice.version, capability)
+    with pytest.raises(RunnerError, match=r"compute capability 8\.6, 8\.9, 12\.0, and this one has 9\.0"):
+        engine.check(choice.version, "9.0")
+
+
+def test_the_type_of_input_and_output_is_told(
+    student: Network, files: dict[str, Path], choice: Choice, tmp_path: Path
+) -> None:
+    model = onnx.load_model(files["fp16"])
+    [first], [last] = (
+        [node for node in model.graph.node if node.op_type == "Cast" and port in names(node)]
+        for port in ("images", "logits")
+    )
+    for node, value, kept in (
+        (first, model.graph.input[0], first.output[0]),
+        (last, model.graph.output[0], last.input[0]),
+    ):
+        model.graph.node.remove(node)
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        value.name = kept
+    path = tmp_path / "half.onnx"
+    onnx.save_model(model, path)
+    artefact = build_engine(path, tmp_path / "half.engine", choice, EngineOptions("fp16", BATCHES))
+    assert (artefact.details["input_type"], artefact.details["output_type"]) == ("float16", "float16")
+
+
+def names(node: onnx.NodeProto) -> list[str]:
+    return [*node.input, *node.output]
+
+
+@pytest.mark.parametrize(
+    ("file", "precision"), [("fp32", "fp16"), ("fp32", "int8"), ("fp16", "fp32"), ("int8", "fp16")]
+)
+def test_a_file_in_another_precision_than_asked_for_fails(
+    files: dict[str, Path], choice: Choice, tmp_path: Path, file: str, precision: str
+) -> None:
+    with pytest.raises(GateError, match=rf"asked for in {precision}, and only 0% of the \w+ would be") as caught:
+        build_engine(files[file], tmp_path / "student.engine", choice, EngineOptions(precision, BATCHES))
+    assert caught.value.exit_code == 3
+    assert str(caught.value).endswith(f"litdeploy export --onnx --precision {precision}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_parser_refuses_is_told_whole(files: dict[str, Path], choice: Choice, tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="does not take it") as caught:
+        build_engine(files["int8-bias"], tmp_path / "student.engine", choice, EngineOptions("int8", BATCHES))
+    told = str(caught.value)
+    assert "DequantizeLinear 'conv1.weight_bias_DequantizeLinear': Invalid Node" in told
+    assert "input has type Int32 but must have type" in told
+    assert "cudaError" not in told
+    assert "biases stay in floating point" in told
+    assert told.endswith("litdeploy export --onnx --precision int8")
+
+
+def classifier(path: Path, nodes: list[Any], weights: list[Any], shape: list[int | str]) -> Path:
+    """An ONNX file from images to ten logits."""
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [shape[0], 10])],
+        weights,
+    )
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_what_the_builder_refuses_is_told_whole(choice: Choice, tmp_path: Path) -> None:
+    """Weights that pass through another operation on their way from int8."""
+    weights = [
+        numpy_helper.from_array(np.ones((10, 64), dtype=np.int8), "weights"),
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        numpy_helper.from_array(np.int8(0), "zero"),
+    ]
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "scale", "zero"], ["quantised"]),
+        helper.make_node("DequantizeLinear", ["quantised", "scale", "zero"], ["values"]),
+        helper.make_node("Transpose", ["weights"], ["turned"], perm=[1, 0]),
+        helper.make_node("DequantizeLinear", ["turned", "scale", "zero"], ["factors"]),
+        helper.make_node("MatMul", ["values", "factors"], ["logits"]),
+    ]
+    path = classifier(tmp_path / "turned.onnx", nodes, weights, ["batch", 1, 8, 8])
+    with pytest.raises(RunnerError, match=r"does not build it:\n.*Quantized constant \(weights\) is only allowed"):
+        build_engine(path, tmp_path / "turned.engine", choice, EngineOptions("int8", BATCHES))
+    assert [file.name for file in tmp_path.iterdir()] == ["turned.onnx"]
+
+
+def test_an_operator_that_is_not_known_is_named(choice: Choice, tmp_path: Path) -> None:
+    node = helper.make_node("NoSuchOperator", ["images"], ["logits"], domain="mine")
+    path = classifier(tmp_path / "own.onnx", [node], [], ["batch", 1, 8, 8])
+    with pytest.raises(RunnerError, match="NoSuchOperator") as caught:
+        build_engine(path, tmp_path / "own.engine", choice, EngineOptions("fp32", BATCHES))
+    assert "or leave --trt out" in str(caught.value)
+
+
+def test_a_truncated_file_is_refused(files: dict[str, Path], choice: Choice, tmp_path: Path) -> None:
+    path = tmp_path / "short.onnx"
+    path.write_bytes(files["fp32"].read_bytes()[:-1000])
+    with pytest.raises(RunnerError, match="not an ONNX file"):
+        build_engine(path, tmp_path / "short.engine", choice, EngineOptions("fp32", BATCHES))
+    with pytest.raises(RunnerError, match="no such file"):
+        build_engine(tmp_path / "none.onnx", tmp_path / "none.engine", choice, EngineOptions("fp32", BATCHES))
+
+
+@pytest.mark.parametrize("shape", [["batch", 64], ["batch", 1, "height", 8]])
+def test_a_file_that_takes_no_images_of_one_size_is_refused(
+    choice: Choice, tmp_path: Path, shape: list[int | str]
+) -> None:
+    path = classifier(tmp_path / "other.onnx", [helper.make_node("Flatten", ["images"], ["logits"])], [], shape)
+    with pytest.raises(RunnerError, match="images of one size, in batches, are needed"):
+        build_engine(path, tmp_path / "other.engine", choice, EngineOptions("fp32", BATCHES))
+
+
+def test_a_file_for_one_batch_size_is_built_for_that_only(choice: Choice, tmp_path: Path) -> None:
+    weights = [numpy_helper.from_array(np.ones((64, 10), dtype=np.float32), "weights")]
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    path = classifier(tmp_path / "fixed.onnx", nodes, weights, [4, 1, 8, 8])
+    with pytest.raises(SettingsError, match=r"takes batches of 4 only.*`batch_sizes` to \[4\]"):
+        build_engine(path, tmp_path / "fixed.engine", choice, EngineOptions("fp32", BATCHES))
+    artefact = build_engine(path, tmp_path / "fixed.engine", choice, EngineOptions("fp32", BatchProfile.of((4,))))
+    assert artefact.details["batches"] == {"min": 4, "opt": 4, "max": 4}
+
+
+def test_pixels_that_are_cast_before_all_else_are_taken(choice: Choice, tmp_path: Path) -> None:
+    """TensorRT computes nothing in uint8, and does not transpose it either."""
+    weights = [numpy_helper.from_array(np.ones((64, 10), dtype=np.float32), "weights")]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["values"], ["turned"], perm=[0, 3, 1, 2]),
+        helper.make_node("Flatten", ["turned"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    path = classifier(tmp_path / "pixels.onnx", nodes, weights, ["batch", 8, 8, 1])
+    model = onnx.load_model(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    onnx.save_model(model, path)
+    artefact = build_engine(path, tmp_path / "pixels.engine", choice, EngineOptions("fp32", BATCHES))
+    assert (artefact.details["input_type"], artefact.details["input_shape"]) == ("uint8", ["batch", 8, 8, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version_compatible": True}, "--version-compatible: tensorrt_rtx does not have it"),
+        (
+            {"hardware_compatibility": "ampere-plus"},
+            r"--hardware-compatibility ampere-plus: .* --compute-capability 8\.6",
+        ),
+    ],
+)
+def test_what_tensorrt_rtx_does_not_have_is_refused(
+    files: dict[str, Path], choice: Choice, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        build_engine(files["fp32"], tmp_path / "student.engine", choice, EngineOptions("fp32", BATCHES, **changes))
+
+
+def test_an_engine_that_cannot_be_written_leaves_nothing(
+    files: dict[str, Path], choice: Choice, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match=r"cannot be written \(.*\); [\d,]+ bytes are needed"):
+        build_engine(files["fp32"], tmp_path / "file" / "student.engine", choice, EngineOptions("fp32", BATCHES))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_sidecar_is_an_artefact_as_every_other(files: dict[str, Path], choice: Choice, tmp_path: Path) -> None:
+    path = tmp_path / "student.engine"
+    built = build_engine(files["fp32"], path, choice, EngineOptions("fp32", BATCHES))
+    written = (tmp_path / "student.engine.json").read_text()
+    assert Artefact.model_validate_json(written) == built
+    assert json.loads(written)["path"] == "student.engine"
