@@ -269,6 +269,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of an exported file is."""
+    return path.with_name(f"{path.name}.json")
+
+
 def remove(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -12,6 +13,7 @@ from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Artefact
+    from litdeploy.runtime.engine import HardwareCompatibility
     from litdeploy.target import Precision
 
 
@@ -20,6 +22,12 @@ def command(
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: student.onnx, student.fp16.onnx, …")] = False,
     aoti: Annotated[
         bool, typer.Option("--aoti", help="Write an AOTInductor package (student.pt2) for the device at hand.")
+    ] = False,
+    trt: Annotated[
+        bool,
+        typer.Option(
+            "--trt", help="Build a TensorRT engine (student.engine); without a GPU, ahead of time for others."
+        ),
     ] = False,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, bf16, int8, or several of them.", metavar="NAME,…")
@@ -31,28 +39,50 @@ def command(
     calibration_images: Annotated[
         int, typer.Option(help="Training images on which fp16, bf16 and int8 measure activations.", min=1)
     ] = 512,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(help="Of the GPUs that engines are for, as in 8.6,8.9,12.0; else the target's.", metavar="N.N,…"),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Engines for later versions of the same major number too.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            help="Engines for other GPUs than the one that builds.", metavar="none|ampere-plus|same-compute-capability"
+        ),
+    ] = "none",
+    triton_repository: Annotated[
+        Path | None, typer.Option(help="Also write a model repository for Triton Inference Server.", metavar="DIR")
+    ] = None,
     target: o.TargetName = None,
     data: o.Data = None,
     network: o.Network = None,
     json: o.Json = False,
 ) -> None:
     """Export the student, and prove that each file computes what it computes."""
-    if not onnx and not aoti:
-        raise SettingsError("say what to export: --onnx, --aoti")
+    if not onnx and not aoti and not trt:
+        raise SettingsError("say what to export: --onnx, --aoti, --trt")
     from litdeploy.exporter import export
 
     manifest = export(
         bundle,
         onnx=onnx,
         aoti=aoti,
+        trt=trt,
         # Words that are none are refused by `export`.
-        precisions=cast("list[Precision]", [word.strip() for word in precision.split(",")]),
+        precisions=cast("list[Precision]", _words(precision)),
         io_precision=cast("Precision", io_precision),
         embed_preprocessing=embed_preprocessing,
         calibration_images=calibration_images,
+        compute_capabilities=() if compute_capability is None else _words(compute_capability),
+        version_compatible=version_compatible,
+        hardware_compatibility=cast("HardwareCompatibility", hardware_compatibility),
+        triton_repository=triton_repository,
         target=target,
         data=data,
         network=network,
+        progress=note,
     )
     if json:
         print_json({kind: artefact.model_dump(mode="json") for kind, artefact in manifest.artefacts.items()})
@@ -62,9 +92,14 @@ def command(
     note(f"Next: litdeploy profile{'' if bundle == o.DEFAULT_BUNDLE else f' {bundle}'}")
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
 def show(artefact: Artefact) -> None:
     """Prints an exported file, what became of its precision, and how it was held against PyTorch."""
     from litdeploy.exporter import Parity
+    from litdeploy.runtime.engine import Precisions
 
     details = artefact.details
     opset = f"opset {details['opset']}   " if "opset" in details else ""
@@ -83,4 +118,10 @@ def show(artefact: Artefact) -> None:
             + ("  ← int8 is slower than fp32 here" if int8_ms > fp32_ms else ""),
             highlight=False,
         )
+    if "precisions" in details:
+        output.print(f"  {Precisions.model_validate(details['precisions']).told()}", highlight=False)
+    if details["parity"] is None:
+        capabilities = ", ".join(details["compute_capabilities"])
+        output.print(f"  not run here: built ahead of time for compute capability {capabilities}", highlight=False)
+        return
     output.print(Parity.model_validate(details["parity"]).told(), highlight=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ from litdeploy.data import Data, check_against, normalise, open_data
 from litdeploy.errors import DataError, ParityError, SettingsError
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
 from litdeploy.exporter.staging import keep, reject, staged, write_sidecar
+from litdeploy.exporter.tensorrt_choice import Choice, choose_library
+from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.exporter.verify import Parity, verify
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
+from litdeploy.runtime.engine import HardwareCompatibility
 from litdeploy.target import Precision, Target
 
 # That an artefact is held against the student on, besides what its largest batch takes.
@@ -31,63 +35,92 @@ def export(
     *,
     onnx: bool = True,
     aoti: bool = False,
+    trt: bool = False,
     precisions: Sequence[Precision] = ("fp32",),
     io_precision: Precision = "fp32",
     embed_preprocessing: bool = False,
     calibration_images: int = 512,
+    compute_capabilities: Sequence[str] = (),
+    version_compatible: bool = False,
+    hardware_compatibility: HardwareCompatibility = "none",
+    triton_repository: str | Path | None = None,
     target: Target | str | None = None,
     data: DataSettings | str | None = None,
     network: NetworkName | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Exports a bundle's student in each form and precision, once each computes on test images what PyTorch computes.
 
-    The files are `export/student.onnx`, `student.fp16.onnx`, `student.pt2`, …, each with a sidecar. Beyond the
-    target's tolerance a file is kept as `student.onnx.rejected`, and an artefact of before stays.
+    The files are `export/student.onnx`, `student.fp16.onnx`, `student.pt2`, `student.engine`, …, each with a sidecar.
+    Beyond the target's tolerance a file is kept as `student.onnx.rejected`, and an artefact of before stays. An engine
+    that was built ahead of time, for GPUs that are elsewhere, is not run; its details then hold `parity` None.
 
     Args:
         bundle: a bundle, or its folder.
         onnx: whether to write ONNX.
         aoti: whether to write AOTInductor packages, for this kind of processor or the GPU at hand.
+        trt: whether to build TensorRT engines: by `tensorrt` for the GPU at hand, or by `tensorrt_rtx` ahead of time.
         precisions: of weights and arithmetic.
         io_precision: of images and logits.
         embed_preprocessing: whether the files take pixels, uint8 (N, H, W, C), and normalise them themselves.
         calibration_images: training images on which magnitudes (fp16, bf16) and ranges (int8) are measured.
+        compute_capabilities: of the GPUs that engines are built for, as in `8.6`; none: the target's, or that at hand.
+        version_compatible, hardware_compatibility: of engines, see `EngineOptions`.
+        triton_repository: a folder for a model repository of Triton Inference Server with the files of this call.
         target: where the student will run, or that target's name or path; None: `cuda` where CUDA is, else `cpu`.
         data: the dataset, or its source, whose test images are compared; None: the one that the student learned on.
         network: needed where the student's network is code of the user's.
+        progress: is given a line about what was chosen, or left out.
 
     Returns:
-        The manifest, with the artefacts under `onnx`, `onnx-fp16`, `aoti`, ….
+        The manifest, with the artefacts under `onnx`, `onnx-fp16`, `aoti`, `trt`, ….
 
     Raises:
         BundleError: no whole bundle, or no space left.
         NetworkError: the network cannot be exported, or is the user's code and was not named.
         SettingsError: no such target, a precision that it lacks, an operator set that cannot be had, or nothing to
             export.
+        DependencyError: engines were asked for, and neither `tensorrt` nor `tensorrt_rtx` can build them.
         DeviceError, RunnerError: the target's device is not there, or a backend does not run on it.
         DataError: the images are not to be had, are none for this network, or too few.
+        GateError: an engine is not in the precision that was asked for (exit code 3).
         ParityError: an artefact is further from PyTorch than the target's tolerance allows (exit code 3).
     """
-    forms = [name for name, wanted in (("onnx", onnx), ("aoti", aoti)) if wanted]
+    forms = [name for name, wanted in (("onnx", onnx), ("aoti", aoti), ("trt", trt)) if wanted]
     if not forms:
-        raise SettingsError("nothing to export: say onnx=True or aoti=True.")
+        raise SettingsError("nothing to export: say onnx=True, aoti=True or trt=True.")
+    say = progress or (lambda line: None)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     manifest = bundle.read_complete()
     chosen = resolve_target(target)
     _check_precisions(forms, precisions, io_precision, chosen, target)
-    device = resolve_device(chosen.device)
+    device = _device(forms, chosen)
     if aoti:
         _check_gpu(chosen, device)
+    options = Options(
+        io_precision,
+        embed_preprocessing,
+        calibration_images,
+        tuple(compute_capabilities) or ((chosen.compute_capability,) if trt and chosen.compute_capability else ()),
+        version_compatible,
+        hardware_compatibility,
+    )
+    choice = _choice(trt, options, device)
+    if choice is not None:
+        say(choice.told())
     student = load(bundle.student_path, network=network)
     opened = open_test_data(manifest, data, student, device)
     evidence = Evidence.of(opened, student, max(_LEAST_IMAGES, chosen.batch_sizes[-1]))
-    options = Options(io_precision, embed_preprocessing, calibration_images)
     calibration = Calibration(opened, student, calibration_images)
+    written: list[Artefact] = []
     for form in forms:
         for precision in dict.fromkeys(precisions):
             command = _command(bundle, form, precision, options, target)
-            job = Job(student, precision, chosen, device, options, calibration, command)
+            job = Job(student, precision, chosen, device, options, calibration, command, choice)
             manifest = _export_one(bundle, form, job, evidence)
+            written.append(manifest.artefacts[kind_of(form, precision)])
+    if triton_repository is not None:
+        _serve(bundle, written, Path(triton_repository), student, chosen, device, say)
     return manifest
 
 
@@ -112,6 +145,13 @@ class Evidence:
         rows = torch.arange(count) * total // count
         [picked] = data.test.pick([rows])
         return cls(normalise(picked.images(), network.spec.input), picked.labels_N)
+
+    def in_calls(self, least: int, most: int) -> Evidence:
+        """Without the rest that calls of `most` images leave, where it is below `least`: an engine does not take it."""
+        total = len(self.images_NCHW)
+        rest = total % most
+        count = total - rest if rest < least < total else total
+        return Evidence(self.images_NCHW[:count], self.labels_N[:count])
 
 
 def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
@@ -160,6 +200,42 @@ def _check_precisions(
         raise SettingsError(f"--io-precision {io_precision}: images and logits are {', '.join(_IO_PRECISIONS)}.")
 
 
+def _device(forms: Sequence[str], target: Target) -> torch.device:
+    """Where the files are made and run; without a GPU the CPU, where only engines are built: those are ahead of time.
+
+    Raises:
+        DeviceError: the target's is not there.
+    """
+    if list(forms) == ["trt"] and not torch.cuda.is_available():
+        return torch.device("cpu")
+    return resolve_device(target.device)
+
+
+def _choice(trt: bool, options: Options, device: torch.device) -> Choice | None:
+    """Which TensorRT builds; None where no engine was asked for.
+
+    Raises:
+        SettingsError: options of engines without engines, or such as are none.
+        DependencyError: no library is there that builds.
+    """
+    level, known = options.hardware_compatibility, get_args(HardwareCompatibility)
+    if level not in known:
+        raise SettingsError(f"--hardware-compatibility {level}: no such one. Write {', '.join(known)}.")
+    if trt:
+        return choose_library(device, options.compute_capabilities)
+    given = {
+        "--compute-capability": options.compute_capabilities,
+        "--version-compatible": options.version_compatible,
+        "--hardware-compatibility": level != "none",
+    }
+    for option, value in given.items():
+        if value:
+            raise SettingsError(
+                f"{option} is for TensorRT engines, and none was asked for. Add --trt, or leave it out."
+            )
+    return None
+
+
 def _check_gpu(target: Target, device: torch.device) -> None:
     """A package is compiled for the GPU at hand.
 
@@ -181,19 +257,20 @@ def _export_one(bundle: Bundle, form_name: str, job: Job, evidence: Evidence) ->
     form = FORMS[form_name]
     path = bundle.export_path / file_of(form_name, job.precision)
     with staged(path) as candidate:
-        details = {**form.write(job, candidate), "command": job.command}
+        written = form.write(job, candidate)
+        details = {**written.details, "command": job.command}
         artefact = Artefact(
             path=path.relative_to(bundle.path).as_posix(),
             sha256=sha256_of(candidate),
             precision=job.precision,
-            versions=form.versions(),
+            versions=written.versions,
             details=details,
         )
         write_sidecar(candidate, artefact)
-        parity = _parity(job, form, candidate, evidence)
-        details["parity"] = parity.model_dump(mode="json")
+        parity = None if written.built_for else _parity(job, form, candidate, evidence)
+        details["parity"] = parity and parity.model_dump(mode="json")
         artefact = artefact.model_copy(update={"details": details})
-        if not parity.within:
+        if parity is not None and not parity.within:
             raise beyond_tolerance(path, reject(candidate, path, artefact), parity)
         keep(candidate, path, artefact)
     return bundle.add_artefact(kind_of(form_name, job.precision), artefact)
@@ -206,7 +283,37 @@ def _parity(job: Job, form: Form, path: Path, evidence: Evidence) -> Parity:
     ):
         tolerance = getattr(job.target.tolerance, job.precision)
         sizes = sorted(set(job.target.batch_profile))
-        return verify(reference, candidate, evidence.images_NCHW, sizes, tolerance, evidence.labels_N)
+        taken = evidence.in_calls(sizes[0], sizes[-1])
+        return verify(reference, candidate, taken.images_NCHW, sizes, tolerance, taken.labels_N)
+
+
+def _serve(
+    bundle: Bundle,
+    artefacts: Sequence[Artefact],
+    folder: Path,
+    student: Network,
+    target: Target,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
+    """Writes a model repository of what Triton serves."""
+    served = []
+    for artefact in artefacts:
+        if artefact.details.get("library") == "tensorrt_rtx":
+            say(
+                f"{artefact.path}: left out of {folder}, since Triton loads engines of tensorrt and not of tensorrt_rtx"
+            )
+        else:
+            served.append((bundle.artefact_path(artefact), artefact))
+    models = write_repository(
+        served,
+        folder,
+        classes=student.spec.classes,
+        batch_sizes=target.batch_sizes,
+        device=cast("Literal['cpu', 'cuda']", device.type),
+    )
+    for model in models:
+        say(f"{model}: a model for tritonserver --model-repository {folder}")
 
 
 def beyond_tolerance(path: Path, kept: Path, parity: Parity) -> ParityError:
@@ -227,6 +334,13 @@ def _command(bundle: Bundle, form: str, precision: str, options: Options, target
         words += ["--io-precision", options.io_precision]
     if options.embed_preprocessing:
         words += ["--embed-preprocessing"]
+    if form == "trt":
+        if options.compute_capabilities:
+            words += ["--compute-capability", ",".join(options.compute_capabilities)]
+        if options.version_compatible:
+            words += ["--version-compatible"]
+        if options.hardware_compatibility != "none":
+            words += ["--hardware-compatibility", options.hardware_compatibility]
     if isinstance(target, str):
         words += ["--target", target]
     return shlex.join(words)

@@ -19,9 +19,12 @@ from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.precision import Conversion, convert
 from litdeploy.exporter.quantize import quantise_onnx
+from litdeploy.exporter.tensorrt import EngineOptions, build_engine
+from litdeploy.exporter.tensorrt_choice import Choice
 from litdeploy.exporter.timing import interleaved_ms
 from litdeploy.networks import Network
 from litdeploy.runtime import Runner, open_runner
+from litdeploy.runtime.engine import BatchProfile, HardwareCompatibility
 from litdeploy.target import Precision, Target
 
 _MEASURE_AT_ONCE = 64
@@ -36,25 +39,34 @@ class Form:
         runner: the key of `RUNNERS` that runs them.
         source: the argument by which `open_runner` takes such a file.
         precisions: those that it has.
-        libraries: whose versions its sidecar records.
-        write: writes a file for a job, in a folder that is there, and tells what is in it.
+        write: writes a file for a job, in a folder that is there.
     """
 
     suffix: str
     runner: str
     source: str
     precisions: tuple[Precision, ...]
-    libraries: tuple[str, ...]
-    write: Callable[[Job, Path], dict[str, Any]]
+    write: Callable[[Job, Path], Written]
 
     def open(self, path: Path, device: torch.device, target: Target) -> Runner:
         """The runner of a file of this form, to be entered."""
         sources: dict[str, Any] = {self.source: path}
         return open_runner(self.runner, **sources, device=device, memory_limit=target.memory_limit)
 
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries that wrote a file."""
-        return {name: str(importlib.import_module(name).__version__) for name in self.libraries}
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a file that was written.
+
+    Attributes:
+        details: what is in it.
+        versions: of the libraries that wrote it.
+        built_for: compute capabilities of the GPUs that it runs on, where those are elsewhere; empty where it runs here.
+    """
+
+    details: dict[str, Any]
+    versions: dict[str, str]
+    built_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,16 @@ class Options:
         io_precision: of images and logits.
         embed_preprocessing: whether files take pixels, uint8 (N, H, W, C), and normalise them.
         calibration_images: training images on which activations are measured.
+        compute_capabilities: of the GPUs that engines are built for, as in `8.6`; none: the one at hand.
+        version_compatible, hardware_compatibility: of engines, see `EngineOptions`.
     """
 
     io_precision: Precision = "fp32"
     embed_preprocessing: bool = False
     calibration_images: int = 512
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
 
 
 class Calibration:
@@ -108,6 +125,7 @@ class Job:
         network: the student, on the CPU.
         device: where it will run, and is compiled for.
         command: what to type to do it again.
+        choice: which TensorRT builds; None where no engine is written.
     """
 
     network: Network
@@ -117,6 +135,7 @@ class Job:
     options: Options
     calibration: Calibration
     command: str
+    choice: Choice | None = None
 
     def conversion(self) -> Conversion | None:
         """The network in the job's precision; None where that is its own."""
@@ -125,48 +144,47 @@ class Job:
         return convert(self.network, self.precision, torch.split(self.calibration.images_NCHW, _MEASURE_AT_ONCE))
 
 
-def _write_onnx(job: Job, path: Path) -> dict[str, Any]:
-    if job.precision == "int8":
-        return _write_int8(job, path)
+def _write_onnx(job: Job, path: Path) -> Written:
+    """Of an int8 file, also how long it and the float32 file take, where the target's device is this machine's."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "fp32.onnx"
+        details = _onnx(job, path, source)
+        if job.precision == "int8":
+            details["latency"] = _latency(job, source, path)
+    return Written(details, _versions("torch", "onnx", "onnxruntime", "onnxscript"))
+
+
+def _onnx(job: Job, path: Path, source: Path) -> dict[str, Any]:
+    """Writes the network in the job's precision; in int8 from its float32 file, which is left at `source`."""
     conversion = job.conversion()
     details = export_onnx(
         job.network,
-        path,
+        source if job.precision == "int8" else path,
         job.target.opset,
         conversion=conversion,
         io_precision=job.options.io_precision,
         embedded=job.options.embed_preprocessing,
     )
-    return {**details, **_told(conversion)}
-
-
-def _write_int8(job: Job, path: Path) -> dict[str, Any]:
-    """The float32 file, quantised; and how long either takes, where the target's device is this machine's."""
-    with TemporaryDirectory(dir=path.parent) as folder:
-        source = Path(folder) / "fp32.onnx"
-        details = export_onnx(
-            job.network,
-            source,
-            job.target.opset,
-            io_precision=job.options.io_precision,
-            embedded=job.options.embed_preprocessing,
-        )
-        images_NCHW = job.calibration.images_NCHW
-        quantised = quantise_onnx(source, path, images_NCHW)
-        form = FORMS["onnx"]
-        with form.open(source, job.device, job.target) as fp32, form.open(path, job.device, job.target) as int8:
-            size = job.target.batch_profile[0]
-            batch = job.network.example(size).to(job.device)
-            fp32_ms, int8_ms = interleaved_ms(fp32, int8, batch)
+    if job.precision != "int8":
+        return {**details, **_told(conversion)}
+    images_NCHW = job.calibration.images_NCHW
     return {
         **details,
-        **quantised,
+        **quantise_onnx(source, path, images_NCHW),
         "calibration": {"images": len(images_NCHW), "method": "least and largest value"},
-        "latency": {"batch_size": size, "fp32_ms": fp32_ms, "int8_ms": int8_ms},
     }
 
 
-def _write_aoti(job: Job, path: Path) -> dict[str, Any]:
+def _latency(job: Job, fp32_path: Path, int8_path: Path) -> dict[str, Any]:
+    form = FORMS["onnx"]
+    with form.open(fp32_path, job.device, job.target) as fp32, form.open(int8_path, job.device, job.target) as int8:
+        size = job.target.batch_profile[0]
+        batch = job.network.example(size).to(job.device)
+        fp32_ms, int8_ms = interleaved_ms(fp32, int8, batch)
+    return {"batch_size": size, "fp32_ms": fp32_ms, "int8_ms": int8_ms}
+
+
+def _write_aoti(job: Job, path: Path) -> Written:
     conversion = job.conversion()
     details = export_aoti(
         job.network,
@@ -176,7 +194,30 @@ def _write_aoti(job: Job, path: Path) -> dict[str, Any]:
         io_precision=job.options.io_precision,
         embedded=job.options.embed_preprocessing,
     )
-    return {**details, **_told(conversion)}
+    return Written({**details, **_told(conversion)}, _versions("torch"))
+
+
+def _write_trt(job: Job, path: Path) -> Written:
+    assert job.choice is not None
+    limit = job.target.memory_limit
+    options = EngineOptions(
+        job.precision,
+        BatchProfile.of(job.target.batch_sizes),
+        memory_limit=None if limit is None else int(limit * 2**30),
+        version_compatible=job.options.version_compatible,
+        hardware_compatibility=job.options.hardware_compatibility,
+        command=job.command,
+    )
+    with TemporaryDirectory(dir=path.parent) as folder:
+        onnx_path = Path(folder) / f"{path.stem}.onnx"
+        details = _onnx(job, onnx_path, Path(folder) / "fp32.onnx")
+        built = build_engine(onnx_path, path, job.choice, options)
+    # Its details are the engine's; of the ONNX file those stay that an engine does not have.
+    return Written(
+        {**details, **built.details, "chosen": job.choice.told()},
+        {**_versions("torch", "onnx"), **built.versions},
+        built_for=() if job.choice.gpu else job.choice.compute_capabilities,
+    )
 
 
 def _told(conversion: Conversion | None) -> dict[str, Any]:
@@ -188,16 +229,14 @@ def _told(conversion: Conversion | None) -> dict[str, Any]:
     }
 
 
+def _versions(*libraries: str) -> dict[str, str]:
+    return {name: str(importlib.import_module(name).__version__) for name in libraries}
+
+
 FORMS: dict[str, Form] = {
-    "onnx": Form(
-        ".onnx",
-        "onnxruntime",
-        "onnx_path",
-        ("fp32", "fp16", "bf16", "int8"),
-        ("torch", "onnx", "onnxruntime", "onnxscript"),
-        _write_onnx,
-    ),
-    "aoti": Form(".pt2", "inductor", "package_path", ("fp32", "fp16", "bf16"), ("torch",), _write_aoti),
+    "onnx": Form(".onnx", "onnxruntime", "onnx_path", ("fp32", "fp16", "bf16", "int8"), _write_onnx),
+    "aoti": Form(".pt2", "inductor", "package_path", ("fp32", "fp16", "bf16"), _write_aoti),
+    "trt": Form(".engine", "tensorrt", "engine_path", ("fp32", "fp16", "bf16", "int8"), _write_trt),
 }
 
 

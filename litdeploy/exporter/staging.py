@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from litdeploy.bundle import Artefact, remove
+from litdeploy.bundle import Artefact, remove, sidecar_of
 from litdeploy.errors import BundleError
 
 
@@ -52,11 +52,6 @@ def reject(candidate: Path, path: Path, artefact: Artefact) -> Path:
 def rejected_path(path: Path) -> Path:
     """Where a rejected file is kept."""
     return path.with_name(f"{path.name}.rejected")
-
-
-def sidecar_of(path: Path) -> Path:
-    """Where the sidecar of a file is."""
-    return path.with_name(f"{path.name}.json")
 
 
 def write_sidecar(path: Path, artefact: Artefact) -> None:

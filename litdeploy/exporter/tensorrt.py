@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import Artefact, sha256_of, write_whole
+from litdeploy.bundle import Artefact, sha256_of, sidecar_of, write_whole
 from litdeploy.errors import BundleError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.exporter.precisions import check_precision_share, engine_precisions, network_precisions
@@ -25,7 +25,6 @@ from litdeploy.runtime.engine import (
     EngineDetails,
     HardwareCompatibility,
     Precisions,
-    engine_sidecar,
     load_library,
     logger_of,
 )
@@ -250,7 +249,7 @@ def _written(path: Path, content: memoryview, details: EngineDetails, choice: Ch
     )
     sidecar = artefact.model_dump_json(indent=2) + "\n"
     try:
-        for name, part in ((path, content), (engine_sidecar(path), sidecar.encode())):
+        for name, part in ((path, content), (sidecar_of(path), sidecar.encode())):
             with write_whole(name) as temporary:
                 temporary.write_bytes(part)
     except OSError as error:

@@ -85,7 +85,7 @@ def _check_capabilities(asked: Sequence[str], version: str) -> None:
         if each not in known:
             raise SettingsError(
                 f"--compute-capability {each}: tensorrt_rtx {version} does not build for it; it builds for "
-                f"{', '.join(known)}. Data-centre GPUs (A100 is 8.0, H200 is 9.0) are tensorrt's, on the GPU itself: "
+                f"{', '.join(known)}. For other GPUs (H200 is 9.0) there is tensorrt, on the GPU itself: "
                 f"{INSTALL['tensorrt']}"
             )
 

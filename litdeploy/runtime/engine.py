@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from litdeploy.bundle import Artefact, Record
+from litdeploy.bundle import Artefact, Record, sidecar_of
 from litdeploy.errors import DependencyError, RunnerError
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
@@ -164,11 +164,6 @@ def _serves_gpu(details: EngineDetails, capability: str) -> bool:
     return capability in details.compute_capabilities
 
 
-def engine_sidecar(path: Path) -> Path:
-    """Where an engine's sidecar lies."""
-    return path.with_name(f"{path.name}.json")
-
-
 def read_engine(path: Path) -> Engine:
     """Reads an engine, once its sidecar vouches for it. What was hashed is what is given: the file is read once.
 
@@ -177,7 +172,7 @@ def read_engine(path: Path) -> Engine:
     """
     if not path.is_file():
         raise RunnerError(f"{path}: no such file. Make it: litdeploy export --trt")
-    sidecar = engine_sidecar(path)
+    sidecar = sidecar_of(path)
     if not sidecar.is_file():
         raise RunnerError(
             f"{path}: nothing vouches for it. An engine is code, and is loaded only beside the sidecar that was "

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.bundle import Artefact, sha256_of, sidecar_of
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.feed import Feed, read_feed
@@ -103,7 +103,7 @@ def _checked(path: Path, device: torch.device) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RunnerError(f"{path}: no such file. Make it: litdeploy export --aoti")
-    sidecar = path.with_name(f"{path.name}.json")
+    sidecar = sidecar_of(path)
     try:
         artefact = Artefact.model_validate_json(sidecar.read_bytes())
         found = sha256_of(path)

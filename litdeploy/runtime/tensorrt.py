@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
+from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -34,6 +36,8 @@ class _Captured:
 class TensorRTRunner:
     """An engine with one image input (N, C, H, W) and logits (N, classes) as its first output.
 
+    Or pixels, uint8 (N, H, W, C), where its metadata tell how a float32 image becomes those.
+
     Batches are read and logits written where PyTorch has them: nothing is copied, unless the engine takes another type
     than float32. Through CUDA graphs, one for each batch size, the batch is copied into the graph's own input and the
     logits out of its output.
@@ -48,6 +52,7 @@ class TensorRTRunner:
         if device.type != "cuda":
             raise RunnerError(f"the runner '{self.name}' runs on cuda, not on {device}. Say --device cuda.")
         self._cuda_graph = cuda_graph
+        self._feed = Feed()
         self._built: Engine | None = None
         self._engine: Any = None
         self._context: Any = None
@@ -58,7 +63,7 @@ class TensorRTRunner:
 
     def __enter__(self) -> Self:
         self._built = built = read_engine(self._path)
-        _check_signature(built)
+        self._feed = _checked_feed(built)
         trt = load_library(built.details.library)
         if not torch.cuda.is_available():
             raise RunnerError(f"{self._path}: an engine runs on a CUDA GPU, and PyTorch finds none here.")
@@ -82,14 +87,14 @@ class TensorRTRunner:
         if self._built is None or self._context is None:
             raise not_open(self.name)
         details = self._built.details
-        check_batch(self.name, batch_NCHW, [int(size) for size in details.input_shape[1:]], self.device)
+        check_batch(self.name, batch_NCHW, _image_shape(details.input_shape, self._feed), self.device)
         sizes, size = details.batches, len(batch_NCHW)
         if not sizes.min <= size <= sizes.max:
             raise RunnerError(
                 f"{self._path}: takes batches of {sizes.min} to {sizes.max} images, and was given {size}. Split the "
                 "batch, or build an engine for it: set the target's `batch_sizes`, and litdeploy export --trt"
             )
-        images = batch_NCHW.detach().contiguous().to(_TYPES[details.input_type])
+        images = self._feed.take(batch_NCHW)
         with torch.cuda.device(self.device):
             if self._cuda_graph:
                 return self._replayed(images).float()
@@ -195,19 +200,27 @@ class TensorRTRunner:
         return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{told}")
 
 
-def _check_signature(built: Engine) -> None:
-    """Holds an engine against what a runner gives and takes.
+def _image_shape(input_shape: Sequence[int | str], feed: Feed) -> list[int]:
+    """(C, H, W) of one image; pixels have their channels last."""
+    sizes = [int(size) for size in input_shape[1:]]
+    return [sizes[2], sizes[0], sizes[1]] if feed.dtype is torch.uint8 else sizes
+
+
+def _checked_feed(built: Engine) -> Feed:
+    """What an engine takes, once it was held against what a runner gives and takes.
 
     Raises:
         RunnerError: it is no classifier of images.
     """
-    details = built.details
+    details, feed = built.details, read_feed(built.details.metadata)
     images, logits = details.input_shape, details.output_shape
-    typed = details.input_type in _TYPES and details.output_type in _TYPES
+    pixels = details.input_type == "uint8" and feed.dtype is torch.uint8
+    typed = (pixels or details.input_type in _TYPES) and details.output_type in _TYPES
     fixed = all(isinstance(size, int) for size in (*images[1:], *logits[1:]))
     if not typed or not fixed or len(images) != 4 or len(logits) != 2:
         raise RunnerError(
-            f"{built.path}: no classifier of images that are normalised already: one floating-point input "
+            f"{built.path}: no classifier of images as `litdeploy export` writes it: one floating-point input "
             f"(N, C, H, W) and logits (N, classes) are needed; it has {details.input} {details.input_type} "
             f"{list(images)} and {details.output} {details.output_type} {list(logits)}."
         )
+    return feed if pixels else replace(feed, dtype=_TYPES[details.input_type])

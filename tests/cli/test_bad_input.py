@@ -136,6 +136,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
     [
         (("export", "--onnx"), "litdeploy compress"),
         (("export",), "--onnx"),
+        (("export", "--trt"), "litdeploy compress"),
         (("profile",), "litdeploy compress"),
         (("profile", "--target", "moon"), "no such folder"),
         (("inspect", "absent.pt"), "no such file"),

@@ -8,18 +8,24 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 import litdeploy
 from litdeploy.bundle import Artefact, Bundle, sha256_of
 from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
 from litdeploy.exporter import forms
+from litdeploy.exporter.exporter import Evidence
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.recipe import DataSettings
-from litdeploy.target import Target, Tolerance, Tolerances
+from litdeploy.runtime.engine import BatchProfile, read_engine
+from litdeploy.runtime.feed import read_feed
+from litdeploy.target import Precision, Target, Tolerance, Tolerances
 
 TARGET = Target(device="cpu", batch_sizes=(1, 16))
+CAPABILITIES = ("8.6", "8.9", "12.0")
+ABSENT = "there is no CUDA GPU here, and tensorrt builds only on the GPU that runs the engine"
 
 
 @pytest.fixture
@@ -145,6 +151,10 @@ def test_each_precision_is_a_file_of_its_own(bundle: Bundle) -> None:
         ({"precisions": ("fp32", "bf16"), "target": "t4"}, SettingsError, r"t4 \(compute capability 7.5\) lacks it"),
         ({"aoti": True, "precisions": ("int8",)}, SettingsError, "--aoti has no int8; it has fp32, fp16, bf16"),
         ({"io_precision": "int8"}, SettingsError, "--io-precision int8"),
+        ({"compute_capabilities": ("8.6",)}, SettingsError, "--compute-capability is for TensorRT engines.*Add --trt"),
+        ({"version_compatible": True}, SettingsError, "--version-compatible is for TensorRT engines"),
+        ({"hardware_compatibility": "ampere-plus"}, SettingsError, "--hardware-compatibility is for TensorRT engines"),
+        ({"hardware_compatibility": "all"}, SettingsError, "Write none, ampere-plus, same-compute-capability"),
         (
             {"precisions": ("bf16",), "target": TARGET.model_copy(update={"opset": 20})},
             SettingsError,
@@ -177,3 +187,88 @@ def test_without_space_nothing_is_left(bundle: Bundle) -> None:
 def test_for_a_gpu_it_is_verified_there(bundle: Bundle) -> None:
     parity = litdeploy.export(bundle, target="cuda").artefacts["onnx"].details["parity"]
     assert [each["batch_size"] for each in parity["batches"]] == [1, 8, 256]
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="engines are built for the GPU at hand, and run")
+def test_engines_are_built_ahead_of_time_and_not_run(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    told: list[str] = []
+    target = TARGET.model_copy(update={"memory_limit": 0.5})
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+    manifest = litdeploy.export(
+        bundle,
+        onnx=False,
+        trt=True,
+        precisions=precisions,
+        compute_capabilities=CAPABILITIES,
+        target=target,
+        progress=told.append,
+    )
+    assert list(manifest.artefacts) == ["trt", "trt-fp16", "trt-bf16", "trt-int8"]
+    for precision, artefact in zip(precisions, manifest.artefacts.values(), strict=True):
+        engine = read_engine(bundle.artefact_path(artefact))
+        assert engine.artefact == artefact
+        assert engine.details.compute_capabilities == CAPABILITIES
+        assert engine.details.memory_limit == 2**29
+        assert engine.details.batches == BatchProfile(min=1, opt=1, max=16)
+        assert engine.details.precisions.weights[precision] > 0.5
+        assert engine.details.bytes == len(engine.content)
+        assert engine.details.command.endswith(f"--trt --precision {precision} --compute-capability 8.6,8.9,12.0")
+        assert {"torch", "onnx", "tensorrt_rtx"} <= artefact.versions.keys()
+        assert artefact.details["parity"] is None
+        assert artefact.details["chosen"] == told[0]
+    assert told == [
+        f"tensorrt_rtx {artefact.versions['tensorrt_rtx']} for compute capability 8.6, 8.9, 12.0: " + ABSENT
+    ]
+    assert len(list(bundle.export_path.iterdir())) == 8
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="engines are built for the GPU at hand, and run")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_engine_for_a_target_elsewhere_takes_pixels(bundle: Bundle, precision: Precision) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    exported = litdeploy.export(
+        bundle, onnx=False, trt=True, precisions=(precision,), embed_preprocessing=True, target="rtx4090"
+    )
+    [artefact] = exported.artefacts.values()
+    details = read_engine(bundle.artefact_path(artefact)).details
+    assert (details.input_type, details.input_shape) == ("uint8", ("batch", 8, 8, 1))
+    assert details.compute_capabilities == ("8.9",)
+    assert details.memory_limit == 20 * 2**30
+    assert read_feed(details.metadata).dtype is torch.uint8
+    assert details.command.endswith("--embed-preprocessing --compute-capability 8.9 --target rtx4090")
+
+
+def test_triton_gets_what_was_exported(bundle: Bundle, tmp_path: Path) -> None:
+    told: list[str] = []
+    options: dict[str, Any] = {"target": TARGET, "triton_repository": tmp_path / "models", "progress": told.append}
+    litdeploy.export(bundle, precisions=("fp32", "fp16"), **options)
+    folders = [tmp_path / "models" / name for name in ("student-onnx", "student.fp16-onnx")]
+    assert sorted((tmp_path / "models").iterdir()) == folders
+    for folder in folders:
+        assert sorted(each.name for each in folder.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+        assert (folder / "labels.txt").read_text().split() == list("0123456789")
+        assert "KIND_CPU" in (folder / "config.pbtxt").read_text()
+    assert told == [
+        f"{folder}: a model for tritonserver --model-repository {tmp_path / 'models'}" for folder in folders
+    ]
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="engines are built for the GPU at hand, and run")
+def test_triton_does_not_get_engines_of_tensorrt_rtx(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    told: list[str] = []
+    options: dict[str, Any] = {"compute_capabilities": CAPABILITIES, "triton_repository": tmp_path / "models"}
+    litdeploy.export(bundle, trt=True, target=TARGET, progress=told.append, **options)
+    assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["student-onnx"]
+    assert any(line.startswith("export/student.engine: left out") for line in told)
+
+
+def test_a_rest_that_an_engine_does_not_take_is_left_out() -> None:
+    evidence = Evidence(torch.zeros(10, 1, 8, 8), torch.zeros(10, dtype=torch.int64))
+    for least, most, left in ((1, 4, 10), (2, 4, 10), (3, 4, 8), (4, 4, 8), (4, 16, 10), (16, 16, 10)):
+        taken = evidence.in_calls(least, most)
+        assert (len(taken.images_NCHW), len(taken.labels_N)) == (left, left)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.bundle import Artefact, sha256_of, sidecar_of
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.networks import Network, new
-from litdeploy.runtime.engine import BatchProfile, EngineDetails, Precisions, engine_sidecar
+from litdeploy.runtime.engine import BatchProfile, EngineDetails, Precisions
 
 
 @pytest.fixture(scope="session")
@@ -96,5 +96,5 @@ def engine_path(tmp_path: Path) -> Path:
         versions={"tensorrt": "10.9.0.34", "cuda": "13"},
         details=details.model_dump(mode="json"),
     )
-    engine_sidecar(path).write_text(artefact.model_dump_json())
+    sidecar_of(path).write_text(artefact.model_dump_json())
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from litdeploy.bundle import Artefact
+from litdeploy.bundle import Artefact, sidecar_of
 from litdeploy.errors import DependencyError, RunnerError
 from litdeploy.runtime.engine import (
     BatchProfile,
@@ -15,7 +15,6 @@ from litdeploy.runtime.engine import (
     EngineDetails,
     Library,
     Precisions,
-    engine_sidecar,
     load_library,
     logger_of,
     read_engine,
@@ -36,7 +35,7 @@ def test_an_engine_is_read_with_what_its_sidecar_says(engine_path: Path) -> None
 
 
 def test_what_an_exporter_adds_to_the_details_does_no_harm(engine_path: Path) -> None:
-    sidecar = engine_sidecar(engine_path)
+    sidecar = sidecar_of(engine_path)
     artefact = Artefact.model_validate_json(sidecar.read_bytes())
     added = artefact.model_copy(update={"details": {**artefact.details, "parity": {"within": True}}})
     sidecar.write_text(added.model_dump_json())
@@ -52,7 +51,7 @@ def test_an_engine_that_was_altered_or_cut_short_is_refused(engine_path: Path, c
 
 
 def test_an_engine_without_its_sidecar_is_refused(engine_path: Path) -> None:
-    engine_sidecar(engine_path).unlink()
+    sidecar_of(engine_path).unlink()
     with pytest.raises(RunnerError, match=r"nothing vouches for it.*there is no student\.engine\.json"):
         read_engine(engine_path)
     engine_path.unlink()
@@ -62,7 +61,7 @@ def test_an_engine_without_its_sidecar_is_refused(engine_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["library", "batches", "onnx_sha256"])
 def test_a_sidecar_of_something_else_is_refused(engine_path: Path, key: str) -> None:
-    sidecar = engine_sidecar(engine_path)
+    sidecar = sidecar_of(engine_path)
     content = json.loads(sidecar.read_text())
     del content["details"][key]
     sidecar.write_text(json.dumps(content))
@@ -75,7 +74,7 @@ def test_a_sidecar_of_something_else_is_refused(engine_path: Path, key: str) -> 
 
 
 def test_a_sidecar_without_the_library_version_is_refused(engine_path: Path) -> None:
-    sidecar = engine_sidecar(engine_path)
+    sidecar = sidecar_of(engine_path)
     content = json.loads(sidecar.read_text())
     content["versions"] = {"torch": "2"}
     sidecar.write_text(json.dumps(content))

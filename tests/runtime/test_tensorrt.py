@@ -8,16 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from litdeploy.bundle import sidecar_of
+from litdeploy.data import normalise
 from litdeploy.errors import DependencyError, LitdeployError, RunnerError
+from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.runtime.engine import BatchProfile, engine_sidecar
+from litdeploy.runtime.engine import BatchProfile
 from litdeploy.runtime.tensorrt import TensorRTRunner
 
 CUDA = torch.device("cuda", 0)
 NAMES = ("tensorrt", "tensorrt-graph")
+PIXELS = {"preprocessing": "embedded", "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
 every_runner = pytest.mark.parametrize("name", NAMES)
 
 
@@ -28,7 +32,7 @@ def opened(path: Path, name: str = "tensorrt") -> TensorRTRunner:
 
 
 def with_detail(path: Path, **changes: object) -> Path:
-    sidecar = engine_sidecar(path)
+    sidecar = sidecar_of(path)
     content = json.loads(sidecar.read_text())
     content["details"].update(changes)
     sidecar.write_text(json.dumps(content))
@@ -65,6 +69,22 @@ def test_an_engine_that_is_no_classifier_of_images_is_refused(engine_path: Path,
         pass
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_type": "uint8", "input_shape": ["batch", 8, 8, 3], "metadata": PIXELS},
+        {"input_type": "float16", "output_type": "float16"},
+    ],
+)
+def test_an_engine_that_takes_pixels_or_half_precision_is_a_classifier(
+    engine_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    """What it is held against next is the library, which is not there."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DependencyError), opened(with_detail(engine_path, **changes)):
+        pass
+
+
 def test_without_the_library_that_built_it_it_says_what_to_install(
     engine_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +97,7 @@ def test_without_the_library_that_built_it_it_says_what_to_install(
 def test_without_a_gpu_it_says_so(engine_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    sidecar = engine_sidecar(engine_path)
+    sidecar = sidecar_of(engine_path)
     sidecar.write_text(sidecar.read_text().replace('"tensorrt"', '"tensorrt_rtx"'))
     with pytest.raises(RunnerError, match="runs on a CUDA GPU, and PyTorch finds none"), opened(engine_path):
         pass
@@ -134,6 +154,22 @@ def test_logits_are_those_of_the_module_for_every_batch_in_the_profile(
 @pytest.mark.gpu
 @pytest.mark.tensorrt
 @every_runner
+def test_an_engine_that_takes_pixels_is_given_them(name: str, choice: Choice, network: Network, tmp_path: Path) -> None:
+    export_onnx(network, tmp_path / "pixels.onnx", None, embedded=True)
+    path, options = tmp_path / "pixels.engine", EngineOptions("fp32", BatchProfile(min=1, opt=2, max=4))
+    build_engine(tmp_path / "pixels.onnx", path, choice, options)
+    pixels_NCHW = torch.randint(0, 256, (4, *network.spec.input.shape), dtype=torch.uint8)
+    images_NCHW = normalise(pixels_NCHW, network.spec.input)
+    with opened(path, name) as runner:
+        logits = runner.run(images_NCHW.to(CUDA)).cpu()
+        with pytest.raises(RunnerError, match=r"takes float32 images of shape \(N, 3, 8, 8\)"):
+            runner.run(torch.zeros(2, 8, 8, 3, device=CUDA))
+    torch.testing.assert_close(logits, network.module(images_NCHW).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+@every_runner
 def test_a_batch_outside_the_profile_says_the_range(name: str, built: Path, network: Network) -> None:
     with opened(built, name) as runner:
         for size in (1, 9):
@@ -183,13 +219,13 @@ def test_a_caller_may_capture_it(built: Path, network: Network, expected: Tensor
 def test_an_engine_of_another_gpu_or_version_says_what_differs(built: Path, tmp_path: Path) -> None:
     path = tmp_path / built.name
     path.write_bytes(built.read_bytes())
-    original = json.loads(engine_sidecar(built).read_text())
+    original = json.loads(sidecar_of(built).read_text())
     for part, changes, message in (
         ("details", {"compute_capabilities": ["1.0"]}, r"built for GPUs of compute capability 1\.0"),
         ("versions", {original["details"]["library"]: "1.0.0"}, r"built by \w+ 1\.0\.0, and"),
     ):
         content = {**original, part: {**original[part], **changes}}
-        engine_sidecar(path).write_text(json.dumps(content))
+        sidecar_of(path).write_text(json.dumps(content))
         with pytest.raises(RunnerError, match=message), opened(path):
             pass
 
