@@ -61,7 +61,7 @@ class Written:
     Attributes:
         details: what is in it.
         versions: of the libraries that wrote it.
-        built_for: compute capabilities of the GPUs that it runs on, where those are elsewhere; empty where it runs here.
+        built_for: compute capabilities of GPUs elsewhere that it runs on; empty where it runs here.
     """
 
     details: dict[str, Any]

@@ -54,6 +54,37 @@ def test_compress_export_profile_with_the_default_folder(
     assert json.loads(run("inspect", "deploy/export/student.onnx", "--json").out)["input_shape"] == ["batch", 1, 8, 8]
 
 
+@pytest.mark.tensorrt
+def test_engines_for_three_architectures_and_a_triton_repository(
+    run: Run, teacher_path: Path, tmp_path: Path, target: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    assert run("compress", teacher_path, *COMPRESS).code == 0
+    options = ("--precision", "fp32,fp16", "--target", target, "--triton-repository", "models")
+    answer = run("export", "--onnx", "--trt", *options)
+    assert answer.code == 2
+    assert "Name them: litdeploy export --trt --compute-capability 8.6,8.9,12.0" in answer.err
+    assert not (tmp_path / "deploy" / "export").exists()
+
+    answer = run("export", "--onnx", "--trt", *options, "--compute-capability", "8.6,8.9,12.0")
+    assert answer.code == 0, answer.err
+    for name in ("student.engine", "student.fp16.engine"):
+        assert (tmp_path / "deploy" / "export" / name).is_file()
+        assert f"export/{name}: left out of models" in answer.err
+    assert "there is no CUDA GPU here" in answer.err
+    assert answer.out.count("  not run here: built ahead of time for compute capability 8.6, 8.9, 12.0\n") == 2
+    assert "weights: 100.0 % fp32 (as the network demands)" in answer.out
+    assert sorted(folder.name for folder in (tmp_path / "models").iterdir()) == ["student-onnx", "student.fp16-onnx"]
+
+    answer = run("export", "--trt", "--target", target, "--compute-capability", "9.0")
+    assert answer.code == 2
+    assert "--compute-capability 9.0: tensorrt_rtx" in answer.err
+    answer = run("export", "--trt", "--target", target, "--compute-capability", "8.6", "--version-compatible")
+    assert answer.code == 2
+    assert "--version-compatible: tensorrt_rtx does not have it" in answer.err
+    assert len(list((tmp_path / "deploy" / "export").iterdir())) == 8
+
+
 def test_deploy_goes_on_after_the_last_whole_stage(run: Run, teacher_path: Path, tmp_path: Path, target: Path) -> None:
     command = ("deploy", teacher_path, *COMPRESS, "--target", target)
     answer = run(*command)

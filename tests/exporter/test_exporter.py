@@ -190,8 +190,7 @@ def test_for_a_gpu_it_is_verified_there(bundle: Bundle) -> None:
 
 
 @pytest.mark.tensorrt
-@pytest.mark.skipif(torch.cuda.is_available(), reason="engines are built for the GPU at hand, and run")
-def test_engines_are_built_ahead_of_time_and_not_run(bundle: Bundle) -> None:
+def test_engines_are_built_ahead_of_time_and_not_run(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     told: list[str] = []
     target = TARGET.model_copy(update={"memory_limit": 0.5})
@@ -203,6 +202,7 @@ def test_engines_are_built_ahead_of_time_and_not_run(bundle: Bundle) -> None:
         precisions=precisions,
         compute_capabilities=CAPABILITIES,
         target=target,
+        triton_repository=tmp_path / "models",
         progress=told.append,
     )
     assert list(manifest.artefacts) == ["trt", "trt-fp16", "trt-bf16", "trt-int8"]
@@ -218,9 +218,12 @@ def test_engines_are_built_ahead_of_time_and_not_run(bundle: Bundle) -> None:
         assert {"torch", "onnx", "tensorrt_rtx"} <= artefact.versions.keys()
         assert artefact.details["parity"] is None
         assert artefact.details["chosen"] == told[0]
-    assert told == [
-        f"tensorrt_rtx {artefact.versions['tensorrt_rtx']} for compute capability 8.6, 8.9, 12.0: " + ABSENT
-    ]
+    version = manifest.artefacts["trt"].versions["tensorrt_rtx"]
+    assert told[0] == f"tensorrt_rtx {version} for compute capability 8.6, 8.9, 12.0: {ABSENT}"
+    assert told[1].startswith(
+        f"export/student.engine: left out of {tmp_path / 'models'}, since Triton loads engines of"
+    )
+    assert (len(told), (tmp_path / "models").exists()) == (5, False)
     assert len(list(bundle.export_path.iterdir())) == 8
 
 
@@ -245,26 +248,14 @@ def test_triton_gets_what_was_exported(bundle: Bundle, tmp_path: Path) -> None:
     told: list[str] = []
     options: dict[str, Any] = {"target": TARGET, "triton_repository": tmp_path / "models", "progress": told.append}
     litdeploy.export(bundle, precisions=("fp32", "fp16"), **options)
-    folders = [tmp_path / "models" / name for name in ("student-onnx", "student.fp16-onnx")]
-    assert sorted((tmp_path / "models").iterdir()) == folders
+    models = tmp_path / "models"
+    folders = [models / name for name in ("student-onnx", "student.fp16-onnx")]
+    assert sorted(models.iterdir()) == folders
     for folder in folders:
         assert sorted(each.name for each in folder.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
         assert (folder / "labels.txt").read_text().split() == list("0123456789")
         assert "KIND_CPU" in (folder / "config.pbtxt").read_text()
-    assert told == [
-        f"{folder}: a model for tritonserver --model-repository {tmp_path / 'models'}" for folder in folders
-    ]
-
-
-@pytest.mark.tensorrt
-@pytest.mark.skipif(torch.cuda.is_available(), reason="engines are built for the GPU at hand, and run")
-def test_triton_does_not_get_engines_of_tensorrt_rtx(bundle: Bundle, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    told: list[str] = []
-    options: dict[str, Any] = {"compute_capabilities": CAPABILITIES, "triton_repository": tmp_path / "models"}
-    litdeploy.export(bundle, trt=True, target=TARGET, progress=told.append, **options)
-    assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["student-onnx"]
-    assert any(line.startswith("export/student.engine: left out") for line in told)
+    assert told == [f"{folder}: a model for tritonserver --model-repository {models}" for folder in folders]
 
 
 def test_a_rest_that_an_engine_does_not_take_is_left_out() -> None:
