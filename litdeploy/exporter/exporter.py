@@ -26,7 +26,7 @@ from litdeploy.runtime.engine import HardwareCompatibility
 from litdeploy.target import Precision, Target
 
 # That an artefact is held against the student on, besides what its largest batch takes.
-_LEAST_IMAGES = 1024
+LEAST_IMAGES = 1024
 _IO_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -110,7 +110,7 @@ def export(
         say(choice.told())
     student = load(bundle.student_path, network=network)
     opened = open_test_data(manifest, data, student, device)
-    evidence = Evidence.of(opened, student, max(_LEAST_IMAGES, chosen.batch_sizes[-1]))
+    evidence = Evidence.of(opened, student, max(LEAST_IMAGES, chosen.batch_sizes[-1]))
     calibration = Calibration(opened, student, calibration_images)
     written: list[Artefact] = []
     for form in forms:
@@ -263,7 +263,7 @@ def _export_one(bundle: Bundle, form_name: str, job: Job, evidence: Evidence) ->
             path=path.relative_to(bundle.path).as_posix(),
             sha256=sha256_of(candidate),
             precision=job.precision,
-            versions=written.versions,
+            versions={**form.versions(), **written.versions},
             details=details,
         )
         write_sidecar(candidate, artefact)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +39,7 @@ class Form:
         runner: the key of `RUNNERS` that runs them.
         source: the argument by which `open_runner` takes such a file.
         precisions: those that it has.
+        libraries: whose versions its sidecar records.
         write: writes a file for a job, in a folder that is there.
     """
 
@@ -46,7 +47,12 @@ class Form:
     runner: str
     source: str
     precisions: tuple[Precision, ...]
+    libraries: tuple[str, ...]
     write: Callable[[Job, Path], Written]
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that wrote a file."""
+        return {name: str(importlib.import_module(name).__version__) for name in self.libraries}
 
     def open(self, path: Path, device: torch.device, target: Target) -> Runner:
         """The runner of a file of this form, to be entered."""
@@ -60,12 +66,12 @@ class Written:
 
     Attributes:
         details: what is in it.
-        versions: of the libraries that wrote it.
+        versions: of what wrote it, besides the libraries of its form.
         built_for: compute capabilities of GPUs elsewhere that it runs on; empty where it runs here.
     """
 
     details: dict[str, Any]
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
     built_for: tuple[str, ...] = ()
 
 
@@ -151,7 +157,7 @@ def _write_onnx(job: Job, path: Path) -> Written:
         details = _onnx(job, path, source)
         if job.precision == "int8":
             details["latency"] = _latency(job, source, path)
-    return Written(details, _versions("torch", "onnx", "onnxruntime", "onnxscript"))
+    return Written(details)
 
 
 def _onnx(job: Job, path: Path, source: Path) -> dict[str, Any]:
@@ -194,7 +200,7 @@ def _write_aoti(job: Job, path: Path) -> Written:
         io_precision=job.options.io_precision,
         embedded=job.options.embed_preprocessing,
     )
-    return Written({**details, **_told(conversion)}, _versions("torch"))
+    return Written({**details, **_told(conversion)})
 
 
 def _write_trt(job: Job, path: Path) -> Written:
@@ -215,7 +221,7 @@ def _write_trt(job: Job, path: Path) -> Written:
     # Its details are the engine's; of the ONNX file those stay that an engine does not have.
     return Written(
         {**details, **built.details, "chosen": job.choice.told()},
-        {**_versions("torch", "onnx"), **built.versions},
+        built.versions,
         built_for=() if job.choice.gpu else job.choice.compute_capabilities,
     )
 
@@ -229,14 +235,24 @@ def _told(conversion: Conversion | None) -> dict[str, Any]:
     }
 
 
-def _versions(*libraries: str) -> dict[str, str]:
-    return {name: str(importlib.import_module(name).__version__) for name in libraries}
-
-
 FORMS: dict[str, Form] = {
-    "onnx": Form(".onnx", "onnxruntime", "onnx_path", ("fp32", "fp16", "bf16", "int8"), _write_onnx),
-    "aoti": Form(".pt2", "inductor", "package_path", ("fp32", "fp16", "bf16"), _write_aoti),
-    "trt": Form(".engine", "tensorrt", "engine_path", ("fp32", "fp16", "bf16", "int8"), _write_trt),
+    "onnx": Form(
+        ".onnx",
+        "onnxruntime",
+        "onnx_path",
+        ("fp32", "fp16", "bf16", "int8"),
+        ("torch", "onnx", "onnxruntime", "onnxscript"),
+        _write_onnx,
+    ),
+    "aoti": Form(".pt2", "inductor", "package_path", ("fp32", "fp16", "bf16"), ("torch",), _write_aoti),
+    "trt": Form(
+        ".engine",
+        "tensorrt",
+        "engine_path",
+        ("fp32", "fp16", "bf16", "int8"),
+        ("torch", "onnx", "onnxscript"),
+        _write_trt,
+    ),
 }
 
 
