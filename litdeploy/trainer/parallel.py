@@ -188,7 +188,7 @@ class Launch:
                     'under srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
                     "MASTER_PORT=29500. For one process alone: export WORLD_SIZE=1"
                 )
-            # torch's optimisers import it. Imported after the ranks met it holds on to their group (seen in torch 2.13),
+            # torch's optimisers import it. Imported after the ranks met, it holds on to their group (torch 2.13, seen),
             # whose threads then outlive `destroy_process_group` and can abort the process as it exits.
             importlib.import_module("torch._dynamo")
             try:
