@@ -14,6 +14,7 @@ torch.distributed is not initialised, and each method gives back what it was giv
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -187,6 +188,9 @@ class Launch:
                     'under srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
                     "MASTER_PORT=29500. For one process alone: export WORLD_SIZE=1"
                 )
+            # torch's optimisers import it. Imported after the ranks met, it holds on to their group (torch 2.13, seen),
+            # whose threads then outlive `destroy_process_group` and can abort the process as it exits.
+            importlib.import_module("torch._dynamo")
             try:
                 dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
