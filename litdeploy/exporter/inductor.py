@@ -42,7 +42,8 @@ def export_aoti(
         embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalises.
 
     Returns:
-        `image_shape` (C, H, W), `metadata` (normalisation, classes, precisions), `built_for` and `bytes`.
+        `image_shape` (C, H, W), `classes` (how many), `metadata` (normalisation, their names, precisions), `built_for`
+        and `bytes`.
 
     Raises:
         NetworkError: it cannot be exported for any batch size.
@@ -65,6 +66,7 @@ def export_aoti(
         _compile(program, path, network, metadata)
     return {
         "image_shape": list(network.spec.input.shape),
+        "classes": network.class_count(),
         "metadata": metadata,
         "built_for": built_for(device),
         "bytes": path.stat().st_size,

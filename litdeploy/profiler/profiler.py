@@ -12,12 +12,13 @@ import torch
 from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
 from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
+from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
 from litdeploy.profiler.breakdown import Breakdown, break_down
 from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.report import Measurement, RawSamples, Report, Side, SideTiming, headline, read_training, write
 from litdeploy.profiler.statistics import compare, summarise
-from litdeploy.profiler.teacher import load_teacher, teacher_onnx
+from litdeploy.profiler.teacher import teacher_onnx
 from litdeploy.profiler.timing import measure
 from litdeploy.profiler.verdict import milliseconds, sentence, times
 from litdeploy.runtime import open_runner, resolve_device, resolve_target

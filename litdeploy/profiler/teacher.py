@@ -1,4 +1,4 @@
-"""A bundle's teacher: found, held against its hash, loaded, and brought into the form that the student ships in."""
+"""A bundle's teacher, in the form that the student ships in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from litdeploy.bundle import Bundle, Manifest, Record, sha256_of, write_whole
-from litdeploy.errors import BundleError
+from litdeploy.bundle import Bundle, Record, sha256_of, write_whole
 from litdeploy.exporter import export_onnx
-from litdeploy.networks import Network, NetworkName, describe, load
-from litdeploy.networks.registry import is_code
+from litdeploy.networks import Network
 from litdeploy.profiler.environment import versions
-from litdeploy.spec import InputSpec
 
 
 class _Sidecar(Record):
@@ -23,44 +20,6 @@ class _Sidecar(Record):
     versions: dict[str, str]
     opset: int
     sha256: str
-
-
-def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:
-    """Loads the very file that the student was made from.
-
-    Args:
-        path: where it is now; None: where it was then.
-        network: needed where the teacher is code of the user's.
-
-    Raises:
-        BundleError: the file is not there, or is another one.
-    """
-    record = manifest.teacher
-    found = Path(path if path is not None else record.path)
-    if not found.is_file():
-        raise BundleError(
-            f"{found}: no such file; it is where {bundle.path}'s teacher "
-            + ("was said to be." if path is not None else "was when the student was trained.")
-            + f" Say where it is now: litdeploy profile {bundle.path} --teacher FILE"
-        )
-    digest = sha256_of(found)
-    if digest != record.sha256:
-        raise BundleError(
-            f"{found}: not the teacher that {bundle.path} was made from (SHA-256 {digest[:12]}…, the manifest says "
-            f"{record.sha256[:12]}…). Say where that one is: litdeploy profile {bundle.path} --teacher FILE"
-        )
-    spec = record.spec
-    return load(
-        found,
-        network=network if is_code(spec.name) else describe(spec.name, spec.arguments),
-        normalise=_as_text(spec.input),
-        input_shape=spec.input.shape,
-    )
-
-
-def _as_text(spec: InputSpec) -> str:
-    """The normalisation as `load` takes it."""
-    return ":".join(",".join(repr(value) for value in values) for values in (spec.mean, spec.std))
 
 
 def teacher_onnx(bundle: Bundle, teacher: Network, teacher_sha256: str, opset: int) -> Path:
