@@ -22,7 +22,7 @@ from litdeploy.runtime import open_runner, resolve_device, resolve_target
 from litdeploy.target import Precision, Target
 
 # That an artefact is held against the student on, besides what its largest batch takes.
-_LEAST_IMAGES = 1024
+LEAST_IMAGES = 1024
 _IO_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -80,7 +80,7 @@ def export(
         _check_gpu(chosen, device)
     student = load(bundle.student_path, network=network)
     opened = open_test_data(manifest, data, student, device)
-    evidence = Evidence.of(opened, student, max(_LEAST_IMAGES, chosen.batch_sizes[-1]))
+    evidence = Evidence.of(opened, student, max(LEAST_IMAGES, chosen.batch_sizes[-1]))
     options = Options(io_precision, embed_preprocessing, calibration_images)
     calibration = Calibration(opened, student, calibration_images)
     for form in forms:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from litdeploy import __version__
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.ends import Ends
 from litdeploy.exporter.precision import Conversion
 from litdeploy.networks import Network
-from litdeploy.networks.folding import fold_batch_norms
+from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.inductor import built_for
 from litdeploy.target import Precision
@@ -50,7 +48,7 @@ def export_aoti(
         RunnerError: it cannot be compiled here.
     """
     module = Ends(
-        conversion.module if conversion else _folded(network),
+        conversion.module if conversion else folded(network),
         network.spec.input,
         IO_DTYPES[io_precision],
         casts=conversion is not None,
@@ -71,12 +69,6 @@ def export_aoti(
         "built_for": built_for(device),
         "bytes": path.stat().st_size,
     }
-
-
-def _folded(network: Network) -> nn.Module:
-    module = copy.deepcopy(network.module).eval().requires_grad_(False)
-    fold_batch_norms(module, network.example())
-    return module
 
 
 def _metadata(network: Network, precision: str, io_precision: str, embedded: bool) -> dict[str, str]:

@@ -27,13 +27,13 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
         raise BundleError(
             f"{found}: no such file; it is where {bundle.path}'s teacher "
             + ("was said to be." if path is not None else "was when the student was trained.")
-            + f" Say where it is now: litdeploy profile {bundle.path} --teacher FILE"
+            + " Say where it is now: --teacher FILE"
         )
     digest = sha256_of(found)
     if digest != record.sha256:
         raise BundleError(
             f"{found}: not the teacher that {bundle.path} was made from (SHA-256 {digest[:12]}…, the manifest says "
-            f"{record.sha256[:12]}…). Say where that one is: litdeploy profile {bundle.path} --teacher FILE"
+            f"{record.sha256[:12]}…). Say where that one is: --teacher FILE"
         )
     spec = record.spec
     return load(
