@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
-from litdeploy.bundle import Bundle, Record, sha256_of, write_whole
-from litdeploy.exporter import export_onnx
+from litdeploy.bundle import Artefact, Bundle, Record, sha256_of, write_whole
+from litdeploy.errors import RunnerError
+from litdeploy.exporter import FORMS, export_onnx
+from litdeploy.exporter.inductor import export_aoti
+from litdeploy.exporter.staging import keep, staged
 from litdeploy.networks import Network
 from litdeploy.profiler.environment import versions
+from litdeploy.runtime.inductor import package_details
 
 
 class _Sidecar(Record):
@@ -44,4 +49,29 @@ def teacher_onnx(bundle: Bundle, teacher: Network, teacher_sha256: str, opset: i
     export_onnx(teacher, path, opset)
     with write_whole(sidecar) as temporary:
         temporary.write_text(json.dumps({**wanted, "sha256": sha256_of(path)}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def teacher_package(bundle: Bundle, teacher: Network, teacher_sha256: str, device: torch.device) -> Path:
+    """The teacher as an AOTInductor package in the bundle's `profile/`, for this device; made once.
+
+    Raises:
+        NetworkError, RunnerError: it cannot be exported, or not be compiled here.
+    """
+    path = bundle.profile_path / "teacher.pt2"
+    try:
+        if package_details(path, device).get("teacher_sha256") == teacher_sha256:
+            return path
+    except RunnerError:
+        pass  # none, torn, or built for something else
+    with staged(path) as candidate:
+        details = export_aoti(teacher, candidate, device)
+        artefact = Artefact(
+            path=path.relative_to(bundle.path).as_posix(),
+            sha256=sha256_of(candidate),
+            precision="fp32",
+            versions=FORMS["aoti"].versions(),
+            details={**details, "teacher_sha256": teacher_sha256},
+        )
+        keep(candidate, path, artefact)
     return path

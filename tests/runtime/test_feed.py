@@ -38,5 +38,13 @@ def test_the_type_is_the_files(name: str, dtype: torch.dtype) -> None:
     assert not taken.requires_grad
 
 
+def test_one_channel_has_the_strides_of_a_new_tensor() -> None:
+    batch = torch.randn(2, 1, 4, 5).to(memory_format=torch.channels_last)
+    assert batch.stride() != torch.empty(2, 1, 4, 5).stride()
+    taken = Feed().take(batch)
+    assert taken.stride() == torch.empty(2, 1, 4, 5).stride()
+    assert torch.equal(taken, batch)
+
+
 def test_of_a_strangers_file_plain_float32_is_taken() -> None:
     assert read_feed({}) == Feed()
