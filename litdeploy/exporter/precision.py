@@ -27,6 +27,19 @@ from litdeploy.target import Precision
 # a sum may be larger on its way than at its end.
 SAFE_SHARE = 0.25
 
+# Not counted, and left as they are: a forward that compares types calls them or not, by the type of its weights.
+_CONVERSIONS = frozenset(
+    {
+        Tensor.to,
+        Tensor.float,
+        Tensor.half,
+        Tensor.bfloat16,
+        Tensor.double,
+        Tensor.type,
+        Tensor.type_as,
+    }
+)
+
 
 @dataclass(eq=False)
 class Call:
@@ -141,7 +154,8 @@ class _Counted(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__name__", "") == "__get__" or next(_floating((args, kwargs)), None) is None:
+        uncounted = function in _CONVERSIONS or getattr(function, "__name__", "") == "__get__"
+        if uncounted or next(_floating((args, kwargs)), None) is None:
             return function(*args, **kwargs)
         return self.call(function, args, kwargs)
 
