@@ -61,7 +61,7 @@ def export_aoti(
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
         program = _program(module.to(device).eval(), network, device)
-        _compile(program, path, network, metadata)
+        _compile(program, path, network, device, metadata)
     return {
         "image_shape": list(network.spec.input.shape),
         "classes": network.class_count(),
@@ -99,11 +99,15 @@ def _program(module: Ends, network: Network, device: torch.device) -> Any:
         ) from error
 
 
-def _compile(program: Any, path: Path, network: Network, metadata: dict[str, str]) -> None:
+def _compile(program: Any, path: Path, network: Network, device: torch.device, metadata: dict[str, str]) -> None:
+    configs = {
+        "aot_inductor.metadata": metadata,
+        # Packs weights as the processor's library takes them. ResNet-20 on a busy EPYC, one thread, batch 64: 117 to
+        # 124 ms with it, 141 to 200 ms without; no slower at 1 and 8.
+        "freezing": device.type == "cpu",
+    }
     try:
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except OSError:
         raise
     except Exception as error:  # Inductor's and the compiler's
