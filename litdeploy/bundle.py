@@ -247,6 +247,12 @@ class Bundle:
         self.write(manifest)
         return manifest
 
+    def drop_artefact(self, kind: str) -> None:
+        """Strikes an exported file out of the manifest; the file itself is the caller's."""
+        manifest = self.read()
+        left = {name: artefact for name, artefact in manifest.artefacts.items() if name != kind}
+        self.write(manifest.model_copy(update={"artefacts": left}))
+
     def artefact_path(self, artefact: Artefact) -> Path:
         """Path of an exported file, once it was held against its hash.
 

@@ -55,9 +55,10 @@ def deploy(
         compress(teacher, recipe=resolved, out=out, device=device, network=network, overwrite=True, progress=progress)
     else:
         progress.note(f"{bundle.path}: the student is trained already")
-    if not _exported(bundle):
+    aoti = "inductor" in aim.runners
+    if not _exported(bundle, ("onnx", "aoti") if aoti else ("onnx",)):
         progress.note("exporting and verifying")
-        export(bundle, onnx=True, target=aim, network=network)
+        export(bundle, onnx=True, aoti=aoti, target=aim, network=network)
     else:
         progress.note(f"{bundle.path}: exported already")
     report = _profiled(bundle, aim)
@@ -117,13 +118,12 @@ def _trained(bundle: Bundle, teacher: Path, recipe: Recipe) -> bool:
     return manifest.status == "complete"
 
 
-def _exported(bundle: Bundle) -> bool:
-    artefact = bundle.read_complete().artefacts.get("onnx")
-    if artefact is None:
-        return False
+def _exported(bundle: Bundle, kinds: tuple[str, ...]) -> bool:
+    artefacts = bundle.read_complete().artefacts
     try:
-        bundle.artefact_path(artefact)
-    except BundleError:
+        for kind in kinds:
+            bundle.artefact_path(artefacts[kind])
+    except (KeyError, BundleError):
         return False
     return True
 

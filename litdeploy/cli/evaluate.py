@@ -13,7 +13,7 @@ from litdeploy.errors import GateError
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="Weights, an .onnx file, or a bundle (its student).")],
+    file: Annotated[Path, typer.Argument(help="Weights, an exported file (.onnx, .pt2), or a bundle (its student).")],
     data: o.Data = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     batch_size: Annotated[int, typer.Option(help="Images a call.", min=1)] = 256,

@@ -13,6 +13,7 @@ from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.runtime.inductor import package_details
 from litdeploy.settings import parse
 from litdeploy.spec import InputSpec, NetworkSpec, override_input
 
@@ -35,11 +36,11 @@ def evaluate(
     """Measures accuracy.
 
     Args:
-        path: weights, an `.onnx` file with litdeploy's metadata, or a bundle, whose student is taken.
+        path: weights, an exported file (`.onnx`, `.pt2`), or a bundle, whose student is taken.
         data: the dataset; for a bundle, None is the one that its student was trained on.
         split: `test`, `validation` or `train`.
         batch_size: images a call.
-        precision: `fp32`, `bf16` or `auto`; an ONNX file has its own.
+        precision: `fp32`, `bf16` or `auto`; an exported file has its own.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         seed: of the split that is held out, where the dataset has none of its own; None: 0, or the bundle's.
         network, normalise, input_shape: see `networks.load`.
@@ -68,6 +69,11 @@ def evaluate(
     if path.suffix == ".onnx":
         spec, classes = _onnx_spec(path, normalise, input_shape)
         runner = open_runner("onnxruntime", onnx_path=path, device=where)
+    elif path.suffix == ".pt2":
+        details = package_details(path, where)
+        stated = details["metadata"], tuple(details["image_shape"])
+        spec, classes = _exported_spec(path, *stated, normalise, input_shape), details["classes"]
+        runner = open_runner("inductor", package_path=path, device=where)
     else:
         loaded: Network = load(path, network=network, normalise=normalise, input_shape=input_shape)
         spec, classes = loaded.spec, loaded.class_count()
@@ -86,8 +92,20 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, i
     """
     described = describe_onnx(path)
     metadata, (_, *shape), (_, classes) = described["metadata"], described["input_shape"], described["output_shape"]
-    if input_shape is None and all(isinstance(size, int) for size in shape):
-        input_shape = (shape[0], shape[1], shape[2])
+    # The metadata's, where there is one: a file that takes pixels has their channels last.
+    shape = json.loads(metadata["input_shape"]) if "input_shape" in metadata else shape
+    stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
+    return _exported_spec(path, metadata, stated, normalise, input_shape), int(classes)
+
+
+def _exported_spec(
+    path: Path,
+    metadata: dict[str, str],
+    stated_shape: tuple[int, int, int] | None,
+    normalise: str | None,
+    input_shape: tuple[int, int, int] | None,
+) -> NetworkSpec:
+    input_shape = input_shape or stated_shape
     if {"mean", "std"} <= metadata.keys() and input_shape is not None:
         stored = InputSpec(
             shape=input_shape, mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"]))
@@ -102,4 +120,4 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, i
         blank = InputSpec(shape=input_shape, mean=(0.0,) * input_shape[0], std=(1.0,) * input_shape[0])
         found = override_input(blank, normalise, input_shape, str(path))
     names = tuple(json.loads(metadata.get("classes", "[]")))
-    return NetworkSpec(name=path.name, input=found, classes=names), int(classes)
+    return NetworkSpec(name=path.name, input=found, classes=names)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from litdeploy.bundle import Artefact
 from litdeploy.data import Data, normalise
 from litdeploy.errors import DataError
 from litdeploy.exporter.inductor import export_aoti
@@ -264,6 +265,11 @@ def kind_of(form: str, precision: str) -> str:
 def form_of(kind: str) -> Form:
     """The form of an artefact, by its key in the manifest."""
     return FORMS[kind.split("-")[0]]
+
+
+def runs_here(artefact: Artefact) -> bool:
+    """Whether a file can be run on this machine; engines that were built ahead of time for GPUs elsewhere cannot."""
+    return "gpu" not in artefact.details or artefact.details["gpu"] is not None
 
 
 def file_of(form: str, precision: str) -> str:

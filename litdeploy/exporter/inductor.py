@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from litdeploy import __version__
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.ends import Ends
 from litdeploy.exporter.precision import Conversion
 from litdeploy.networks import Network
-from litdeploy.networks.folding import fold_batch_norms
+from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.inductor import built_for
 from litdeploy.target import Precision
@@ -42,14 +40,15 @@ def export_aoti(
         embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalises.
 
     Returns:
-        `image_shape` (C, H, W), `metadata` (normalisation, classes, precisions), `built_for` and `bytes`.
+        `image_shape` (C, H, W), `classes` (how many), `metadata` (normalisation, their names, precisions), `built_for`
+        and `bytes`.
 
     Raises:
         NetworkError: it cannot be exported for any batch size.
         RunnerError: it cannot be compiled here.
     """
     module = Ends(
-        conversion.module if conversion else _folded(network),
+        conversion.module if conversion else folded(network),
         network.spec.input,
         IO_DTYPES[io_precision],
         casts=conversion is not None,
@@ -62,19 +61,14 @@ def export_aoti(
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
         program = _program(module.to(device).eval(), network, device)
-        _compile(program, path, network, metadata)
+        _compile(program, path, network, device, metadata)
     return {
         "image_shape": list(network.spec.input.shape),
+        "classes": network.class_count(),
         "metadata": metadata,
         "built_for": built_for(device),
         "bytes": path.stat().st_size,
     }
-
-
-def _folded(network: Network) -> nn.Module:
-    module = copy.deepcopy(network.module).eval().requires_grad_(False)
-    fold_batch_norms(module, network.example())
-    return module
 
 
 def _metadata(network: Network, precision: str, io_precision: str, embedded: bool) -> dict[str, str]:
@@ -105,11 +99,15 @@ def _program(module: Ends, network: Network, device: torch.device) -> Any:
         ) from error
 
 
-def _compile(program: Any, path: Path, network: Network, metadata: dict[str, str]) -> None:
+def _compile(program: Any, path: Path, network: Network, device: torch.device, metadata: dict[str, str]) -> None:
+    configs = {
+        "aot_inductor.metadata": metadata,
+        # Packs weights as the processor's library takes them. ResNet-20 on a busy EPYC, one thread, batch 64: 117 to
+        # 124 ms with it, 141 to 200 ms without; no slower at 1 and 8.
+        "freezing": device.type == "cpu",
+    }
     try:
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except OSError:
         raise
     except Exception as error:  # Inductor's and the compiler's

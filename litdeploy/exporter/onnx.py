@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import json
 import logging
 import warnings
@@ -20,6 +19,7 @@ from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.exporter.ends import Ends
 from litdeploy.exporter.precision import Conversion
 from litdeploy.networks import Network
+from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.spec import NetworkSpec
 from litdeploy.target import Precision
@@ -65,7 +65,7 @@ def export_onnx(
     precision: Precision = conversion.precision if conversion else "fp32"
     if precision == "bf16":
         opset = _bf16_opset(opset)
-    wrapped = conversion.module if conversion else copy.deepcopy(network.module).cpu().eval()
+    wrapped = conversion.module if conversion else folded(network)
     module = Ends(wrapped, network.spec.input, IO_DTYPES[io_precision], casts=conversion is not None, embedded=embedded)
     model = _converted(module.cpu().eval(), network, opset)
     _strip(model, depth=2 if conversion else 1)

@@ -1,4 +1,4 @@
-"""A network in fp16 or bf16, with the operations that overflow kept in fp32: measured on real images.
+"""A network in fp16 or bf16, with the head and the operations that overflow kept in fp32: measured on real images.
 
 What a network computes is a sequence of calls to torch's functions, the same for every batch. A first run in fp32 notes
 the largest magnitude that goes into and comes out of each call; the converted network makes the same calls, each with
@@ -8,7 +8,6 @@ layer.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, logits_of
-from litdeploy.networks.folding import fold_batch_norms
+from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.target import Precision
 
@@ -28,8 +27,21 @@ from litdeploy.target import Precision
 # a sum may be larger on its way than at its end.
 SAFE_SHARE = 0.25
 
+# Not counted, and left as they are: a forward that compares types calls them or not, by the type of its weights.
+_CONVERSIONS = frozenset(
+    {
+        Tensor.to,
+        Tensor.float,
+        Tensor.half,
+        Tensor.bfloat16,
+        Tensor.double,
+        Tensor.type,
+        Tensor.type_as,
+    }
+)
 
-@dataclass
+
+@dataclass(eq=False)
 class Call:
     """One call of a torch function, over all images that were measured.
 
@@ -59,7 +71,7 @@ class Conversion:
         precision: of all but what is kept.
         largest: largest magnitude of any value in it, on the images measured.
         largest_layer: the layer that has it.
-        kept: layers with operations that stay in fp32, in their order.
+        kept: layers with operations that stay in fp32, in their order; the last is the head.
     """
 
     module: nn.Module
@@ -72,6 +84,9 @@ class Conversion:
 def convert(network: Network, precision: Precision, batches: Iterable[Tensor]) -> Conversion:
     """Converts a copy of a network, its batch norms folded.
 
+    The last layer with weights stays in fp32 and gives the logits: at 16, a step of bfloat16 is 1/8, in which classes
+    that lie near to one another become one.
+
     Args:
         precision: `fp16` or `bf16`.
         batches: normalised images (N, C, H, W), float32, on the network's device.
@@ -80,15 +95,15 @@ def convert(network: Network, precision: Precision, batches: Iterable[Tensor]) -
         NetworkError: its forward does not call the same functions for each batch.
     """
     dtype = IO_DTYPES[precision]
-    module = copy.deepcopy(network.module).eval().requires_grad_(False)
-    fold_batch_norms(module, network.example())
+    module = folded(network)
     calls = measured(module, batches)
-    wide = [call for call in calls if not call.fits(dtype)]
+    head = max((index for index, call in enumerate(calls) if call.tensors), default=len(calls))
+    wide = [call for index, call in enumerate(calls) if index >= head or not call.fits(dtype)]
     kept_tensors = {tensor for call in wide for tensor in call.tensors}
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point() and id(tensor) not in kept_tensors:
             tensor.data = tensor.data.to(dtype)
-    plan = [(call.function, dtype if call.fits(dtype) else torch.float32) for call in calls]
+    plan = [(call.function, torch.float32 if call in wide else dtype) for call in calls]
     return Conversion(
         _Converted(module, plan, network.source),
         precision=precision,
@@ -139,7 +154,8 @@ class _Counted(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__name__", "") == "__get__" or next(_floating((args, kwargs)), None) is None:
+        uncounted = function in _CONVERSIONS or getattr(function, "__name__", "") == "__get__"
+        if uncounted or next(_floating((args, kwargs)), None) is None:
             return function(*args, **kwargs)
         return self.call(function, args, kwargs)
 

@@ -52,6 +52,7 @@ def quantise_onnx(source: Path, path: Path, images_NCHW: Tensor) -> dict[str, An
             _Reader(model.graph.input[0].name, batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
+            nodes_to_exclude=_bias_additions(model.graph),
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -102,6 +103,12 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.root.setLevel(level)
+
+
+def _bias_additions(graph: Any) -> list[str]:
+    """Additions of a constant: a bias behind a multiplication, whose few values int8 would only make coarser."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type == "Add" and constants.intersection(node.input)]
 
 
 def _quantised(graph: Any) -> dict[str, int]:

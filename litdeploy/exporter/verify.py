@@ -74,6 +74,10 @@ class Parity(Record):
         """
         return _top1(self.batches)
 
+    def with_accuracy(self, task: TaskAccuracy) -> Parity:
+        """The same, judged by the accuracy too."""
+        return self.model_copy(update={"accuracy": task, "within": self.within and task.within})
+
     def told(self) -> str:
         """Figures and limits, in one sentence a batch size."""
         lines = []
@@ -127,20 +131,19 @@ def verify(
         inputs = [images_NCHW.index_select(0, some) for some in torch.split(rows, size)]
         outputs = [torch.cat([runner.run(batch) for batch in inputs]) for runner in (reference, candidate)]
         batches.append(compare(outputs[0], outputs[1], size, tolerance.model_copy(update={"top1": 0.0})))
-    task = None
-    if labels_N is not None:
-        size = max(batch_sizes)
-        labelled = list(zip(torch.split(images_NCHW, size), torch.split(labels_N, size), strict=True))
-        task = compare_accuracy(accuracy(reference.run, labelled), accuracy(candidate.run, labelled), tolerance)
-    return Parity(
+    parity = Parity(
         reference=reference.name,
         candidate=candidate.name,
         tolerance=tolerance,
         batches=tuple(batches),
-        accuracy=task,
-        within=all(batch.within for batch in batches)
-        and _top1(batches) >= tolerance.top1
-        and (task is None or task.within),
+        within=all(batch.within for batch in batches) and _top1(batches) >= tolerance.top1,
+    )
+    if labels_N is None:
+        return parity
+    size = max(batch_sizes)
+    labelled = list(zip(torch.split(images_NCHW, size), torch.split(labels_N, size), strict=True))
+    return parity.with_accuracy(
+        compare_accuracy(accuracy(reference.run, labelled), accuracy(candidate.run, labelled), tolerance)
     )
 
 

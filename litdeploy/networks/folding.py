@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,16 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 
+from litdeploy.networks.network import Network
+
 _Producer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+def folded(network: Network) -> nn.Module:
+    """A copy of a network's module for inference: in eval mode, without gradients, its batch norms folded."""
+    module = copy.deepcopy(network.module).eval().requires_grad_(False)
+    fold_batch_norms(module, network.example())
+    return module
 
 
 def fold_batch_norms(module: nn.Module, example: Tensor | dict[str, Tensor], sections: Sequence[str] = ()) -> int:

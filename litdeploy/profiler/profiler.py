@@ -11,13 +11,15 @@ import torch
 
 from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
 from litdeploy.errors import BundleError
-from litdeploy.exporter import Parity
+from litdeploy.exporter import FORMS, Parity
+from litdeploy.exporter.forms import runs_here
+from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
 from litdeploy.profiler.breakdown import Breakdown, break_down
 from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.report import Measurement, RawSamples, Report, Side, SideTiming, headline, read_training, write
 from litdeploy.profiler.statistics import compare, summarise
-from litdeploy.profiler.teacher import load_teacher, teacher_onnx
+from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_package
 from litdeploy.profiler.timing import measure
 from litdeploy.profiler.verdict import milliseconds, sentence, times
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
@@ -25,8 +27,8 @@ from litdeploy.target import Target
 
 Progress = Callable[[str], None]
 
-# Runners that take the exported file and not the module.
-_ONNX_RUNNERS = ("onnxruntime",)
+# Runners that take an exported file and not the module, each with the form of export that makes it.
+_FORMS = {**{form.runner: name for name, form in FORMS.items()}, "tensorrt-graph": "trt"}
 
 
 def profile(
@@ -67,38 +69,53 @@ def profile(
     }
     sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
-    onnx_paths = _onnx_paths(bundle, manifest, networks["teacher"], chosen, say)
+    files = {
+        runner: _files(runner, bundle, manifest, networks["teacher"], device, say)
+        for runner in chosen.runners
+        if runner in _FORMS
+    }
 
     measured: list[tuple[Measurement, RawSamples]] = []
     for runner in chosen.runners:
-        paths = onnx_paths if runner in _ONNX_RUNNERS else {}
-        measured += _measure_runner(runner, networks, paths, chosen, device, say)
+        measured += _measure_runner(runner, networks, files.get(runner, {}), chosen, device, say)
 
     report = _report(bundle, manifest, sides, [measurement for measurement, _ in measured], environment, chosen, target)
     write(report, [samples for _, samples in measured], bundle.profile_path)
     return report
 
 
-def _onnx_paths(bundle: Bundle, manifest: Manifest, teacher: Network, target: Target, say: Progress) -> dict[str, Path]:
-    """Both sides' ONNX files; none where no runner of the target takes them."""
-    if not any(runner in _ONNX_RUNNERS for runner in target.runners):
-        return {}
-    if "onnx" not in manifest.artefacts:
+def _files(
+    runner: str, bundle: Bundle, manifest: Manifest, teacher: Network, device: torch.device, say: Progress
+) -> dict[str, Path]:
+    """Both sides' exported files for a runner that takes such."""
+    form = _FORMS[runner]
+    if form not in manifest.artefacts:
         raise BundleError(
-            f"{bundle.path}: holds no exported student, which the target's runner onnxruntime takes. "
-            f"Run `litdeploy export{_folder(bundle)} --onnx` first."
+            f"{bundle.path}: holds no exported student, which the target's runner {runner} takes. "
+            f"Run `litdeploy export{_folder(bundle)} --{form}` first."
         )
-    artefact = manifest.artefacts["onnx"]
+    artefact = manifest.artefacts[form]
     student = bundle.artefact_path(artefact)
+    digest = manifest.teacher.sha256
+    if not runs_here(artefact):
+        raise BundleError(
+            f"{student}: was built ahead of time for GPUs elsewhere. Export it on the machine that it is profiled on: "
+            f"litdeploy export{_folder(bundle)} --{form}"
+        )
+    if form == "trt":
+        say("teacher as TensorRT engine")
+        return {"teacher": teacher_engine(bundle, teacher, digest, artefact, device), "student": student}
+    if form == "aoti":
+        say("teacher as AOTInductor package")
+        return {"teacher": teacher_package(bundle, teacher, digest, device), "student": student}
     say("teacher as ONNX")
-    opset = artefact.details["opset"]
-    return {"teacher": teacher_onnx(bundle, teacher, manifest.teacher.sha256, opset), "student": student}
+    return {"teacher": teacher_onnx(bundle, teacher, digest, artefact.details["opset"]), "student": student}
 
 
 def _measure_runner(
     name: str,
     networks: dict[str, Network],
-    onnx_paths: dict[str, Path],
+    files: dict[str, Path],
     target: Target,
     device: torch.device,
     say: Progress,
@@ -106,16 +123,21 @@ def _measure_runner(
     """Both sides in one runner, at every batch size.
 
     Args:
-        onnx_paths: role → file that runs in the network's place; empty where the runner takes the module.
+        files: role → file that runs in the network's place; empty where the runner takes the module.
     """
     sources: dict[str, dict[str, Any]] = {
-        role: {"onnx_path": onnx_paths[role]} if onnx_paths else {"network": network}
+        role: {FORMS[_FORMS[name]].source: files[role]} if files else {"network": network}
         for role, network in networks.items()
     }
     results = []
+    how: dict[str, Any] = {
+        "device": device,
+        "compile_mode": target.compile_mode,
+        "memory_limit": target.memory_limit,
+    }
     with (
-        open_runner(name, **sources["teacher"], device=device) as teacher,
-        open_runner(name, **sources["student"], device=device) as student,
+        open_runner(name, **sources["teacher"], **how) as teacher,
+        open_runner(name, **sources["student"], **how) as student,
     ):
         for batch_size in target.batch_sizes:
             timed = measure(teacher, student, networks["student"].example(batch_size).to(device), target.timing)
@@ -125,7 +147,7 @@ def _measure_runner(
                     **summarise(samples.milliseconds, batch_size).model_dump(),
                     first_run_ms=samples.first_run_ms,
                     build_seconds=runners[role].build_seconds,
-                    artefact=str(onnx_paths[role]) if onnx_paths else None,
+                    artefact=str(files[role]) if files else None,
                 )
                 for role, samples in (("teacher", timed.teacher), ("student", timed.student))
             }

@@ -1,19 +1,24 @@
-"""A bundle's teacher: found, held against its hash, loaded, and brought into the form that the student ships in."""
+"""A bundle's teacher, in the form that the student ships in."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
-from litdeploy.bundle import Bundle, Manifest, Record, sha256_of, write_whole
-from litdeploy.errors import BundleError
-from litdeploy.exporter import export_onnx
-from litdeploy.networks import Network, NetworkName, describe, load
-from litdeploy.networks.registry import is_code
+from litdeploy.bundle import Artefact, Bundle, Record, sha256_of, write_whole
+from litdeploy.errors import RunnerError
+from litdeploy.exporter import FORMS, export_onnx
+from litdeploy.exporter.inductor import export_aoti
+from litdeploy.exporter.staging import keep, staged
+from litdeploy.exporter.tensorrt import EngineOptions, build_engine
+from litdeploy.exporter.tensorrt_choice import choose_library
+from litdeploy.networks import Network
 from litdeploy.profiler.environment import versions
-from litdeploy.spec import InputSpec
+from litdeploy.runtime.engine import BatchProfile, read_engine
+from litdeploy.runtime.inductor import package_details
 
 
 class _Sidecar(Record):
@@ -23,44 +28,6 @@ class _Sidecar(Record):
     versions: dict[str, str]
     opset: int
     sha256: str
-
-
-def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:
-    """Loads the very file that the student was made from.
-
-    Args:
-        path: where it is now; None: where it was then.
-        network: needed where the teacher is code of the user's.
-
-    Raises:
-        BundleError: the file is not there, or is another one.
-    """
-    record = manifest.teacher
-    found = Path(path if path is not None else record.path)
-    if not found.is_file():
-        raise BundleError(
-            f"{found}: no such file; it is where {bundle.path}'s teacher "
-            + ("was said to be." if path is not None else "was when the student was trained.")
-            + f" Say where it is now: litdeploy profile {bundle.path} --teacher FILE"
-        )
-    digest = sha256_of(found)
-    if digest != record.sha256:
-        raise BundleError(
-            f"{found}: not the teacher that {bundle.path} was made from (SHA-256 {digest[:12]}…, the manifest says "
-            f"{record.sha256[:12]}…). Say where that one is: litdeploy profile {bundle.path} --teacher FILE"
-        )
-    spec = record.spec
-    return load(
-        found,
-        network=network if is_code(spec.name) else describe(spec.name, spec.arguments),
-        normalise=_as_text(spec.input),
-        input_shape=spec.input.shape,
-    )
-
-
-def _as_text(spec: InputSpec) -> str:
-    """The normalisation as `load` takes it."""
-    return ":".join(",".join(repr(value) for value in values) for values in (spec.mean, spec.std))
 
 
 def teacher_onnx(bundle: Bundle, teacher: Network, teacher_sha256: str, opset: int) -> Path:
@@ -85,4 +52,67 @@ def teacher_onnx(bundle: Bundle, teacher: Network, teacher_sha256: str, opset: i
     export_onnx(teacher, path, opset)
     with write_whole(sidecar) as temporary:
         temporary.write_text(json.dumps({**wanted, "sha256": sha256_of(path)}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def teacher_package(bundle: Bundle, teacher: Network, teacher_sha256: str, device: torch.device) -> Path:
+    """The teacher as an AOTInductor package in the bundle's `profile/`, for this device; made once.
+
+    Raises:
+        NetworkError, RunnerError: it cannot be exported, or not be compiled here.
+    """
+    path = bundle.profile_path / "teacher.pt2"
+    try:
+        if package_details(path, device).get("teacher_sha256") == teacher_sha256:
+            return path
+    except RunnerError:
+        pass  # none, torn, or built for something else
+    with staged(path) as candidate:
+        details = export_aoti(teacher, candidate, device)
+        artefact = Artefact(
+            path=path.relative_to(bundle.path).as_posix(),
+            sha256=sha256_of(candidate),
+            precision="fp32",
+            versions=FORMS["aoti"].versions(),
+            details={**details, "teacher_sha256": teacher_sha256},
+        )
+        keep(candidate, path, artefact)
+    return path
+
+
+def teacher_engine(
+    bundle: Bundle, teacher: Network, teacher_sha256: str, student: Artefact, device: torch.device
+) -> Path:
+    """The teacher as a TensorRT engine in the bundle's `profile/`, for batches as the student's; made once.
+
+    Args:
+        student: the student's engine.
+
+    Raises:
+        NetworkError, DependencyError, RunnerError: it cannot be exported, or not be built here.
+    """
+    path = bundle.profile_path / "teacher.engine"
+    choice = choose_library(device)
+    batches = BatchProfile.model_validate(student.details["batches"])
+    wanted = {
+        "teacher_sha256": teacher_sha256,
+        "chosen": choice.told(),
+        "batches": batches.model_dump(mode="json"),
+        "opset": student.details["opset"],
+    }
+    try:
+        found = read_engine(path).artefact.details
+        if all(found.get(key) == value for key, value in wanted.items()):
+            return path
+    except RunnerError:
+        pass  # none, or torn
+    with staged(path) as candidate:
+        onnx_path = candidate.with_suffix(".onnx")
+        export_onnx(teacher, onnx_path, student.details["opset"])
+        options = EngineOptions(
+            "fp32", batches, memory_limit=student.details["memory_limit"], command="litdeploy profile"
+        )
+        built = build_engine(onnx_path, candidate, choice, options)
+        details = {**built.details, **wanted}
+        keep(candidate, path, built.model_copy(update={"path": f"profile/{path.name}", "details": details}))
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,12 +32,19 @@ class Feed:
         """What the file takes in place of normalised float32 images (N, C, H, W); contiguous."""
         batch_NCHW = batch_NCHW.detach()
         if self.dtype is not torch.uint8:
-            return batch_NCHW.to(self.dtype).contiguous()
-        mean_C11, std_C11 = (
-            255 * torch.tensor(values, device=batch_NCHW.device).view(-1, 1, 1) for values in (self.mean, self.std)
-        )
+            # A batch of one channel in channels-last format counts as contiguous, with other strides than were compiled
+            # for; AOTInductor does not look at them, and computes something else (seen with torch 2.13 on a CPU).
+            return batch_NCHW.to(self.dtype).contiguous().flatten().view(batch_NCHW.shape)
+        mean_C11, std_C11 = (_of_pixels(values, batch_NCHW.device) for values in (self.mean, self.std))
         pixels_NCHW = (batch_NCHW * std_C11 + mean_C11).round_().clamp_(0, 255).to(torch.uint8)
         return pixels_NCHW.permute(0, 2, 3, 1).contiguous()
+
+
+# Kept on the device: a copy from the host at each batch would wait for it.
+@lru_cache(maxsize=16)
+def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def read_feed(metadata: Mapping[str, str]) -> Feed:

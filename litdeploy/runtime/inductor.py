@@ -41,7 +41,7 @@ class InductorRunner:
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
-        details = _checked(self._path, self.device)
+        details = package_details(self._path, self.device)
         self._feed = read_feed(details["metadata"])
         self._shape = tuple(details["image_shape"])
         started = time.perf_counter()
@@ -95,8 +95,11 @@ def _features() -> list[str]:
     return sorted(name for name, has in capabilities.items() if has is True and name.startswith(_PROCESSOR_FEATURES))
 
 
-def _checked(path: Path, device: torch.device) -> dict[str, Any]:
+def package_details(path: Path, device: torch.device) -> dict[str, Any]:
     """The details of a package's sidecar, once they were held against the file and this machine.
+
+    Returns:
+        What `export_aoti` told, and more.
 
     Raises:
         RunnerError: no such file or sidecar, an altered file, or one that was built for something else.

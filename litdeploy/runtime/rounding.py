@@ -20,7 +20,7 @@ def rounded(path: Path) -> bytes:
         The model, serialised.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     model = onnx.load_model(path)
     graph = model.graph
@@ -46,7 +46,7 @@ def rounded(path: Path) -> bytes:
                 for index, name in enumerate(node.input):
                     if name == value.name:
                         node.input[index] = exact
-            nodes += _to_bfloat16_and_back(helper, value.name, exact, TensorProto)
+            nodes += _to_bfloat16_and_back(value.name, exact)
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
@@ -58,7 +58,7 @@ def rounded(path: Path) -> bytes:
         for index, name in enumerate(node.output):
             if name in halves:
                 node.output[index] = f"{name}.exact"
-                casts += _to_bfloat16_and_back(helper, node.output[index], name, TensorProto)
+                casts += _to_bfloat16_and_back(node.output[index], name)
         nodes += [node, *casts]
     rebuilt = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -66,9 +66,11 @@ def rounded(path: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _to_bfloat16_and_back(helper: Any, source: str, target: str, types: Any) -> list[Any]:
+def _to_bfloat16_and_back(source: str, target: str) -> list[Any]:
+    from onnx import TensorProto, helper
+
     between = f"{source}.bf16"
     return [
-        helper.make_node("Cast", [source], [between], to=types.BFLOAT16),
-        helper.make_node("Cast", [between], [target], to=types.FLOAT),
+        helper.make_node("Cast", [source], [between], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [between], [target], to=TensorProto.FLOAT),
     ]

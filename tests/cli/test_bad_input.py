@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from litdeploy.exporter.onnx import export_onnx
+from litdeploy.networks import Network, new
 from litdeploy.networks.resnet import resnet
 from tests.cli.conftest import Run
 
@@ -137,6 +139,9 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("export", "--onnx"), "litdeploy compress"),
         (("export",), "--onnx"),
         (("export", "--trt"), "litdeploy compress"),
+        (("export", "--onnx", "--calibration-images", "0"), "--calibration-images"),
+        (("verify",), "litdeploy compress"),
+        (("evaluate", "absent.pt2", "--data", "digits"), "litdeploy export --aoti"),
         (("profile",), "litdeploy compress"),
         (("profile", "--target", "moon"), "no such folder"),
         (("inspect", "absent.pt"), "no such file"),
@@ -153,3 +158,50 @@ def test_the_other_commands_too(run: Run, tmp_path: Path, arguments: tuple[str, 
     assert message in answer.err
     assert "Traceback" not in answer.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def onnx_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-8 for images of 8×8 pixels and ten classes."""
+    path = tmp_path_factory.mktemp("exported") / "resnet8.onnx"
+    network = new("resnet8,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=0)
+    export_onnx(Network(network.module.eval(), network.spec, "resnet8"), path, None)
+    return path
+
+
+def _truncated(folder: Path, content: bytes) -> None:
+    (folder / "model.onnx").write_bytes(content[: len(content) // 2])
+
+
+def _of_other_shapes(folder: Path, content: bytes) -> None:
+    (folder / "model.onnx").write_bytes(content)
+    _images(10, 16, "L")(folder)
+
+
+def _of_another_network(folder: Path, content: bytes) -> None:
+    (folder / "model.onnx").write_bytes(content)
+    _images(3, 8, "L")(folder)
+
+
+def _of_another_channel(folder: Path, content: bytes) -> None:
+    (folder / "model.onnx").write_bytes(content)
+    _images(10, 8, "RGB")(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_truncated, "model.onnx: not an ONNX file"),
+        (_of_other_shapes, "--image-size 8,8"),
+        (_of_another_network, "has 3 classes"),
+        (_of_another_channel, "takes 1 channel (grey)"),
+    ],
+)
+def test_an_exported_file_that_is_torn_or_of_something_else(
+    run: Run, tmp_path: Path, onnx_path: Path, make: Callable[[Path, bytes], None], message: str
+) -> None:
+    make(tmp_path, onnx_path.read_bytes())
+    answer = run("evaluate", "model.onnx", "--data", tmp_path / "images" if make is not _truncated else "digits")
+    assert answer.code == 2, answer.err
+    assert message in answer.err
+    assert "Traceback" not in answer.err

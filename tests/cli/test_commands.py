@@ -85,6 +85,37 @@ def test_engines_for_three_architectures_and_a_triton_repository(
     assert len(list((tmp_path / "deploy" / "export").iterdir())) == 8
 
 
+def test_each_precision_is_exported_verified_and_evaluated(
+    run: Run, teacher_path: Path, tmp_path: Path, target: Path
+) -> None:
+    assert run("compress", teacher_path, *COMPRESS).code == 0
+    options = ("--precision", "fp32, fp16,bf16,int8", "--embed-preprocessing", "--calibration-images", "64")
+    answer = run("export", "--onnx", *options, "--target", target)
+    assert answer.code == 0, answer.err
+    for line in ("kept in fp32: linear", "a call of batch 1:", "student.bf16.onnx   opset 22   bf16"):
+        assert line in answer.out
+    answer = run("verify", "--target", target, "--bisect")
+    assert answer.code == 0, answer.err
+    rows = [line.split()[:2] for line in answer.out.splitlines()]
+    for row in (["compression", "student"], ["conversion", "onnx"], ["conversion", "onnx-int8"]):
+        assert row in rows
+    assert "nothing to bisect" in answer.out
+
+    found = json.loads(run("verify", "--target", target, "--artefact", "onnx-bf16", "--json").out)
+    accuracies = {each["candidate"]: each["candidate_accuracy"]["top1"] for each in found["differences"]}
+    assert set(accuracies) == {"student", "onnx-bf16"}
+    answer = run("evaluate", "deploy/export/student.bf16.onnx", "--data", "digits", "--json")
+    assert json.loads(answer.out)["top1"] == accuracies["onnx-bf16"]
+
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(f"{TARGET}tolerance:\n  int8: {{atol: 0, rtol: 0}}\n")
+    answer = run("verify", "--target", strict, "--artefact", "onnx-int8", "--bisect")
+    assert answer.code == 3
+    assert "student.int8.onnx.rejected: parts in " in answer.out
+    assert "onnx-int8:" in answer.err
+    assert "onnx-int8" not in Bundle(tmp_path / "deploy").read().artefacts
+
+
 def test_deploy_goes_on_after_the_last_whole_stage(run: Run, teacher_path: Path, tmp_path: Path, target: Path) -> None:
     command = ("deploy", teacher_path, *COMPRESS, "--target", target)
     answer = run(*command)

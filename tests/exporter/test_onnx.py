@@ -7,14 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
+from litdeploy.data import normalise
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx, export_onnx
+from litdeploy.exporter.precision import convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.target import Precision
 
 CPU = torch.device("cpu")
 
@@ -163,3 +168,49 @@ def test_weights_beyond_one_file_are_refused(student: Network, tmp_path: Path) -
         module = nn.Linear(2**15, 2**15)
     with pytest.raises(NetworkError, match=r"its weights take 4\.0 GiB"):
         export_onnx(Network(module, student.spec, "large"), tmp_path / "large.onnx", None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("io_precision", ["fp32", "fp16", "bf16"])
+def test_the_ends_are_in_the_type_that_was_asked_for(
+    student: Network, tmp_path: Path, precision: Precision, io_precision: Precision
+) -> None:
+    path = tmp_path / "student.onnx"
+    batch = student.example(8)
+    conversion = None if precision == "fp32" else convert(student, precision, [batch])
+    export_onnx(student, path, None, conversion=conversion, io_precision=io_precision)
+    graph = onnx.load_model(path).graph
+    kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[io_precision]
+    assert [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)] == [kind, kind]
+    if io_precision == "bf16" != precision:
+        return  # onnxruntime has no kernels for it on a processor
+    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+        found = runner.run(batch)
+        assert runner.describe().precision == precision
+    with torch.no_grad():
+        expected = student.module(batch)
+    limit = 1e-4 if precision == io_precision == "fp32" else 0.03
+    assert (found - expected).abs().max() < limit * expected.abs().max()
+
+
+def test_a_file_that_takes_pixels_normalises_them_as_the_data_does(student: Network, tmp_path: Path) -> None:
+    path = tmp_path / "student.onnx"
+    details = export_onnx(student, path, None, embedded=True)
+    assert details["input_shape"] == ["batch", 8, 8, 1]
+    pixels_NCHW = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = normalise(pixels_NCHW, student.spec.input)
+    with torch.no_grad():
+        expected = student.module(batch)
+    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+        torch.testing.assert_close(runner.run(batch), expected, atol=1e-4, rtol=1e-4)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [logits] = session.run(None, {"images": pixels_NCHW.permute(0, 2, 3, 1).numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nodes_are_named_for_the_layers(exported: tuple[Path, dict[str, object]], student: Network) -> None:
+    names = [node.name for node in onnx.load_model(exported[0]).graph.node]
+    assert len(set(names)) == len(names)
+    layers = {name.partition("/")[0] for name in names}
+    assert layers <= {name for name, _ in student.module.named_modules()}
+    assert {"layer1.0", "layer3.0.conv2", "linear"} <= layers

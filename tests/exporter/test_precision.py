@@ -54,10 +54,10 @@ def logits(network: Network, path: Path, precision: Precision, batches: list[Ten
 def test_a_network_that_fits_is_converted_whole(student: Network, precision: Precision) -> None:
     batches = [student.example(8), 3 * student.example(8)]
     found = convert(student, precision, batches)
-    assert found.kept == ()
-    assert {parameter.dtype for parameter in found.module.parameters()} == {
-        torch.float16 if precision == "fp16" else torch.bfloat16
-    }
+    assert found.kept == ("linear",)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    for name, parameter in found.module.named_parameters():
+        assert parameter.dtype == (torch.float32 if ".linear." in name else dtype), name
     assert {parameter.dtype for parameter in student.module.parameters()} == {torch.float32}
     largest = []
     handles = [
@@ -79,7 +79,7 @@ def test_what_overflows_stays_in_fp32_and_the_logits_are_right(student: Network,
     batches = [student.example(8)]
     found = convert(network, "fp16", batches)
     assert found.largest > torch.finfo(torch.float16).max
-    assert found.kept == ("",)
+    assert found.kept == ("", "last")
     with torch.no_grad():
         expected = network.module(batches[0])
     result = logits(network, tmp_path / "network.onnx", "fp16", batches)
@@ -95,22 +95,23 @@ def test_a_layer_that_overflows_keeps_its_weights(student: Network) -> None:
     with torch.no_grad():
         module.large.weight.mul_(LARGE)
     found = convert(network, "fp16", [student.example(8)])
-    assert "large" in found.kept
+    assert found.kept[0] == "large"
     types = {name: parameter.dtype for name, parameter in found.module.named_parameters()}
     assert types["module.large.weight"] == torch.float32
     assert types["module.first.weight"] == torch.float16
-    assert not convert(network, "bf16", [student.example(8)]).kept
+    assert convert(network, "bf16", [student.example(8)]).kept == ("last",)
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.9, ()), (1.1, ("last",))])
+@pytest.mark.parametrize(("share", "kept"), [(0.9, ("last",)), (1.1, ("small", "", "last"))])
 def test_the_share_leaves_room_for_other_images(student: Network, share: float, kept: tuple[str, ...]) -> None:
     network = made(student, Overflows(1.0))
     module = network.module
     assert isinstance(module, Overflows)
     batch = student.example(8)
     with torch.no_grad():
-        module.last.bias.zero_()
-        module.last.weight.mul_(share * SAFE_SHARE * torch.finfo(torch.float16).max / module(batch).abs().max())
+        module.small.bias.zero_()
+        largest = module.small(module.large(module.first(batch)) + module.first(batch)).abs().max()
+        module.small.weight.mul_(share * SAFE_SHARE * torch.finfo(torch.float16).max / largest)
     assert convert(network, "fp16", [batch]).kept == kept
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.bundle import Accuracy
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.verify import compare, verify
+from litdeploy.exporter.verify import compare, compare_accuracy, verify
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.target import Tolerance
@@ -65,3 +66,55 @@ def test_each_batch_size_sees_whole_batches_of_the_images(student: Network, tmp_
     assert all(each.max_absolute is not None and 0 < each.max_absolute < 1e-4 for each in parity.batches)
     assert (parity.reference, parity.candidate) == ("eager", "onnxruntime")
     assert "beyond the limit" not in parity.told()
+
+
+@pytest.mark.parametrize(
+    ("images", "right", "limit", "within"),
+    [
+        (10_000, 9_000, 0.001, True),
+        (10_000, 8_990, 0.001, True),
+        (10_000, 8_989, 0.001, False),
+        (10_000, 9_100, 0.001, True),
+        (100, 89, 0.001, True),
+        (100, 88, 0.001, False),
+        (100, 88, 0.02, True),
+    ],
+)
+def test_accuracy_may_fall_by_a_share_and_by_one_image_always(
+    images: int, right: int, limit: float, within: bool
+) -> None:
+    reference, candidate = (Accuracy(top1=each / images, loss=0.5, images=images) for each in (0.9 * images, right))
+    found = compare_accuracy(reference, candidate, Tolerance(accuracy=limit))
+    assert found.lost == 0.9 * images - right
+    assert found.within is within
+
+
+def test_labels_are_judged_too(student: Network) -> None:
+    batch = student.example(24)
+    with (
+        open_runner("eager", network=student, device=CPU) as reference,
+        open_runner("eager", network=student, device=CPU, precision="bf16") as candidate,
+    ):
+        labels = reference.run(batch).argmax(1)
+        tolerance = Tolerance(atol=1, rtol=1, top1=0)
+        parity = verify(reference, candidate, batch, (1, 8), tolerance, labels)
+    assert parity.accuracy is not None
+    assert parity.accuracy.reference.top1 == 1
+    assert parity.accuracy.lost == 24 - round(24 * parity.accuracy.candidate.top1)
+    assert "accuracy on 24 images: 100.00% → " in parity.told()
+    rejected = parity.with_accuracy(parity.accuracy.model_copy(update={"within": False}))
+    assert not rejected.within
+    assert "beyond the limit" in rejected.told()
+
+
+def test_the_class_is_judged_over_all_batch_sizes_together(student: Network) -> None:
+    batch = student.example(40)
+    with (
+        open_runner("eager", network=student, device=CPU) as reference,
+        open_runner("eager", network=student, device=CPU, precision="bf16") as candidate,
+    ):
+        parity = verify(reference, candidate, batch, (1, 8), Tolerance(atol=1, rtol=1, top1=0))
+        assert 0 < parity.top1 <= 1
+        assert parity.top1 == pytest.approx((16 * parity.batches[0].top1 + 40 * parity.batches[1].top1) / 56)
+        strict = verify(reference, reference, batch, (1, 8), Tolerance(top1=1))
+    assert strict.within

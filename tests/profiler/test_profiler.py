@@ -79,6 +79,25 @@ def test_onnxruntime_runs_what_ships(made: Made) -> None:
     assert read_report(made.bundle.profile_path) == report
 
 
+@pytest.mark.slow
+def test_inductor_runs_a_package_of_each_side(made: Made) -> None:
+    target = EAGER.model_copy(update={"runners": ("inductor",)})
+    with pytest.raises(BundleError, match=r"litdeploy export .*deploy --aoti"):
+        profile(made.bundle, target=target)
+    export(made.bundle, onnx=False, aoti=True, target=target)
+    report = profile(made.bundle, target=target)
+    assert [(each.runner, each.batch_size) for each in report.measurements] == [("inductor", 1), ("inductor", 2)]
+    assert report.headline.student.artefact == str(made.bundle.export_path / "student.pt2")
+    teacher = made.bundle.profile_path / "teacher.pt2"
+    built = teacher.stat().st_mtime_ns
+    profile(made.bundle, target=target)
+    assert teacher.stat().st_mtime_ns == built
+    # The student's package in its place is another network's.
+    teacher.write_bytes((made.bundle.export_path / "student.pt2").read_bytes())
+    profile(made.bundle, target=target)
+    assert teacher.stat().st_mtime_ns != built
+
+
 def test_an_altered_export_is_refused(made: Made) -> None:
     file = made.bundle.export_path / "student.onnx"
     file.parent.mkdir()

@@ -11,6 +11,7 @@ from torch._inductor import config as inductor_config
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.target import CompileMode
 
 CPU = torch.device("cpu")
 
@@ -42,6 +43,19 @@ def test_a_size_in_another_layout_is_not_compiled_again(network: Network) -> Non
         for same in (batch.to(memory_format=torch.channels_last), batch.clone().requires_grad_()):
             runner.run(same)
         assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_its_other_modes_compute_the_same(network: Network, mode: CompileMode, device: str) -> None:
+    with open_runner("compiled", network=network, device=torch.device(device), compile_mode=mode) as runner:
+        assert runner.describe().mode == f"inductor, {mode}, channels last"
+        batches = [network.example(3).to(runner.device), 2 * network.example(3).to(runner.device)]
+        # The first result is still there after the second call, which may run in the same memory.
+        results = [runner.run(batch) for batch in batches]
+    with torch.no_grad():
+        for batch, logits in zip(batches, results, strict=True):
+            torch.testing.assert_close(logits.cpu(), network.module(batch.cpu()), atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_compiler_it_says_what_to_install(network: Network, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""`litdeploy verify`: what compressing changed, and what exporting changed after that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from litdeploy.cli import options as o
+from litdeploy.cli.console import note, output, percent
+from litdeploy.errors import ParityError
+
+if TYPE_CHECKING:
+    from litdeploy.exporter.verification import Difference, Verification
+
+
+def command(
+    bundle: o.BundlePath = o.DEFAULT_BUNDLE,
+    artefact: Annotated[
+        list[str] | None, typer.Option(help="Only this one, by its name: onnx, onnx-fp16, aoti, …; may be repeated.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The teacher's file, where it is no longer where it was.")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first layer that parts, in ONNX files beyond their tolerance.")
+    ] = False,
+    target: o.TargetName = None,
+    data: o.Data = None,
+    network: o.Network = None,
+    json: o.Json = False,
+) -> None:
+    """Hold every exported file against the student, and the student against its teacher."""
+    from litdeploy.exporter.verification import verify_bundle
+
+    found = verify_bundle(
+        bundle,
+        artefacts=artefact,
+        teacher=teacher,
+        target=target,
+        data=data,
+        network=network,
+        bisect=bisect,
+        progress=note,
+    )
+    if json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        _show(found, bisect)
+    if not found.within:
+        told = [
+            f"{each.candidate}:\n{each.parity.told()}\n  kept as {found.rejected[each.candidate]}"
+            for each in found.differences
+            if each.parity is not None and each.candidate in found.rejected
+        ]
+        raise ParityError("beyond the tolerance, and set aside:\n" + "\n".join(told))
+
+
+def _show(found: Verification, bisect: bool) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in ("error of", "artefact"):
+        table.add_column(name, no_wrap=True)
+    for name in ("largest", "relative", "same class", "accuracy", "points", ""):
+        table.add_column(name, justify="right")
+    for each in found.differences:
+        table.add_row(*_cells(each))
+    output.print(table)
+    for kind in found.not_run:
+        output.print(f"{kind}: not run here, it was built ahead of time for GPUs elsewhere", highlight=False)
+    output.print("compression: teacher → student; conversion: student → artefact", highlight=False)
+    for name, parting in found.partings.items():
+        if parting is None:
+            output.print(f"{name}: no layer's outputs part on the images compared", highlight=False)
+        else:
+            by = (
+                "NaN or infinite"
+                if parting.max_relative is None
+                else f"{parting.max_relative:.2e} of its largest value"
+            )
+            output.print(
+                f"{name}: parts in {parting.layer} ({by}), the {parting.compared}. layer compared", highlight=False
+            )
+    if bisect and not found.partings:
+        output.print("nothing to bisect: no ONNX file is beyond its tolerance", highlight=False)
+
+
+def _cells(each: Difference) -> tuple[str, ...]:
+    points = 100 * (each.candidate_accuracy.top1 - each.reference_accuracy.top1)
+    return (
+        each.error,
+        each.candidate,
+        "not finite" if each.max_absolute is None else f"{each.max_absolute:.2e}",
+        "–" if each.max_relative is None else f"{each.max_relative:.2e}",
+        f"{each.top1:.2%}",
+        percent(each.candidate_accuracy),
+        f"{points:+.2f}",
+        "" if each.parity is None or each.parity.within else "beyond",
+    )

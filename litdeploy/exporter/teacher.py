@@ -1,0 +1,49 @@
+"""A bundle's teacher: found, held against its hash, and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from litdeploy.bundle import Bundle, Manifest, sha256_of
+from litdeploy.errors import BundleError
+from litdeploy.networks import Network, NetworkName, describe, load
+from litdeploy.networks.registry import is_code
+from litdeploy.spec import InputSpec
+
+
+def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:
+    """Loads the very file that the student was made from.
+
+    Args:
+        path: where it is now; None: where it was then.
+        network: needed where the teacher is code of the user's.
+
+    Raises:
+        BundleError: the file is not there, or is another one.
+    """
+    record = manifest.teacher
+    found = Path(path if path is not None else record.path)
+    if not found.is_file():
+        raise BundleError(
+            f"{found}: no such file; it is where {bundle.path}'s teacher "
+            + ("was said to be." if path is not None else "was when the student was trained.")
+            + " Say where it is now: --teacher FILE"
+        )
+    digest = sha256_of(found)
+    if digest != record.sha256:
+        raise BundleError(
+            f"{found}: not the teacher that {bundle.path} was made from (SHA-256 {digest[:12]}…, the manifest says "
+            f"{record.sha256[:12]}…). Say where that one is: --teacher FILE"
+        )
+    spec = record.spec
+    return load(
+        found,
+        network=network if is_code(spec.name) else describe(spec.name, spec.arguments),
+        normalise=_as_text(spec.input),
+        input_shape=spec.input.shape,
+    )
+
+
+def _as_text(spec: InputSpec) -> str:
+    """The normalisation as `load` takes it."""
+    return ":".join(",".join(repr(value) for value in values) for values in (spec.mean, spec.std))
