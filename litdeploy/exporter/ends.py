@@ -40,7 +40,8 @@ class Ends(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.embedded:
-            images = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean_C11) / self.std_C11
+            # Cast first: TensorRT does nothing else with uint8.
+            images = (images.to(torch.float32).permute(0, 3, 1, 2) - self.mean_C11) / self.std_C11
         elif not self.casts:
             images = images.to(torch.float32)
         return logits_of(self.module(images)).to(self.dtype)
