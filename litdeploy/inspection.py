@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litdeploy.bundle import Bundle, Manifest, Record, sha256_of
+from litdeploy.bundle import Artefact, Bundle, Manifest, Record, sha256_of
 from litdeploy.errors import NetworkError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
 from litdeploy.networks.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.runtime.inductor import read_package
 from litdeploy.spec import DepthPlan, InputSpec
 
 
@@ -55,8 +56,8 @@ def inspect(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, int, int] | None = None,
-) -> FoundNetwork | FoundOnnx | Manifest:
-    """Looks into a file of weights, an ONNX file or a bundle.
+) -> FoundNetwork | FoundOnnx | Artefact | Manifest:
+    """Looks into a file of weights, an ONNX file, an AOTInductor package (by its sidecar) or a bundle.
 
     Raises:
         LitdeployError: the file is none of these, or its network is not recognised.
@@ -66,6 +67,8 @@ def inspect(
         return Bundle(path).read()
     if path.suffix == ".onnx":
         return FoundOnnx(**describe_onnx(path), sha256=sha256_of(path))
+    if path.suffix == ".pt2":
+        return read_package(path)
     return _inspect_network(load(path, network=network, normalise=normalise, input_shape=input_shape), path)
 
 

@@ -95,14 +95,11 @@ def _features() -> list[str]:
     return sorted(name for name, has in capabilities.items() if has is True and name.startswith(_PROCESSOR_FEATURES))
 
 
-def package_details(path: Path, device: torch.device) -> dict[str, Any]:
-    """The details of a package's sidecar, once they were held against the file and this machine.
-
-    Returns:
-        What `export_aoti` told, and more.
+def read_package(path: Path) -> Artefact:
+    """What a package's sidecar says of it, once the file was held against its hash. Nothing of it is run.
 
     Raises:
-        RunnerError: no such file or sidecar, an altered file, or one that was built for something else.
+        RunnerError: no such file or sidecar, or an altered file.
     """
     if not path.is_file():
         raise RunnerError(f"{path}: no such file. Make it: litdeploy export --aoti")
@@ -115,18 +112,33 @@ def package_details(path: Path, device: torch.device) -> dict[str, Any]:
             f"{sidecar}: missing, or not written by `litdeploy export`. {path.name} holds code, which runs only when "
             "its sidecar vouches for it. Copy both files, or make them again: litdeploy export --aoti"
         ) from None
-    command = str(artefact.details.get("command", "litdeploy export --aoti"))
     if found != artefact.sha256:
         raise RunnerError(
             f"{path}: is not the file that was exported (SHA-256 {found[:12]}…, its sidecar says "
-            f"{artefact.sha256[:12]}…): altered or truncated. It holds code and is not opened. Make it again: {command}"
+            f"{artefact.sha256[:12]}…): altered or truncated. It holds code and is not opened. Make it again: "
+            f"{_command(artefact)}"
         )
+    return artefact
+
+
+def package_details(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `export_aoti` told of a package, and more, once it was held against this machine.
+
+    Raises:
+        RunnerError: as `read_package`; or it was built for something else.
+    """
+    artefact = read_package(path)
     differences = _differences(artefact, device)
     if differences:
         raise RunnerError(
-            f"{path}: built for something else than is here: {'; '.join(differences)}. Build it here: {command}"
+            f"{path}: built for something else than is here: {'; '.join(differences)}. Build it here: "
+            f"{_command(artefact)}"
         )
     return artefact.details
+
+
+def _command(artefact: Artefact) -> str:
+    return str(artefact.details.get("command", "litdeploy export --aoti"))
 
 
 def _differences(artefact: Artefact, device: torch.device) -> list[str]:

@@ -146,6 +146,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("profile", "--target", "moon"), "no such folder"),
         (("inspect", "absent.pt"), "no such file"),
         (("inspect", "absent.onnx"), "no such file"),
+        (("inspect", "absent.pt2"), "no such file"),
         (("evaluate", "absent.pt", "--data", "digits"), "no such file"),
         (("train", "resnet9", "--data", "digits"), "6n+2"),
         (("train", "nonsense", "--data", "digits"), "no network 'nonsense'"),

@@ -12,6 +12,7 @@ from litdeploy.bundle import Bundle
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.exporter import evaluate, export
 from litdeploy.exporter.inductor import export_aoti
+from litdeploy.inspection import inspect
 from litdeploy.networks import Network
 from litdeploy.target import Target
 
@@ -28,6 +29,7 @@ def test_a_package_in_bf16_with_pixels_for_input_is_verified_and_evaluated(bundl
     assert artefact.details["built_for"]["device"] == "cpu"
     assert "--aoti --precision bf16 --embed-preprocessing" in artefact.details["command"]
     assert json.loads((bundle.export_path / "student.bf16.pt2.json").read_text())["sha256"] == artefact.sha256
+    assert inspect(bundle.export_path / "student.bf16.pt2") == artefact
     measured = artefact.details["parity"]["accuracy"]["candidate"]
     found = evaluate(bundle.export_path / "student.bf16.pt2", data="digits", device="cpu")
     assert (found.images, found.top1) == (measured["images"], measured["top1"])

@@ -197,6 +197,9 @@ def test_a_file_that_takes_pixels_normalises_them_as_the_data_does(student: Netw
     path = tmp_path / "student.onnx"
     details = export_onnx(student, path, None, embedded=True)
     assert details["input_shape"] == ["batch", 8, 8, 1]
+    # TensorRT does nothing else with uint8.
+    [first] = [node for node in onnx.load_model(path).graph.node if "images" in node.input]
+    assert first.op_type == "Cast"
     pixels_NCHW = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = normalise(pixels_NCHW, student.spec.input)
     with torch.no_grad():
