@@ -45,7 +45,7 @@ class Part:
 
 def parts(arguments: argparse.Namespace, out: Path) -> list[Part]:
     """What is run, in this order. Their limits add up to less than nine minutes."""
-    device, quick = arguments.device, ["--limit", "5", "--rounds", "3"] if arguments.quick else []
+    device, quick = arguments.device, ["--limit", "5", "--rounds", "3", "--steps", "1"] if arguments.quick else []
     bundle = str(out / "bundle")
     cli = ["-m", "litdeploy"]
     trainer = ["-m", "benchmarks.trainer", "--device", device]
