@@ -18,7 +18,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from benchmarks import interleaved
 from benchmarks.roof import as_json, count, measure, roof
-from litdeploy.data import Picked, augment, draw_crops, normalise, shuffled
+from litdeploy.data import augment, draw_crops, normalise, shuffled
+from litdeploy.data.split import Resident
 from litdeploy.networks import FAMILIES, find_sections, new
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
@@ -48,26 +49,6 @@ PUBLISHED_BATCH = 32
 # What `compress` plans for, when it decides what is worth compiling.
 CIFAR_IMAGES = 47_500
 CHANNELS_LAST = torch.channels_last
-
-
-class Held:
-    """A split of random images in the device's memory."""
-
-    def __init__(self, images: int, shape: tuple[int, int, int], classes: int, device: torch.device) -> None:
-        self.images = torch.randint(256, (images, *shape), dtype=torch.uint8, device=device)
-        self.labels = torch.randint(classes, (images,), device=device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for picked in self.pick(torch.split(torch.arange(len(self)), batch_size)):
-            yield picked.images(), picked.labels_N
-
-    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
-        everything = torch.cat(list(order)).to(self.labels.device)
-        for rows in torch.split(everything, [len(some) for some in order]):
-            yield Picked(self.images, rows, self.labels[rows])
 
 
 class Plain:
@@ -93,7 +74,7 @@ class Plain:
         parameters = [p for name in sections for p in container(student, name).parameters()]
         self._optimiser = torch.optim.SGD(parameters, 0.01, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
-    def pass_over(self, split: Held) -> None:
+    def pass_over(self, split: Resident) -> None:
         order, draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
         batches = shuffled(len(split), self._recipe.batch_size, order)
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
@@ -132,7 +113,7 @@ def ours(
     precision: str,
     device: torch.device,
     compiled: bool,
-    kept: Held | None,
+    kept: Resident | None,
 ) -> tuple[Step, Epochs]:
     """Our trainer's passes; with the teacher's features of one view of each image of `kept`, where it is given."""
     objective = Lit(recipe, sections)
@@ -174,13 +155,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return make_student(made.module, plan).to(device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
     images = arguments.batch_size * arguments.steps
-    split = Held(images, (3, 32, 32), 10, device)
+    split = Resident(
+        torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8, device=device),
+        torch.randint(10, (images,), device=device),
+    )
     published = Plain(
         network(torch.contiguous_format),
         student(torch.contiguous_format),
         sections,
         spec,
-        replace_batch(recipe, PUBLISHED_BATCH),
+        recipe.model_copy(update={"batch_size": PUBLISHED_BATCH}),
         "fp32",
         device,
     )
@@ -221,11 +205,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def replace_batch(recipe: Recipe, batch_size: int) -> Recipe:
-    return recipe.model_copy(update={"batch_size": batch_size})
-
-
-def _exhaust(passes: Epochs, split: Held) -> None:
+def _exhaust(passes: Epochs, split: Resident) -> None:
     for _ in passes.run(split):
         pass
 

@@ -142,11 +142,6 @@ class FeatureCache:
         self._cuts = _tensor((3, slots), torch.int16, host, folder, "cuts")
         self._filled = _tensor((views, images), torch.uint8, host, folder, _FILLED)
 
-    @property
-    def begun(self) -> bool:
-        """Whether any features are there yet."""
-        return bool(self._filled.any())
-
     def begin_pass(self) -> None:
         """The next pass over the data begins."""
         self._passes += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
 from litdeploy.trainer.parallel import ALONE, Ranks
 from litdeploy.trainer.step import Step
-from litdeploy.trainer.teacher import DTYPES, Teacher
+from litdeploy.trainer.teacher import DTYPES, Features, Teacher
 
 
 class Epochs:
@@ -59,7 +60,7 @@ class Epochs:
         self._order = order
         self._draws = draws
         wrap: Callable[[Any], Any] = Captured if capture else _as_is
-        self._on_new, self._on_known = wrap(self._with_teacher), wrap(self._with_kept_features)
+        self._on_new, self._on_known = (wrap(partial(self._update, known)) for known in (False, True))
 
     def run(self, split: Split) -> Iterator[dict[str, Tensor]]:
         """Trains on each batch of one pass. Gives its losses, on the device; the next step may overwrite them."""
@@ -100,8 +101,9 @@ class Epochs:
             assert self._cache is not None
             self._cache.mark(views)
 
-    def _with_teacher(
+    def _update(
         self,
+        known: bool,
         source_MCHW: Tensor,
         rows_N: Tensor,
         labels_N: Tensor,
@@ -110,25 +112,18 @@ class Epochs:
         flips_N: Tensor,
         slots_N: Tensor,
     ) -> dict[str, Tensor]:
+        """One step. `known`: the batch's features are kept already."""
         images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
+        features = self._features(images_NCHW, slots_N, known)
+        return self._step(self._optimiser, images_NCHW, labels_N, features)
+
+    def _features(self, images_NCHW: Tensor, slots_N: Tensor, known: bool) -> Features | None:
+        if self._cache is not None and known:
+            return self._cache.read(slots_N)
         features = None if self._teacher is None else self._teacher(images_NCHW)
         if self._cache is not None and features is not None:
             self._cache.write(slots_N, features)
-        return self._step(self._optimiser, images_NCHW, labels_N, features)
-
-    def _with_kept_features(
-        self,
-        source_MCHW: Tensor,
-        rows_N: Tensor,
-        labels_N: Tensor,
-        tops_N: Tensor,
-        lefts_N: Tensor,
-        flips_N: Tensor,
-        slots_N: Tensor,
-    ) -> dict[str, Tensor]:
-        assert self._cache is not None
-        images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
-        return self._step(self._optimiser, images_NCHW, labels_N, self._cache.read(slots_N))
+        return features
 
     def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
         crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from litdeploy.data import Picked, augment, draw_crops, normalise, shuffled
+from litdeploy.data import augment, draw_crops, normalise, shuffled
+from litdeploy.data.split import Resident
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.student import make_student
 from litdeploy.recipe import Augmentation, Recipe
@@ -24,24 +23,13 @@ RECIPE = Recipe(batch_size=4, augmentation=Augmentation(padding=1, flip=True))
 STILL = Recipe(batch_size=4, augmentation=Augmentation(padding=0, flip=False))
 
 
-class Held:
-    """A split of ten images that lie in a tensor."""
+def images() -> Tensor:
+    return torch.randint(256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
-    def __init__(self, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(256, (10, 3, 8, 8), generator=generator, dtype=torch.uint8).to(device)
-        self.labels = (torch.arange(10) % 10).to(device)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
-
-    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
-        for indices_N in order:
-            rows_N = indices_N.to(self.labels.device)
-            yield Picked(self.images, rows_N, self.labels[rows_N])
+def held(device: torch.device) -> Resident:
+    """A split of ten images."""
+    return Resident(images().to(device), (torch.arange(10) % 10).to(device))
 
 
 class Counting(Teacher):
@@ -76,7 +64,7 @@ def run(
     module = network()
     teacher = Counting(module, NAMES, torch.zeros(1, 3, 8, 8), device, precision)
     student = make_student(module, dict.fromkeys(NAMES, (0,))).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    split = Held(device)
+    split = held(device)
     cache = None
     if views:
         layout = Layout.of(teacher.template, inputs_needed(objective, NAMES), outputs_needed(objective))
@@ -100,7 +88,7 @@ CPU = torch.device("cpu")
 def test_an_epoch_is_these_steps() -> None:
     found, student, _ = run(Lit(RECIPE, NAMES), 0, 2, CPU)
 
-    module, split, order, draws = network(), Held(CPU), seeded(), seeded()
+    module, split, order, draws = network(), held(CPU), seeded(), seeded()
     teacher = Teacher(module, NAMES, torch.zeros(1, 3, 8, 8), CPU)
     other = make_student(module, dict.fromkeys(NAMES, (0,))).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     expected = []
@@ -109,7 +97,7 @@ def test_an_epoch_is_these_steps() -> None:
         for _ in range(2):
             for indices_N in shuffled(10, 4, order):
                 crops = draw_crops(4, RECIPE.augmentation, draws)
-                images_NCHW = normalise(augment(split.images[indices_N], crops), SPEC)
+                images_NCHW = normalise(augment(images()[indices_N], crops), SPEC)
                 losses = step(optimiser, images_NCHW, split.labels[indices_N], teacher(images_NCHW))
                 expected.append(losses["loss"].item())
     assert len(found) == 2 * 2  # of ten images two are left over
@@ -132,7 +120,7 @@ class Seeing(Step):
 
 
 def seen_by(ranks: Ranks, sampling: bool = False) -> list[Tensor]:
-    step, split = Seeing(), Held(CPU)
+    step, split = Seeing(), held(CPU)
     optimiser = torch.optim.SGD(step.student.parameters())
     passes = Epochs(step, None, None, optimiser, SPEC, RECIPE, seeded(), seeded(), False, ranks)
     for _ in range(2):
