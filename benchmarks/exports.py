@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import interleaved
 from litdeploy.bundle import Bundle
 from litdeploy.exporter.forms import form_of
-from litdeploy.exporter.verification import verify_bundle
+from litdeploy.exporter.verify import verify_bundle
 from litdeploy.networks import load
 from litdeploy.profiler.environment import look_around
 from litdeploy.runtime import resolve_device, resolve_target

@@ -13,7 +13,7 @@ from litdeploy.cli.console import note, output, percent
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
-    from litdeploy.exporter.verification import Difference, Verification
+    from litdeploy.exporter.verify import Difference, Verification
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Hold every exported file against the student, and the student against its teacher."""
-    from litdeploy.exporter.verification import verify_bundle
+    from litdeploy.exporter.verify import verify_bundle
 
     found = verify_bundle(
         bundle,

@@ -4,6 +4,6 @@ from litdeploy.exporter.evaluate import evaluate
 from litdeploy.exporter.exporter import export
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.verify import BatchParity, Parity, TaskAccuracy, verify
+from litdeploy.exporter.parity import BatchParity, Parity, TaskAccuracy
 
-__all__ = ["FORMS", "BatchParity", "Parity", "TaskAccuracy", "evaluate", "export", "export_onnx", "verify"]
+__all__ = ["FORMS", "BatchParity", "Parity", "TaskAccuracy", "evaluate", "export", "export_onnx"]

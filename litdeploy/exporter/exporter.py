@@ -15,10 +15,10 @@ from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest, sha256_of
 from litdeploy.data import Data, check_against, normalise, open_data
 from litdeploy.errors import DataError, ParityError, SettingsError
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
+from litdeploy.exporter.parity import Parity, verify
 from litdeploy.exporter.staging import keep, reject, staged, write_sidecar
 from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
-from litdeploy.exporter.verify import Parity, verify
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import open_runner, resolve_device, resolve_target

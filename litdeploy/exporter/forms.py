@@ -16,9 +16,9 @@ from torch import Tensor
 from litdeploy.bundle import Artefact
 from litdeploy.data import Data, normalise
 from litdeploy.errors import DataError
+from litdeploy.exporter.conversion import Conversion, convert
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.precision import Conversion, convert
 from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice

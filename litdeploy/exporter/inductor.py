@@ -11,8 +11,8 @@ import torch
 
 from litdeploy import __version__
 from litdeploy.errors import NetworkError, RunnerError
+from litdeploy.exporter.conversion import Conversion
 from litdeploy.exporter.ends import Ends
-from litdeploy.exporter.precision import Conversion
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES

@@ -16,8 +16,8 @@ from typing import Any
 
 from litdeploy.bundle import Artefact, sha256_of, sidecar_of, write_whole
 from litdeploy.errors import BundleError, RunnerError, SettingsError
+from litdeploy.exporter.engine_precision import check_precision_share, engine_precisions, network_precisions
 from litdeploy.exporter.onnx import describe_onnx
-from litdeploy.exporter.precisions import check_precision_share, engine_precisions, network_precisions
 from litdeploy.exporter.tensorrt_choice import Choice, rtx_capabilities, versions
 from litdeploy.runtime.engine import (
     INSTALL,

@@ -1,178 +1,242 @@
-"""Does an artefact compute what the network computes? Running and comparing, apart."""
+"""The verb `verify` of the command line: what compressing changed, and what exporting changed after that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from litdeploy.bundle import Accuracy, Record
-from litdeploy.runtime import Runner, accuracy
-from litdeploy.target import Tolerance
+from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Record, remove, sidecar_of
+from litdeploy.data import Data, normalised_batches
+from litdeploy.errors import BundleError
+from litdeploy.exporter.bisect import Parting, first_parting
+from litdeploy.exporter.exporter import LEAST_IMAGES, Evidence, open_test_data
+from litdeploy.exporter.forms import form_of, runs_here
+from litdeploy.exporter.parity import BatchParity, Parity, compare, compare_accuracy, verify
+from litdeploy.exporter.staging import reject, rejected_path
+from litdeploy.exporter.teacher import load_teacher
+from litdeploy.networks import Network, NetworkName, load
+from litdeploy.recipe import DataSettings
+from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_target
+from litdeploy.target import Target, Tolerance
 
-# A batch size. Small batches compute what large ones do with other kernels: a few images tell, and 64 calls of one
-# image are minutes for a deep network on a busy processor.
-_MOST_CALLS = 16
+_ANYTHING = Tolerance(atol=float(torch.finfo(torch.float64).max), top1=0)
+_BISECT_IMAGES = 8
 
 
-class BatchParity(Record):
-    """How far two runners are apart at one batch size.
+class Difference(Record):
+    """One side against another, on the same test images.
 
     Attributes:
-        images: how many were compared.
-        max_absolute: largest difference of two logits; None where a logit of either is NaN or infinite.
-        max_relative: the same, divided by the largest magnitude in the reference's logits.
+        error: of `compression` (teacher → student) or of `conversion` (student → artefact).
+        reference, candidate: `teacher`, `student` or an artefact's key.
+        precision: of the candidate.
+        max_absolute, max_relative: largest difference of two logits, and that over the largest logit; over all batch
+            sizes; None where a logit is NaN or infinite.
         top1: share of images on which both give the same class.
-        within: whether the tolerance is kept.
+        reference_accuracy, candidate_accuracy: on the whole test split.
+        parity: figures at each batch size, and the limits; None for compression, which has none.
     """
 
-    batch_size: int
-    images: int
+    error: Literal["compression", "conversion"]
+    reference: str
+    candidate: str
+    precision: str
     max_absolute: float | None
     max_relative: float | None
     top1: float
-    within: bool
+    reference_accuracy: Accuracy
+    candidate_accuracy: Accuracy
+    parity: Parity | None = None
 
 
-class TaskAccuracy(Record):
-    """What the network is for: accuracy of both on the same images.
-
-    Attributes:
-        lost: images that the reference has right, less those that the candidate has right.
-        within: whether no more were lost than the tolerance allows.
-    """
-
-    reference: Accuracy
-    candidate: Accuracy
-    lost: int
-    within: bool
-
-
-class Parity(Record):
-    """How far a candidate is from its reference.
+class Verification(Record):
+    """All differences, what was set aside, and for each file that was bisected the layer that parts.
 
     Attributes:
-        reference, candidate: names of the runners.
-        tolerance: the limits.
-        accuracy: on labelled images; None where there were none.
-        within: whether the limits are kept, at every batch size.
+        not_run: keys of the artefacts that were built ahead of time for GPUs elsewhere.
+        rejected: artefact's key → where its file is kept now.
+        partings: file name → the first layer whose outputs part; None where none does.
     """
 
-    reference: str
-    candidate: str
-    tolerance: Tolerance
-    batches: tuple[BatchParity, ...]
-    accuracy: TaskAccuracy | None = None
-    within: bool
+    differences: tuple[Difference, ...]
+    rejected: dict[str, str]
+    partings: dict[str, Parting | None]
+    not_run: tuple[str, ...] = ()
 
     @property
-    def top1(self) -> float:
-        """Share of all images, over all batch sizes, on which both give the same class.
-
-        It is judged, and not that of each batch size: calls of one image see few images.
-        """
-        return _top1(self.batches)
-
-    def with_accuracy(self, task: TaskAccuracy) -> Parity:
-        """The same, judged by the accuracy too."""
-        return self.model_copy(update={"accuracy": task, "within": self.within and task.within})
-
-    def told(self) -> str:
-        """Figures and limits, in one sentence a batch size."""
-        lines = []
-        for each in self.batches:
-            if each.max_absolute is None or each.max_relative is None:
-                difference = "a logit is NaN or infinite"
-            else:
-                difference = (
-                    f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest logit)"
-                )
-            lines.append(
-                f"  batch {each.batch_size}: {difference}, same class on {each.top1:.2%} of {each.images} images"
-                + ("" if each.within else "  ← beyond the limit")
-            )
-        if self.top1 < self.tolerance.top1:
-            lines.append(f"  same class on {self.top1:.2%} of all  ← beyond the limit")
-        if self.accuracy is not None:
-            both = self.accuracy
-            lines.append(
-                f"  accuracy on {both.reference.images} images: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
-                + ("" if both.within else "  ← beyond the limit")
-            )
-        limits = self.tolerance
-        lines.append(
-            f"  limit: {limits.atol:g} + {limits.rtol:g} of the largest logit, same class on at least {limits.top1:.2%}"
-            + (f", accuracy at most {limits.accuracy:.2%} lower" if self.accuracy is not None else "")
-        )
-        return "\n".join(lines)
+    def within(self) -> bool:
+        """Whether every artefact keeps its limits."""
+        return not self.rejected
 
 
-def verify(
-    reference: Runner,
-    candidate: Runner,
-    images_NCHW: Tensor,
-    batch_sizes: Sequence[int],
-    tolerance: Tolerance,
-    labels_N: Tensor | None = None,
-) -> Parity:
-    """Runs both on the same images, in calls of each batch size, and compares.
+def verify_bundle(
+    bundle: Bundle | str | Path = DEFAULT_PATH,
+    *,
+    artefacts: Sequence[str] | None = None,
+    teacher: str | Path | None = None,
+    target: Target | str | None = None,
+    data: DataSettings | str | None = None,
+    network: NetworkName | None = None,
+    bisect: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Holds each artefact against the student, and the student against its teacher, on the test images.
+
+    An artefact beyond the target's tolerance is set aside as `.rejected` and struck out of the manifest.
 
     Args:
-        reference, candidate: open, on one device.
-        images_NCHW: normalised, float32, on that device; at least one. Repeated where a batch takes more.
-        batch_sizes: each sees as many whole batches as the images fill, at least one and at most sixteen.
-        labels_N: of the images, int64; None: no accuracy is measured.
+        bundle: with its student exported.
+        artefacts: keys of the manifest (`onnx-fp16`); None: all.
+        teacher: the teacher's file, where it is no longer where it was. Where it is nowhere, only its accuracy is told.
+        target, data, network: as for `export`.
+        bisect: whether the first layer that parts is looked for, in ONNX files beyond the tolerance, now or before.
+        progress: is given a line for each step.
+
+    Raises:
+        BundleError: no whole bundle, no such artefact, one that was altered, or another teacher.
+        LitdeployError: as the stages raise it.
     """
-    batches = []
-    for size in batch_sizes:
-        calls = min(max(1, len(images_NCHW) // size), _MOST_CALLS)
-        rows = torch.arange(calls * size, device=images_NCHW.device) % len(images_NCHW)
-        inputs = [images_NCHW.index_select(0, some) for some in torch.split(rows, size)]
-        outputs = [torch.cat([runner.run(batch) for batch in inputs]) for runner in (reference, candidate)]
-        batches.append(compare(outputs[0], outputs[1], size, tolerance.model_copy(update={"top1": 0.0})))
-    parity = Parity(
-        reference=reference.name,
-        candidate=candidate.name,
-        tolerance=tolerance,
-        batches=tuple(batches),
-        within=all(batch.within for batch in batches) and _top1(batches) >= tolerance.top1,
+    say = progress or (lambda line: None)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    manifest = bundle.read_complete()
+    chosen = resolve_target(target)
+    device = resolve_device(chosen.device)
+    everything = _asked(bundle, manifest.artefacts, artefacts)
+    asked = {kind: artefact for kind, artefact in everything.items() if runs_here(artefact)}
+    paths = {kind: bundle.artefact_path(artefact) for kind, artefact in asked.items()}
+    student = load(bundle.student_path, network=network)
+    opened = open_test_data(manifest, data, student, device)
+    bench = _Bench(student, opened, chosen, device)
+
+    differences: list[Difference] = []
+    rejected: dict[str, str] = {}
+    with open_runner("eager", network=student, device=device) as reference:
+        say("student")
+        of_student = bench.accuracy(reference)
+        original = _teacher(bundle, teacher, network, say)
+        if original is not None:
+            say("teacher")
+            differences.append(bench.compression(original, reference, of_student))
+        for kind, artefact in asked.items():
+            say(kind)
+            found = bench.conversion(kind, artefact, paths[kind], reference, of_student)
+            differences.append(found)
+            if found.parity is not None and not found.parity.within:
+                rejected[kind] = str(_set_aside(bundle, kind, artefact, paths[kind], found.parity))
+    partings = _bisect(bundle, student, bench, say) if bisect else {}
+    not_run = tuple(kind for kind in everything if kind not in asked)
+    return Verification(differences=tuple(differences), rejected=rejected, partings=partings, not_run=not_run)
+
+
+class _Bench:
+    """What every artefact of a bundle is held against."""
+
+    def __init__(self, student: Network, data: Data, target: Target, device: torch.device) -> None:
+        self.target, self.device = target, device
+        self._data, self._spec = data, student.spec.input
+        self.evidence = Evidence.of(data, student, max(LEAST_IMAGES, target.batch_sizes[-1]))
+
+    def accuracy(self, runner: Runner) -> Accuracy:
+        return accuracy(runner.run, self._labelled())
+
+    def compression(self, teacher: Network, student: Runner, of_student: Accuracy) -> Difference:
+        with open_runner("eager", network=teacher, device=self.device) as runner:
+            size = self.target.batch_sizes[-1]
+            outputs = [
+                torch.cat([each.run(batch) for batch in torch.split(self.evidence.images_NCHW, size)])
+                for each in (runner, student)
+            ]
+            found = compare(outputs[0], outputs[1], size, _ANYTHING)
+            return _difference("compression", "teacher", "student", "fp32", [found], self.accuracy(runner), of_student)
+
+    def conversion(
+        self, kind: str, artefact: Artefact, path: Path, student: Runner, of_student: Accuracy
+    ) -> Difference:
+        tolerance = getattr(self.target.tolerance, artefact.precision)
+        sizes = sorted(set(self.target.batch_profile))
+        with form_of(kind).open(path, self.device, self.target) as runner:
+            parity = verify(student, runner, self.evidence.images_NCHW, sizes, tolerance)
+            of_artefact = self.accuracy(runner)
+        parity = parity.with_accuracy(compare_accuracy(of_student, of_artefact, tolerance))
+        found = _difference("conversion", "student", kind, artefact.precision, parity.batches, of_student, of_artefact)
+        return found.model_copy(update={"parity": parity})
+
+    def _labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
+
+
+def _difference(
+    error: Literal["compression", "conversion"],
+    reference: str,
+    candidate: str,
+    precision: str,
+    batches: Sequence[BatchParity],
+    reference_accuracy: Accuracy,
+    candidate_accuracy: Accuracy,
+) -> Difference:
+    absolute = [batch.max_absolute for batch in batches]
+    relative = [batch.max_relative for batch in batches]
+    return Difference(
+        error=error,
+        reference=reference,
+        candidate=candidate,
+        precision=precision,
+        max_absolute=None if None in absolute else max(each for each in absolute if each is not None),
+        max_relative=None if None in relative else max(each for each in relative if each is not None),
+        top1=sum(batch.top1 * batch.images for batch in batches) / sum(batch.images for batch in batches),
+        reference_accuracy=reference_accuracy,
+        candidate_accuracy=candidate_accuracy,
     )
-    if labels_N is None:
-        return parity
-    size = max(batch_sizes)
-    labelled = list(zip(torch.split(images_NCHW, size), torch.split(labels_N, size), strict=True))
-    return parity.with_accuracy(
-        compare_accuracy(accuracy(reference.run, labelled), accuracy(candidate.run, labelled), tolerance)
-    )
 
 
-def _top1(batches: Sequence[BatchParity]) -> float:
-    return sum(batch.top1 * batch.images for batch in batches) / sum(batch.images for batch in batches)
+def _asked(bundle: Bundle, there: dict[str, Artefact], asked: Sequence[str] | None) -> dict[str, Artefact]:
+    if not there:
+        raise BundleError(
+            f"{bundle.path}: holds no exported student. Run `litdeploy export {bundle.path} --onnx` first."
+        )
+    for kind in asked or ():
+        if kind not in there:
+            raise BundleError(f"--artefact {kind}: {bundle.path} holds none of that name. It holds {', '.join(there)}.")
+    return {kind: artefact for kind, artefact in there.items() if asked is None or kind in asked}
 
 
-def compare_accuracy(reference: Accuracy, candidate: Accuracy, tolerance: Tolerance) -> TaskAccuracy:
-    """Accuracy against accuracy, on the same images."""
-    images = reference.images
-    lost = round(reference.top1 * images) - round(candidate.top1 * images)
-    return TaskAccuracy(
-        reference=reference, candidate=candidate, lost=lost, within=lost <= max(1, tolerance.accuracy * images)
-    )
+def _teacher(
+    bundle: Bundle, path: str | Path | None, network: NetworkName | None, say: Callable[[str], None]
+) -> Network | None:
+    """The teacher; None where its file is gone and nobody said where to."""
+    manifest = bundle.read()
+    if path is None and not Path(manifest.teacher.path).is_file():
+        say(f"{manifest.teacher.path}: no such file; without it, what compressing changed is not told (--teacher FILE)")
+        return None
+    return load_teacher(bundle, manifest, path, network)
 
 
-def compare(reference: Tensor, candidate: Tensor, batch_size: int, tolerance: Tolerance) -> BatchParity:
-    """Compares logits (N, classes) with logits: |candidate − reference| ≤ atol + rtol · max |reference|."""
-    expected, found = reference.double().cpu(), candidate.double().cpu()
-    finite = bool(expected.isfinite().all() and found.isfinite().all())
-    absolute = (found - expected).abs().max().item()
-    largest = expected.abs().max().item()
-    top1 = (found.argmax(1) == expected.argmax(1)).double().mean().item()
-    return BatchParity(
-        batch_size=batch_size,
-        images=len(expected),
-        max_absolute=absolute if finite else None,
-        # Logits that are all 0 leave nothing to divide by; any difference from them is then as large as can be.
-        max_relative=absolute / max(largest, torch.finfo(torch.float64).tiny) if finite else None,
-        top1=top1,
-        within=finite and absolute <= tolerance.atol + tolerance.rtol * largest and top1 >= tolerance.top1,
-    )
+def _set_aside(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: Parity) -> Path:
+    bundle.drop_artefact(kind)
+    details = {**artefact.details, "parity": parity.model_dump(mode="json")}
+    kept = reject(path, path, artefact.model_copy(update={"details": details}))
+    remove(sidecar_of(path))
+    return kept
+
+
+def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str], None]) -> dict[str, Parting | None]:
+    """Bisects every ONNX file that was set aside, by its sidecar's precision."""
+    images_NCHW = bench.evidence.images_NCHW[:_BISECT_IMAGES].cpu().contiguous()
+    partings = {}
+    for path in sorted(bundle.export_path.glob(rejected_path(Path("*.onnx")).name)):
+        try:
+            artefact = Artefact.model_validate_json(sidecar_of(path).read_bytes())
+        except (OSError, ValidationError):
+            raise BundleError(
+                f"{sidecar_of(path)}: missing or torn, so that the precision of {path.name} is not known. Remove "
+                f"{path.name}, or export it again."
+            ) from None
+        say(f"bisecting {path.name}")
+        tolerance = getattr(bench.target.tolerance, artefact.precision)
+        partings[path.name] = first_parting(student, path, images_NCHW, tolerance)
+    return partings

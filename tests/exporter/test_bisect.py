@@ -7,8 +7,8 @@ import pytest
 from onnx import numpy_helper
 
 from litdeploy.exporter.bisect import first_parting
+from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.precision import convert
 from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.networks import Network
 from litdeploy.target import Precision, Target

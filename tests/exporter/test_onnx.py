@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from litdeploy.data import normalise
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
+from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.onnx import describe_onnx, export_onnx
-from litdeploy.exporter.precision import convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.target import Precision

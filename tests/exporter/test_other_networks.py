@@ -11,13 +11,13 @@ import torch
 from onnx import TensorProto
 
 from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.precision import convert
+from litdeploy.exporter.parity import Parity, verify
 from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.exporter.staging import write_sidecar
-from litdeploy.exporter.verify import Parity, verify
 from litdeploy.networks import Network, load
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.target import Precision, Target

@@ -1,120 +1,134 @@
+"""The demo's way in small: a bundle whose teacher is there, exported, verified, tampered with."""
+
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-import torch
+from onnx import numpy_helper
 
-from litdeploy.bundle import Accuracy
-from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.verify import compare, compare_accuracy, verify
-from litdeploy.networks import Network
-from litdeploy.runtime import open_runner
-from litdeploy.target import Tolerance
+from litdeploy.bundle import Bundle, TeacherRecord, sha256_of
+from litdeploy.checkpoint import write_checkpoint
+from litdeploy.errors import BundleError
+from litdeploy.exporter import export
+from litdeploy.exporter.staging import sidecar_of
+from litdeploy.exporter.verify import verify_bundle
+from litdeploy.networks import new
+from litdeploy.target import Target
 
-CPU = torch.device("cpu")
-LOGITS = torch.tensor([[1.0, 2.0], [4.0, -8.0]])
-
-
-def test_equal_logits_are_within_a_tolerance_of_nothing() -> None:
-    found = compare(LOGITS, LOGITS, 2, Tolerance(atol=0, rtol=0, top1=1))
-    assert (found.max_absolute, found.max_relative, found.top1, found.within) == (0, 0, 1, True)
+TARGET = Target(device="cpu", batch_sizes=(1, 16))
 
 
-@pytest.mark.parametrize(
-    ("atol", "rtol", "within"),
-    [(0.5, 0.0, True), (0.49, 0.0, False), (0.0, 1 / 16, True), (0.0, 0.06, False), (0.25, 1 / 32, True)],
-)
-def test_the_limit_is_absolute_plus_a_share_of_the_largest_logit(atol: float, rtol: float, within: bool) -> None:
-    found = compare(LOGITS, LOGITS - torch.tensor([[0.5, 0.0], [0.0, 0.0]]), 2, Tolerance(atol=atol, rtol=rtol))
-    assert (found.max_absolute, found.max_relative) == (0.5, 1 / 16)
-    assert found.within is within
+@pytest.fixture
+def exported(bundle: Bundle, tmp_path: Path) -> Bundle:
+    made = new("resnet,depth=14,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=1)
+    path = tmp_path / "teacher.safetensors"
+    spec = made.spec.with_(classes=tuple("0123456789"))
+    sha256 = write_checkpoint(path, made.module.state_dict(), spec)
+    teacher = TeacherRecord(path=str(path), sha256=sha256, spec=spec)
+    bundle.write(bundle.read().model_copy(update={"teacher": teacher}))
+    export(bundle, precisions=("fp32", "fp16"), target=TARGET)
+    return bundle
 
 
-@pytest.mark.parametrize(("limit", "within"), [(0.5, True), (0.51, False)])
-def test_another_class_counts_whatever_the_difference(limit: float, within: bool) -> None:
-    found = compare(LOGITS, LOGITS.flip(0), 2, Tolerance(atol=100, top1=0))
-    assert (found.top1, found.within) == (0, True)
-    half = torch.stack([LOGITS[0], LOGITS[0]])
-    found = compare(LOGITS, half, 2, Tolerance(atol=100, top1=limit))
-    assert (found.top1, found.within) == (0.5, within)
+def _tamper(bundle: Bundle, kind: str, value: float) -> None:
+    """Changes a weight of the second section in the exported file, and lets the manifest know its new hash."""
+    artefact = bundle.read().artefacts[kind]
+    path = bundle.path / artefact.path
+    model = onnx.load_model(path)
+    node = next(node for node in model.graph.node if node.name.startswith("layer2.0.conv1/Conv"))
+    weight = next(each for each in model.graph.initializer if each.name == node.input[1])
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] = value
+    weight.CopyFrom(numpy_helper.from_array(values.astype(values.dtype), weight.name))
+    onnx.save_model(model, path)
+    bundle.add_artefact(kind, artefact.model_copy(update={"sha256": sha256_of(path)}))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
-def test_what_is_not_finite_is_never_within(value: float, sides: tuple[bool, bool]) -> None:
-    reference, candidate = (LOGITS.masked_fill(LOGITS == 1, value) if bad else LOGITS for bad in sides)
-    found = compare(reference, candidate, 2, Tolerance(atol=1e30, rtol=1, top1=0))
-    assert (found.max_absolute, found.max_relative, found.within) == (None, None, False)
+def test_compression_and_conversion_are_told_apart(exported: Bundle) -> None:
+    lines: list[str] = []
+    found = verify_bundle(exported, target=TARGET, bisect=True, progress=lines.append)
+    assert lines == ["student", "teacher", "onnx", "onnx-fp16"]
+    assert found.within
+    assert found.partings == {}
+    compression, fp32, fp16 = found.differences
+    assert (compression.error, compression.reference, compression.candidate) == ("compression", "teacher", "student")
+    assert compression.parity is None
+    assert [(each.error, each.candidate, each.precision) for each in (fp32, fp16)] == [
+        ("conversion", "onnx", "fp32"),
+        ("conversion", "onnx-fp16", "fp16"),
+    ]
+    assert None not in (compression.max_absolute, fp32.max_absolute, fp16.max_absolute)
+    assert 0 < (fp32.max_absolute or 0) < (fp16.max_absolute or 0) < (compression.max_absolute or 0)
+    assert fp32.top1 == 1 > compression.top1
+    for each in found.differences:
+        assert each.reference_accuracy.images == each.candidate_accuracy.images == 359
+    assert compression.candidate_accuracy == fp16.reference_accuracy
+    assert fp16.parity is not None
+    assert [batch.batch_size for batch in fp16.parity.batches] == [1, 16]
 
 
-def test_a_reference_of_zeros_is_compared_absolutely() -> None:
-    assert compare(LOGITS * 0, LOGITS * 0, 2, Tolerance(atol=0)).within
-    assert not compare(LOGITS * 0, LOGITS, 2, Tolerance(top1=0)).within
+def test_what_is_beyond_the_tolerance_is_set_aside_and_bisected(exported: Bundle) -> None:
+    _tamper(exported, "onnx-fp16", 10.0)
+    path = exported.export_path / "student.fp16.onnx"
+    found = verify_bundle(exported, target=TARGET, bisect=True)
+    assert not found.within
+    assert found.rejected == {"onnx-fp16": f"{path}.rejected"}
+    assert set(exported.read().artefacts) == {"onnx"}
+    assert not path.exists()
+    assert not sidecar_of(path).exists()
+    [parting] = found.partings.values()
+    assert parting is not None
+    assert parting.layer == "layer2.0.conv1"
+    assert parting.max_relative is not None
+    assert parting.max_relative > 0.1
+    assert parting.compared > 3
+
+    # It stays where it is, and can be bisected again.
+    again = verify_bundle(exported, target=TARGET, bisect=True)
+    assert again.within
+    assert again.partings == found.partings
 
 
-def test_each_batch_size_sees_whole_batches_of_the_images(student: Network, tmp_path: Path) -> None:
-    export_onnx(student, tmp_path / "student.onnx", None)
-    with (
-        open_runner("eager", network=student, device=CPU) as reference,
-        open_runner("onnxruntime", onnx_path=tmp_path / "student.onnx", device=CPU) as candidate,
-    ):
-        parity = verify(reference, candidate, student.example(19), (1, 2, 8, 24), Tolerance())
-    assert [(each.batch_size, each.images) for each in parity.batches] == [(1, 16), (2, 18), (8, 16), (24, 24)]
-    assert parity.within
-    assert all(each.max_absolute is not None and 0 < each.max_absolute < 1e-4 for each in parity.batches)
-    assert (parity.reference, parity.candidate) == ("eager", "onnxruntime")
-    assert "beyond the limit" not in parity.told()
+def test_values_that_are_not_finite_are_set_aside(exported: Bundle) -> None:
+    _tamper(exported, "onnx", math.nan)
+    found = verify_bundle(exported, target=TARGET, artefacts=["onnx"], bisect=True)
+    assert found.differences[-1].max_absolute is None
+    parting = found.partings["student.onnx.rejected"]
+    assert parting is not None
+    assert (parting.layer, parting.max_absolute) == ("layer2.0.conv1", None)
 
 
-@pytest.mark.parametrize(
-    ("images", "right", "limit", "within"),
-    [
-        (10_000, 9_000, 0.001, True),
-        (10_000, 8_990, 0.001, True),
-        (10_000, 8_989, 0.001, False),
-        (10_000, 9_100, 0.001, True),
-        (100, 89, 0.001, True),
-        (100, 88, 0.001, False),
-        (100, 88, 0.02, True),
-    ],
-)
-def test_accuracy_may_fall_by_a_share_and_by_one_image_always(
-    images: int, right: int, limit: float, within: bool
-) -> None:
-    reference, candidate = (Accuracy(top1=each / images, loss=0.5, images=images) for each in (0.9 * images, right))
-    found = compare_accuracy(reference, candidate, Tolerance(accuracy=limit))
-    assert found.lost == 0.9 * images - right
-    assert found.within is within
+def test_one_artefact_and_no_teacher(exported: Bundle) -> None:
+    Path(exported.read().teacher.path).unlink()
+    lines: list[str] = []
+    found = verify_bundle(exported.path, artefacts=["onnx-fp16"], target=TARGET, progress=lines.append)
+    assert [each.candidate for each in found.differences] == ["onnx-fp16"]
+    assert any("--teacher FILE" in line for line in lines)
 
 
-def test_labels_are_judged_too(student: Network) -> None:
-    batch = student.example(24)
-    with (
-        open_runner("eager", network=student, device=CPU) as reference,
-        open_runner("eager", network=student, device=CPU, precision="bf16") as candidate,
-    ):
-        labels = reference.run(batch).argmax(1)
-        tolerance = Tolerance(atol=1, rtol=1, top1=0)
-        parity = verify(reference, candidate, batch, (1, 8), tolerance, labels)
-    assert parity.accuracy is not None
-    assert parity.accuracy.reference.top1 == 1
-    assert parity.accuracy.lost == 24 - round(24 * parity.accuracy.candidate.top1)
-    assert "accuracy on 24 images: 100.00% → " in parity.told()
-    rejected = parity.with_accuracy(parity.accuracy.model_copy(update={"within": False}))
-    assert not rejected.within
-    assert "beyond the limit" in rejected.told()
+def test_what_is_not_there_or_altered_is_refused(exported: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"--artefact onnx-int8: .* It holds onnx, onnx-fp16"):
+        verify_bundle(exported, artefacts=["onnx-int8"], target=TARGET)
+    path = exported.export_path / "student.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match="altered since it was exported"):
+        verify_bundle(exported, target=TARGET)
+    exported.write(exported.read().model_copy(update={"artefacts": {}}))
+    with pytest.raises(BundleError, match="holds no exported student"):
+        verify_bundle(exported, target=TARGET)
 
 
-def test_the_class_is_judged_over_all_batch_sizes_together(student: Network) -> None:
-    batch = student.example(40)
-    with (
-        open_runner("eager", network=student, device=CPU) as reference,
-        open_runner("eager", network=student, device=CPU, precision="bf16") as candidate,
-    ):
-        parity = verify(reference, candidate, batch, (1, 8), Tolerance(atol=1, rtol=1, top1=0))
-        assert 0 < parity.top1 <= 1
-        assert parity.top1 == pytest.approx((16 * parity.batches[0].top1 + 40 * parity.batches[1].top1) / 56)
-        strict = verify(reference, reference, batch, (1, 8), Tolerance(top1=1))
-    assert strict.within
+def test_a_rejected_file_without_its_sidecar_is_named(exported: Bundle) -> None:
+    (exported.export_path / "student.bf16.onnx.rejected").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"student.bf16.onnx.rejected.json: missing or torn"):
+        verify_bundle(exported, target=TARGET, bisect=True)
+
+
+def test_numbers_survive_json(exported: Bundle) -> None:
+    found = verify_bundle(exported, target=TARGET, artefacts=["onnx"])
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+    assert np.isfinite(found.differences[-1].top1)

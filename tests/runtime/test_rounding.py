@@ -7,8 +7,8 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.precision import convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.runtime.rounding import rounded

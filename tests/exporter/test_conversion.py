@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.errors import NetworkError
+from litdeploy.exporter.conversion import SAFE_SHARE, convert
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.precision import SAFE_SHARE, convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.target import Precision

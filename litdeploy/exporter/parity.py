@@ -1,0 +1,178 @@
+"""Does an artefact compute what the network computes? Running and comparing, apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from litdeploy.bundle import Accuracy, Record
+from litdeploy.runtime import Runner, accuracy
+from litdeploy.target import Tolerance
+
+# A batch size. Small batches compute what large ones do with other kernels: a few images tell, and 64 calls of one
+# image are minutes for a deep network on a busy processor.
+_MOST_CALLS = 16
+
+
+class BatchParity(Record):
+    """How far two runners are apart at one batch size.
+
+    Attributes:
+        images: how many were compared.
+        max_absolute: largest difference of two logits; None where a logit of either is NaN or infinite.
+        max_relative: the same, divided by the largest magnitude in the reference's logits.
+        top1: share of images on which both give the same class.
+        within: whether the tolerance is kept.
+    """
+
+    batch_size: int
+    images: int
+    max_absolute: float | None
+    max_relative: float | None
+    top1: float
+    within: bool
+
+
+class TaskAccuracy(Record):
+    """What the network is for: accuracy of both on the same images.
+
+    Attributes:
+        lost: images that the reference has right, less those that the candidate has right.
+        within: whether no more were lost than the tolerance allows.
+    """
+
+    reference: Accuracy
+    candidate: Accuracy
+    lost: int
+    within: bool
+
+
+class Parity(Record):
+    """How far a candidate is from its reference.
+
+    Attributes:
+        reference, candidate: names of the runners.
+        tolerance: the limits.
+        accuracy: on labelled images; None where there were none.
+        within: whether the limits are kept, at every batch size.
+    """
+
+    reference: str
+    candidate: str
+    tolerance: Tolerance
+    batches: tuple[BatchParity, ...]
+    accuracy: TaskAccuracy | None = None
+    within: bool
+
+    @property
+    def top1(self) -> float:
+        """Share of all images, over all batch sizes, on which both give the same class.
+
+        It is judged, and not that of each batch size: calls of one image see few images.
+        """
+        return _top1(self.batches)
+
+    def with_accuracy(self, task: TaskAccuracy) -> Parity:
+        """The same, judged by the accuracy too."""
+        return self.model_copy(update={"accuracy": task, "within": self.within and task.within})
+
+    def told(self) -> str:
+        """Figures and limits, in one sentence a batch size."""
+        lines = []
+        for each in self.batches:
+            if each.max_absolute is None or each.max_relative is None:
+                difference = "a logit is NaN or infinite"
+            else:
+                difference = (
+                    f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest logit)"
+                )
+            lines.append(
+                f"  batch {each.batch_size}: {difference}, same class on {each.top1:.2%} of {each.images} images"
+                + ("" if each.within else "  ← beyond the limit")
+            )
+        if self.top1 < self.tolerance.top1:
+            lines.append(f"  same class on {self.top1:.2%} of all  ← beyond the limit")
+        if self.accuracy is not None:
+            both = self.accuracy
+            lines.append(
+                f"  accuracy on {both.reference.images} images: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
+                + ("" if both.within else "  ← beyond the limit")
+            )
+        limits = self.tolerance
+        lines.append(
+            f"  limit: {limits.atol:g} + {limits.rtol:g} of the largest logit, same class on at least {limits.top1:.2%}"
+            + (f", accuracy at most {limits.accuracy:.2%} lower" if self.accuracy is not None else "")
+        )
+        return "\n".join(lines)
+
+
+def verify(
+    reference: Runner,
+    candidate: Runner,
+    images_NCHW: Tensor,
+    batch_sizes: Sequence[int],
+    tolerance: Tolerance,
+    labels_N: Tensor | None = None,
+) -> Parity:
+    """Runs both on the same images, in calls of each batch size, and compares.
+
+    Args:
+        reference, candidate: open, on one device.
+        images_NCHW: normalised, float32, on that device; at least one. Repeated where a batch takes more.
+        batch_sizes: each sees as many whole batches as the images fill, at least one and at most sixteen.
+        labels_N: of the images, int64; None: no accuracy is measured.
+    """
+    batches = []
+    for size in batch_sizes:
+        calls = min(max(1, len(images_NCHW) // size), _MOST_CALLS)
+        rows = torch.arange(calls * size, device=images_NCHW.device) % len(images_NCHW)
+        inputs = [images_NCHW.index_select(0, some) for some in torch.split(rows, size)]
+        outputs = [torch.cat([runner.run(batch) for batch in inputs]) for runner in (reference, candidate)]
+        batches.append(compare(outputs[0], outputs[1], size, tolerance.model_copy(update={"top1": 0.0})))
+    parity = Parity(
+        reference=reference.name,
+        candidate=candidate.name,
+        tolerance=tolerance,
+        batches=tuple(batches),
+        within=all(batch.within for batch in batches) and _top1(batches) >= tolerance.top1,
+    )
+    if labels_N is None:
+        return parity
+    size = max(batch_sizes)
+    labelled = list(zip(torch.split(images_NCHW, size), torch.split(labels_N, size), strict=True))
+    return parity.with_accuracy(
+        compare_accuracy(accuracy(reference.run, labelled), accuracy(candidate.run, labelled), tolerance)
+    )
+
+
+def _top1(batches: Sequence[BatchParity]) -> float:
+    return sum(batch.top1 * batch.images for batch in batches) / sum(batch.images for batch in batches)
+
+
+def compare_accuracy(reference: Accuracy, candidate: Accuracy, tolerance: Tolerance) -> TaskAccuracy:
+    """Accuracy against accuracy, on the same images."""
+    images = reference.images
+    lost = round(reference.top1 * images) - round(candidate.top1 * images)
+    return TaskAccuracy(
+        reference=reference, candidate=candidate, lost=lost, within=lost <= max(1, tolerance.accuracy * images)
+    )
+
+
+def compare(reference: Tensor, candidate: Tensor, batch_size: int, tolerance: Tolerance) -> BatchParity:
+    """Compares logits (N, classes) with logits: |candidate − reference| ≤ atol + rtol · max |reference|."""
+    expected, found = reference.double().cpu(), candidate.double().cpu()
+    finite = bool(expected.isfinite().all() and found.isfinite().all())
+    absolute = (found - expected).abs().max().item()
+    largest = expected.abs().max().item()
+    top1 = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    return BatchParity(
+        batch_size=batch_size,
+        images=len(expected),
+        max_absolute=absolute if finite else None,
+        # Logits that are all 0 leave nothing to divide by; any difference from them is then as large as can be.
+        max_relative=absolute / max(largest, torch.finfo(torch.float64).tiny) if finite else None,
+        top1=top1,
+        within=finite and absolute <= tolerance.atol + tolerance.rtol * largest and top1 >= tolerance.top1,
+    )
