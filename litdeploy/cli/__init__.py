@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-COMMANDS = ("compress", "export", "verify", "profile", "deploy", "inspect", "evaluate", "train", "demo")
+COMMANDS = ("compress", "export", "verify", "profile", "deploy", "compare", "inspect", "evaluate", "train", "demo")
 for _name in COMMANDS:
     _command = import_module(f"litdeploy.cli.{_name}").command
     app.command(_name)(_command)

@@ -111,7 +111,7 @@ def shape_of(text: str | None) -> tuple[int, int, int] | None:
     """Reads --input-shape."""
     if text is None:
         return None
-    channels, height, width = _whole_numbers(text, "--input-shape", 3, "3,32,32")
+    channels, height, width = whole_numbers(text, "--input-shape", "3,32,32", 3)
     return channels, height, width
 
 
@@ -119,7 +119,7 @@ def data_settings(
     source: str | None, image_column: str | None, label_column: str | None, image_size: str | None, workers: int | None
 ) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
-    size = None if image_size is None else list(_whole_numbers(image_size, "--image-size", 2, "32,32"))
+    size = None if image_size is None else list(whole_numbers(image_size, "--image-size", "32,32", 2))
     given = {
         "source": source,
         "image_column": image_column,
@@ -130,11 +130,20 @@ def data_settings(
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _whole_numbers(text: str, option: str, count: int, example: str) -> tuple[int, ...]:
+def whole_numbers(text: str, option: str, example: str, count: int | None = None) -> tuple[int, ...]:
+    """Reads `3,32,32`.
+
+    Args:
+        count: how many there must be; None: one or more.
+
+    Raises:
+        SettingsError: they are not, or are below 1.
+    """
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != count or min(numbers) < 1:
-        raise SettingsError(f"{option} {text}: {count} whole numbers of at least 1 are needed, as in {example}.")
+    if not numbers or len(numbers) != (count or len(numbers)) or min(numbers) < 1:
+        needed = "whole numbers" if count is None else f"{count} whole numbers"
+        raise SettingsError(f"{option} {text}: {needed} of at least 1 are needed, as in {example}.")
     return numbers

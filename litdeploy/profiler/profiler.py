@@ -14,7 +14,7 @@ from litdeploy.errors import BundleError
 from litdeploy.exporter import FORMS, Parity
 from litdeploy.exporter.forms import runs_here
 from litdeploy.exporter.teacher import load_teacher
-from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
+from litdeploy.networks import Network, NetworkName, describe, find_sections, load, title
 from litdeploy.profiler.breakdown import Breakdown, break_down
 from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.report import Measurement, RawSamples, Report, Side, SideTiming, headline, read_training, write
@@ -174,10 +174,8 @@ def _measure_runner(
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
-    family = FAMILIES.get(spec.name)
-    kind = type(network.module).__name__ if family else spec.name
     return Side(
-        name=f"{kind}-{breakdown.depth}" if family else f"{kind} of {breakdown.depth} blocks",
+        name=title(network, sum(part.blocks or 0 for part in breakdown.parts)),
         network=describe(spec.name, spec.arguments),
         plan=spec.plan,
         path=network.source,
