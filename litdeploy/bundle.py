@@ -3,15 +3,13 @@
 manifest.json          what this folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
 metrics.jsonl          one line an epoch
+checkpoints/           of a run under way, to resume from
 export/                artefacts, each with a sidecar NAME.json
 profile/               report.json, report.html, samples.json
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from litdeploy.errors import BundleError
+from litdeploy.files import PARTIAL, remove_partial
+from litdeploy.files import remove as remove
+from litdeploy.files import sha256_of as sha256_of
+from litdeploy.files import write_whole as write_whole
+from litdeploy.lock import locked
 from litdeploy.recipe import Recipe
 from litdeploy.spec import NetworkSpec
 
@@ -35,6 +38,8 @@ _OURS = (
     "export",
     "profile",
 )
+# Never removed: a lock that is held, and a teacher that may be the very file that the next run is given.
+_KEPT = (".lock", ".lock.json", "teacher.safetensors")
 
 
 class Record(BaseModel):
@@ -153,6 +158,10 @@ class Bundle:
     def profile_path(self) -> Path:
         return self.path / "profile"
 
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
     def exists(self) -> bool:
         """Whether anything of a bundle is there, whole or not."""
         return any((self.path / name).exists() for name in _OURS)
@@ -172,7 +181,7 @@ class Bundle:
             unfinished = "holds a run that did not finish" if self.exists() else "is no bundle"
             raise BundleError(
                 f"{self.path}: {unfinished} (there is no manifest.json). Run `litdeploy compress … --out {self.path}"
-                f"{' --overwrite' if self.exists() else ''}`."
+                f"{' --resume' if self.exists() else ''}`."
             )
         try:
             manifest = Manifest.model_validate_json(self.manifest_path.read_bytes())
@@ -204,10 +213,25 @@ class Bundle:
         if manifest.status == "interrupted":
             raise BundleError(
                 f"{self.path}: its training was interrupted after {manifest.run.epochs} of {manifest.recipe.epochs} "
-                "epochs. Compress again with --overwrite; its weights so far can be measured with "
-                f"`litdeploy evaluate {self.student_path}`."
+                "epochs. Go on with it: the same `litdeploy compress …` with --resume. Its weights so far can be "
+                f"measured: `litdeploy evaluate {self.student_path}`."
             )
         return manifest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps all other processes from writing here; the folder is made where it is missing.
+
+        Raises:
+            BundleError: another process is at work here, the folder cannot be written, or it is somebody else's.
+        """
+        self._check_ours()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+        with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
+            yield
 
     def claim(self, overwrite: bool) -> None:
         """Makes the folder ready for a new run.
@@ -215,25 +239,51 @@ class Bundle:
         Raises:
             BundleError: the folder holds another run and `overwrite` is not given, or holds files of somebody else's.
         """
+        self._check_ours()
+        if self.exists() and not overwrite:
+            raise BundleError(
+                f"{self.path}: holds a run that is not finished; it is kept. Go on with it: the same command with "
+                "--resume. Or choose another folder with --out, or --overwrite it."
+                if self.unfinished()
+                else f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
+            )
+        for name in _OURS:
+            remove(self.path / name)
+        self.tidy()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+
+    def unfinished(self) -> bool:
+        """Whether the folder holds a run that did not come to its end: killed, or interrupted by its user."""
+        if not self.manifest_path.is_file():
+            return self.exists()
+        if self.checkpoints_path.is_dir():
+            return True
+        try:
+            return self.read().status == "interrupted"
+        except BundleError:
+            return False
+
+    def tidy(self) -> None:
+        """Removes what processes that were killed had begun to write. Under the lock only: nobody is writing then."""
+        remove_partial(self.path)
+
+    def _check_ours(self) -> None:
         if self.path.is_dir():
-            strange = sorted(path.name for path in self.path.iterdir() if path.name not in _OURS)
+            strange = sorted(
+                path.name
+                for path in self.path.iterdir()
+                if path.name not in {*_OURS, *_KEPT} and not path.match(PARTIAL)
+            )
             if strange and not self.exists():
                 raise BundleError(
                     f"{self.path}: holds files that are not litdeploy's ({', '.join(strange[:3])}). "
                     "Choose another folder with --out."
                 )
-            if self.exists() and not overwrite:
-                raise BundleError(
-                    f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
-                )
-            for name in _OURS:
-                remove(self.path / name)
         elif self.path.exists():
             raise BundleError(f"{self.path}: is a file; --out names a folder.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
 
     def write(self, manifest: Manifest) -> None:
         """Writes the manifest; everything that it names is there already."""
@@ -269,34 +319,6 @@ class Bundle:
         return path
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sidecar_of(path: Path) -> Path:
     """Where the sidecar of an exported file is."""
     return path.with_name(f"{path.name}.json")
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what was written there appears under `path` only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

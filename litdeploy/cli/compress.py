@@ -43,6 +43,8 @@ def command(
     workers: o.Workers = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    checkpoint_every: o.CheckpointEvery = "10min",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
     json: o.Json = False,
 ) -> None:
@@ -76,6 +78,8 @@ def command(
         out=out,
         device=device,
         overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
         feature_cache_dir=feature_cache_dir,
         progress=training_progress(),

@@ -37,6 +37,7 @@ def command(
     workers: o.Workers = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
+    checkpoint_every: o.CheckpointEvery = "10min",
     json: o.Json = False,
 ) -> None:
     """Compress, export and profile, and go on where that stopped."""
@@ -64,6 +65,7 @@ def command(
         out=out,
         device=device,
         overwrite=overwrite,
+        checkpoint_every=checkpoint_every,
         progress=training_progress(),
         **changes,
     )

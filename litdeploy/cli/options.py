@@ -56,6 +56,15 @@ RecipeName = Annotated[
 TargetName = Annotated[str | None, typer.Option("--target", help="A deployment target's name or path.")]
 Out = Annotated[Path, typer.Option(help="The folder that becomes the bundle.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run that is there.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run that is there, from its newest whole checkpoint.")
+]
+CheckpointEvery = Annotated[
+    str,
+    typer.Option(
+        help="How often to write one: 30s, 10min, 2h, 500steps, 1epoch, several of them, or off.", metavar="N…"
+    ),
+]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases together.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images a step, of all processes together.")]

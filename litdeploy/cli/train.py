@@ -31,6 +31,8 @@ def command(
     workers: o.Workers = None,
     out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("teacher.safetensors"),
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    checkpoint_every: o.CheckpointEvery = "10min",
     json: o.Json = False,
 ) -> None:
     """Train a teacher, or the from-scratch baseline."""
@@ -43,6 +45,8 @@ def command(
         out=out,
         device=device,
         overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
         progress=training_progress(),
         data=o.data_settings(data, image_column, label_column, image_size, workers),
         epochs=epochs,

@@ -113,14 +113,12 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
 
 
 def _train(grid: Grid, cell: Cell, device: str, progress: Progress) -> None:
-    bundle = grid.bundle(cell)
     compress(
         grid.teacher,
         recipe=grid.recipe_of(cell),
-        out=bundle.path,
+        out=grid.bundle(cell).path,
         device=device,
-        # What is there is this cell, unfinished: `_outcome` refuses all else.
-        overwrite=bundle.exists(),
+        resume=True,
         feature_cache_dir=grid.features_path(cell.seed),
         progress=progress,
     )

@@ -115,6 +115,7 @@ class Grid:
             *(() if device == "auto" else ("--device", device)),
             "--out",
             str(self.bundle(cell).path),
+            "--resume",
         ]
         return shlex.join(arguments)
 

@@ -9,7 +9,7 @@ from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_
 from litdeploy.data.data import Data, check_against, open_data
 from litdeploy.data.memory import free_memory
 from litdeploy.data.pack import Packing, pack
-from litdeploy.data.split import Picked, Split, normalised_batches, shuffled
+from litdeploy.data.split import Picked, Split, normalised_batches, shuffled, worker_died
 
 __all__ = [
     "Crops",
@@ -28,4 +28,5 @@ __all__ = [
     "pixel_scale",
     "shuffled",
     "standardise",
+    "worker_died",
 ]

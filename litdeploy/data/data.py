@@ -160,10 +160,14 @@ class Data:
         present = SPLITS if "train" in self._store.splits else tuple(self._own)
         return DataRecord(
             source=self.source,
-            fingerprint=self._store.fingerprint(),
+            fingerprint=self._fingerprint,
             images={split: len(self._rows(split)[1]) for split in present},
             test_is_held_out="test" not in self._own,
         )
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self._store.fingerprint()
 
     @cached_property
     def _own(self) -> dict[str, str]:

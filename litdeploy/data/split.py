@@ -251,9 +251,14 @@ def _guarded(loader: DataLoader[Any]) -> Iterator[Tensor]:
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(
-            f"A worker process that decodes images died ({cause}). It may have run out of memory: "
-            "use fewer (--workers 0 decodes in this process). In a script of yours, call litdeploy below "
-            'if __name__ == "__main__": since workers import the script.'
-        ) from error
+        raise worker_died(error) from error
+
+
+def worker_died(error: BaseException) -> DataError:
+    """The error of a pass whose worker process is gone."""
+    cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return DataError(
+        f"A worker process that decodes images died ({cause}). It may have run out of memory: "
+        "use fewer (--workers 0 decodes in this process). In a script of yours, call litdeploy below "
+        'if __name__ == "__main__": since workers import the script.'
+    )

@@ -214,7 +214,7 @@ def _timing_cache(trt: Any, config: Any, choice: Choice, options: EngineOptions)
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield reused
     # A build without a cache is slower, and as good.
-    with contextlib.suppress(OSError), write_whole(path) as temporary:
+    with contextlib.suppress(OSError, BundleError), write_whole(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 

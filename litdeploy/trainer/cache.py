@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from litdeploy.networks.sections import SectionCall
 from litdeploy.trainer.teacher import Features
 
 # Of the files; another one is not read.
-_SCHEMA = 1
+_SCHEMA = 2
 _KEY = "key.json"
 _FILLED = "filled"
 
@@ -80,7 +81,8 @@ class Views:
 
     Attributes:
         crops: of each image, on the CPU.
-        slots_N: int64, on the CPU: where its features are, or are to be kept.
+        slots_N: int64, on the CPU: where its features are, or are to be kept. Of a batch that is not known, what is
+            kept of an image already stays: it is sent to a slot that nobody reads.
         known: whether the features of all of them are there.
     """
 
@@ -104,6 +106,8 @@ class FeatureCache:
 
     Attributes:
         mapped: whether they are kept in files.
+        passes: over the data that were begun.
+        began_empty: whether nothing was kept when the run began.
 
     Raises:
         TrainingError: the folder's features were computed from something else, or are damaged.
@@ -128,23 +132,25 @@ class FeatureCache:
         self._device = device
         self._dtype = next(iter(template.calls.values())).output.dtype if template.calls else torch.float32
         self._arguments = {name: call.arguments for name, call in template.calls.items()}
-        self._passes = 0
+        self._folder = folder
+        self.passes = 0
         if folder is not None:
             _claim(folder, {"views": views, "images": images, "shapes": self.layout.shapes, **(key or {})})
         slots = views * images
         self._values = {
-            name: _tensor((slots, *_stored_shape(shape)), torch.bfloat16, device, folder, name)
+            name: _tensor((slots + 1, *_stored_shape(shape)), torch.bfloat16, device, folder, name)
             for name, shape in self.layout.shapes.items()
         }
-        self._logits = _tensor((slots, self.layout.classes), torch.float32, device, folder, "logits")
+        self._logits = _tensor((slots + 1, self.layout.classes), torch.float32, device, folder, "logits")
         # Few bytes, and looked up by the host when it plans a batch: always in its memory.
         host = torch.device("cpu")
         self._cuts = _tensor((3, slots), torch.int16, host, folder, "cuts")
         self._filled = _tensor((views, images), torch.uint8, host, folder, _FILLED)
+        self.began_empty = not self._filled.any()
 
     def begin_pass(self) -> None:
         """The next pass over the data begins."""
-        self._passes += 1
+        self.passes += 1
 
     def choose(self, indices_N: Tensor, fresh: Crops) -> Views:
         """The views that a batch is seen in: those kept, each in its turn, or fresh ones where room is left.
@@ -153,11 +159,11 @@ class FeatureCache:
             indices_N: of the images in the training split, on the CPU.
             fresh: on the CPU; used for images of which the turn's view is not kept yet.
         """
-        turn = (self._passes - 1) % self.views
+        turn = (self.passes - 1) % self.views
         filled_KN = self._filled[:, indices_N].bool()
         # The turn's view where it is kept; in the first passes else a new one; later any that is.
         other_N = filled_KN.int().argmax(0)
-        late = self._passes > self.views
+        late = self.passes > self.views
         view_N = torch.where(filled_KN[turn] | (not late) | ~filled_KN.any(0), turn, other_N)
         slots_N = view_N * self._images + indices_N
         known_N = filled_KN.gather(0, view_N[None])[0]
@@ -168,7 +174,8 @@ class FeatureCache:
             torch.where(known_N, flips_N.bool(), fresh.flips_N),
             self._padding,
         )
-        return Views(crops, slots_N, bool(known_N.all()))
+        known = bool(known_N.all())
+        return Views(crops, slots_N if known else slots_N.masked_fill(known_N, self._nowhere), known)
 
     def write(self, slots_N: Tensor, features: Features) -> None:
         """Keeps what the teacher made of a batch; `mark` says then that it is there."""
@@ -182,8 +189,10 @@ class FeatureCache:
     def mark(self, views: Views) -> None:
         """The features of these views are there. After `write`: a run stopped in between leaves no slot half kept."""
         crops = views.crops
-        self._cuts[:, views.slots_N] = torch.stack([crops.tops_N, crops.lefts_N, crops.flips_N.long()]).short()
-        self._filled.view(-1).index_fill_(0, views.slots_N, 1)
+        new_N = views.slots_N != self._nowhere
+        slots_N = views.slots_N[new_N]
+        self._cuts[:, slots_N] = torch.stack([crops.tops_N, crops.lefts_N, crops.flips_N.long()]).short()[:, new_N]
+        self._filled.view(-1).index_fill_(0, slots_N, 1)
 
     def read(self, slots_N: Tensor) -> Features:
         """The features that are kept there, on the device, in the template's type. What nobody asked for is empty."""
@@ -199,6 +208,41 @@ class FeatureCache:
                 for name, arguments in self._arguments.items()
             },
         )
+
+    def marks(self) -> dict[str, Tensor]:
+        """Which features are kept (`filled`), and of which views (`cuts`); not to be written to."""
+        return {"cuts": self._cuts, "filled": self._filled}
+
+    def put_back(self, cuts: Tensor, filled: Tensor, began_empty: bool) -> bool:
+        """Makes the marks what they were, where the features are still there; else nothing is kept any more.
+
+        Returns:
+            Whether the features are there.
+
+        Raises:
+            ValueError: these are not marks of this cache.
+        """
+        if cuts.shape != self._cuts.shape or filled.shape != self._filled.shape:
+            raise ValueError("the kept features are of other images")
+        then_S = filled.view(-1).bool()
+        there = self.mapped and bool(self._filled.view(-1)[then_S].all())
+        there = there and torch.equal(self._cuts[:, then_S], cuts[:, then_S])
+        self._cuts.copy_(cuts)
+        self._filled.copy_(filled if there else torch.zeros_like(filled))
+        self.began_empty = began_empty
+        return there
+
+    def flush(self) -> None:
+        """Brings what is kept in files to the disk: marks that outlive the machine must not tell of what does not."""
+        if self._folder is not None:
+            for name in (*self._values, "logits", "cuts", _FILLED):
+                with _file(self._folder, name).open("rb+") as file:
+                    os.fsync(file.fileno())
+
+    @property
+    def _nowhere(self) -> int:
+        """The slot behind the last one."""
+        return self.views * self._images
 
     def _write(self, name: str, slots_N: Tensor, value: Tensor) -> None:
         kept = self._values[name]
@@ -221,17 +265,38 @@ def _channels_last(value: Tensor) -> Tensor:
 def _tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path | None, name: str) -> Tensor:
     if folder is None:
         return torch.zeros(shape, dtype=dtype, device=device)
-    # Created sparse, of zeros; pages take space as they are written.
-    path, size = folder / f"{name}.bin", math.prod(shape)
+    path, size = _file(folder, name), math.prod(shape)
     found = path.stat().st_size if path.is_file() else 0
     # `filled` comes last: once it is there, all of them are.
-    begun = (folder / f"{_FILLED}.bin").is_file()
+    begun = _file(folder, _FILLED).is_file()
     if found != size * dtype.itemsize and (found or begun):
         raise TrainingError(
             f"{path}: has {found:,} bytes instead of {size * dtype.itemsize:,}. Delete {folder}, or give "
             "--feature-cache-dir another folder."
         )
+    _reserve(path, size * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.bin"
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Makes the file, of zeros, or fills its holes: writing to a mapped page for which there is no space kills.
+
+    Raises:
+        TrainingError: there is no space for it, or no right to write it.
+    """
+    try:
+        with path.open("rb+" if path.is_file() else "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: the teacher's features cannot be kept there ({error.strerror}). Make room, give "
+            "--feature-cache-dir another folder, or train without: --feature-cache off"
+        ) from None
 
 
 def _claim(folder: Path, key: Mapping[str, Any]) -> None:

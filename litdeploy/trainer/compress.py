@@ -6,10 +6,8 @@ import copy
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,16 @@ from litdeploy.networks import Network, NetworkName, find_sections
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.spec import DepthPlan
-from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
+from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every
+from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
+from litdeploy.trainer.resume import claim, identity_of
+from litdeploy.trainer.run import Position, Run
 from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student
+from litdeploy.trainer.state import checkpoint, position_of
 
 
 def compress(
@@ -47,6 +50,8 @@ def compress(
     device: str = "auto",
     network: NetworkName | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: str = DEFAULT_EVERY,
     tensorboard: bool = False,
     feature_cache_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -64,6 +69,10 @@ def compress(
         device: `auto`, `cpu`, `cuda` or `cuda:i`; of several processes on a machine, `cuda` gives each its own.
         network: the teacher's network, where its file does not tell: see `networks.load`.
         overwrite: replace another run in `out`.
+        resume: go on with the run in `out` from its newest whole checkpoint, on the CPU to the very same student; begin
+            where there is none, and do nothing where it is complete.
+        checkpoint_every: how often one is written under `out/checkpoints`: `10min`, `1epoch`, `500steps`, several with
+            commas between, or `off`. A complete run leaves none.
         tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`.
         feature_cache_dir: folder in which the teacher's features are kept for further students of the same teacher and
             data; None: they are not kept beyond this run.
@@ -75,9 +84,11 @@ def compress(
 
     Raises:
         LitdeployError: one of its kinds, before anything is written.
-        InterruptedRun: the user interrupted the training; the bundle says so and holds the weights so far.
+        InterruptedRun: the user interrupted the training (Ctrl-C, SIGTERM); the bundle says so and holds the weights so
+            far, and a checkpoint.
     """
     resolved = resolve_recipe(recipe, changes)
+    every = Every.parse(checkpoint_every)
     launch = launched()
     where = launch.device(device)
     ranks = launch.join(where)
@@ -96,12 +107,21 @@ def compress(
     steps_an_epoch(data.train, resolved.batch_size)
     student = start_student(loaded, plan, resolved, network)
     bundle = Bundle(out)
-    ranks.on_first(bundle.claim, overwrite)
-    if record is None:
-        record = ranks.on_first(keep_teacher, bundle, loaded)
-    metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
-    log = MetricsLog(metrics, bundle.path / "tensorboard" if tensorboard and ranks.first else None)
-    with log, _own_folder(bundle) as folder:
+    precision = resolve_precision(resolved.precision, where)
+    with ExitStack() as held:
+        ranks.on_first(_enter, held, bundle)
+        identity = ranks.on_first(identity_of, loaded, record, plan, resolved, data, precision, where, ranks)
+        checkpoints = Checkpoints(bundle.checkpoints_path, identity, every, progress.note)
+        done, saved = ranks.on_first(claim, bundle, checkpoints, identity, overwrite, resume, progress.note)
+        if done:
+            return bundle
+        if record is None:
+            record = ranks.on_first(keep_teacher, bundle, loaded)
+        position = Position() if saved is None else position_of(saved)
+        metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
+        events = bundle.path / "tensorboard" if tensorboard and ranks.first else None
+        held.enter_context(log := MetricsLog(metrics, events, position.rows))
+        folder = held.enter_context(_own_folder(bundle))
         run = Run(
             student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
             teacher=None,
@@ -110,12 +130,15 @@ def compress(
             data=data,
             input=loaded.spec.input,
             recipe=resolved,
-            precision=resolve_precision(resolved.precision, where),
+            precision=precision,
             device=where,
             log=log,
             progress=progress,
             example=loaded.example().to(where),
             ranks=ranks,
+            checkpoints=checkpoints,
+            saved=saved,
+            position=position,
         )
         kept = None if feature_cache_dir is None else Path(feature_cache_dir)
         add_teacher(run, loaded, record.sha256, kept or folder, kept is not None)
@@ -157,25 +180,41 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
 
 
 def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, plan: DepthPlan) -> Bundle:
-    started, clock = datetime.now(UTC), time.perf_counter()
     teacher_accuracy: dict[str, Accuracy] = {}
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = False
     try:
-        teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
-        fit(run)
-        run.progress.note("testing teacher and student on the test split, once")
-        teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
+        with run.interruption.heard():
+            teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
+            fit(run)
+            trained = True
+            run.progress.note("testing teacher and student on the test split, once")
+            teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
     except KeyboardInterrupt:
-        if run.ranks.first:
-            _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
-        raise InterruptedRun(
-            f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights "
-            "so far. To train again: the same command with --overwrite."
-        ) from None
+        if run.ranks.first and not run.interruption.twice:
+            if trained:
+                checkpoint(run, None)
+            _finish(bundle, run, teacher, plan, {"teacher": teacher_accuracy}, "interrupted")
+        raise interrupted(run, bundle.path) from None
     metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
-    run.ranks.on_first(_finish, bundle, run, teacher, plan, started, clock, metrics, "complete")
+    run.ranks.on_first(_finish, bundle, run, teacher, plan, metrics, "complete")
     return bundle
+
+
+def interrupted(run: Run, where: Path) -> InterruptedRun:
+    """The error of a run that its user stopped."""
+    position = run.position
+    assert run.checkpoints is not None
+    return InterruptedRun(
+        f"{where}: interrupted after {position.epochs_done} of {run.epochs} epochs"
+        + (f" and {position.step} steps" if position.step else "")
+        + f". {run.checkpoints.told()}"
+    )
+
+
+def _enter(held: ExitStack, bundle: Bundle) -> None:
+    held.enter_context(bundle.lock())
 
 
 def _test(run: Run, teacher: nn.Module) -> tuple[Accuracy, Accuracy]:
@@ -187,10 +226,9 @@ def _test(run: Run, teacher: nn.Module) -> tuple[Accuracy, Accuracy]:
 def _own_folder(bundle: Bundle) -> Iterator[Path]:
     """A folder of the bundle for features that need not outlive the run."""
     folder = bundle.path / "features"
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    # A run that did not come this far may be gone on with.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
@@ -210,21 +248,21 @@ def _finish(
     run: Run,
     teacher: TeacherRecord,
     plan: DepthPlan,
-    started: datetime,
-    clock: float,
     metrics: dict[str, dict[str, Accuracy]],
     status: str,
 ) -> None:
-    """Weights first, the manifest that names them last."""
+    """Weights first, the manifest that names them last. What a complete run was resumed from is not needed any more."""
+    bundle.manifest_path.unlink(missing_ok=True)  # of an interruption before; it names other weights
+    position = run.position
     spec = teacher.spec.with_(plan=plan, classes=run.data.classes)
     sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), spec)
-    if run.validation is not None:
-        metrics = {**metrics, "student": {"validation": run.validation, **metrics.get("student", {})}}
+    if position.validation is not None:
+        metrics = {**metrics, "student": {"validation": position.validation, **metrics.get("student", {})}}
     record = RunRecord(
-        started=started.isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - clock, 3),
-        images_per_second=round(run.images_done / max(run.training_seconds, 1e-9), 1),
-        epochs=run.epochs_done,
+        started=position.started,
+        seconds=round(run.elapsed, 3),
+        images_per_second=round(position.images_done / max(position.training_seconds, 1e-9), 1),
+        epochs=position.epochs_done,
         device=device_name(run.device),
         precision=run.precision,
         versions={"python": platform.python_version(), "torch": torch.__version__},
@@ -245,3 +283,5 @@ def _finish(
             }
         )
     )
+    if status == "complete" and run.checkpoints is not None:
+        run.checkpoints.clear()

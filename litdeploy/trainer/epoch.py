@@ -27,8 +27,13 @@ from litdeploy.trainer.teacher import DTYPES, Features, Teacher
 class Epochs:
     """The passes of one phase.
 
-    Args:
+    Attributes:
         teacher: None where the phase needs none.
+        before: state of `order`, and passes of the cache, before the pass under way; None between two passes.
+        stepping: whether a step is under way: then weights and statistics may be half changed.
+
+    Args:
+        teacher: see above.
         cache: features that were kept, or are to be; None: the teacher runs for each batch.
         optimiser: of the student.
         recipe: its batch size and augmentation.
@@ -51,22 +56,29 @@ class Epochs:
         ranks: Ranks = ALONE,
     ) -> None:
         self._ranks = ranks
-        self._step = step
-        self._teacher = teacher
+        self.step = step
+        self.teacher = teacher
         self._cache = cache
         self._optimiser = optimiser
         self._input = spec
         self._recipe = recipe
         self._order = order
         self._draws = draws
+        self.before: tuple[Tensor, int] | None = None
+        self.stepping = False
         wrap: Callable[[Any], Any] = Captured if capture else _as_is
         self._on_new, self._on_known = (wrap(partial(self._update, known)) for known in (False, True))
 
-    def run(self, split: Split) -> Iterator[dict[str, Tensor]]:
-        """Trains on each batch of one pass. Gives its losses, on the device; the next step may overwrite them."""
+    def run(self, split: Split, done: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Trains on each batch of one pass. Gives its losses, on the device; the next step may overwrite them.
+
+        Args:
+            done: steps of this pass that were done before, by a run that is gone on with: they are left out.
+        """
+        self.before = (self._order.get_state(), 0 if self._cache is None else self._cache.passes)
         if self._cache is not None:
             self._cache.begin_pass()
-        batches = shuffled(len(split), self._recipe.batch_size, self._order)
+        batches = shuffled(len(split), self._recipe.batch_size, self._order)[done:]
         batches = tuple(self._ranks.part(indices) for indices in batches)
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
             fresh = self._part(draw_crops(self._recipe.batch_size, self._recipe.augmentation, self._draws))
@@ -75,11 +87,42 @@ class Epochs:
             crops = (fresh if views is None else views.crops).to(device)
             slots_N = indices_N if views is None else views.slots_N.to(device)
             tensors = (picked.source_MCHW, picked.rows_N, picked.labels_N, crops.tops_N, crops.lefts_N, crops.flips_N)
-            if views is not None and views.known:
-                yield self._on_known(*tensors, slots_N)
-            else:
-                yield self._on_new(*tensors, slots_N)
+            known = views is not None and views.known
+            self.stepping = True
+            losses = (self._on_known if known else self._on_new)(*tensors, slots_N)
+            if views is not None and not known:
                 self._mark(views)
+            self.stepping = False
+            yield losses
+
+    def settle(self) -> None:
+        """The pass is over, with all that belongs to it."""
+        self.before = None
+
+    @torch.no_grad()
+    def refill(self, split: Split, taught: bool, steps: int | None) -> None:
+        """One pass again that only keeps the teacher's features, as `run` had kept them.
+
+        Args:
+            taught: whether the pass used the cache; else it only drew its crops.
+            steps: of the pass; None: all.
+        """
+        assert self._cache is not None
+        if taught:
+            self._cache.begin_pass()
+        new = []
+        for indices_N in shuffled(len(split), self._recipe.batch_size, self._order)[:steps]:
+            fresh = draw_crops(self._recipe.batch_size, self._recipe.augmentation, self._draws)
+            # No image is in two batches of a pass: none of them changes what is known of the others.
+            views = self._cache.choose(indices_N, fresh) if taught else None
+            if views is not None and not views.known:
+                new.append((indices_N, views))
+        for (_, views), picked in zip(new, split.pick([indices_N for indices_N, _ in new]), strict=True):
+            device = picked.labels_N.device
+            crops = views.crops.to(device)
+            images_NCHW = self._images(picked.source_MCHW, picked.rows_N, crops.tops_N, crops.lefts_N, crops.flips_N)
+            self._features(images_NCHW, views.slots_N.to(device), known=False)
+            self._mark(views)
 
     def samples(self, split: Split, batches: int) -> Iterator[Tensor]:
         """The images of at most so many whole batches, augmented as a step sees them.
@@ -96,10 +139,9 @@ class Epochs:
         part = self._ranks.part
         return replace(crops, tops_N=part(crops.tops_N), lefts_N=part(crops.lefts_N), flips_N=part(crops.flips_N))
 
-    def _mark(self, views: Views | None) -> None:
-        if views is not None:
-            assert self._cache is not None
-            self._cache.mark(views)
+    def _mark(self, views: Views) -> None:
+        assert self._cache is not None
+        self._cache.mark(views)
 
     def _update(
         self,
@@ -115,19 +157,19 @@ class Epochs:
         """One step. `known`: the batch's features are kept already."""
         images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
         features = self._features(images_NCHW, slots_N, known)
-        return self._step(self._optimiser, images_NCHW, labels_N, features)
+        return self.step(self._optimiser, images_NCHW, labels_N, features)
 
     def _features(self, images_NCHW: Tensor, slots_N: Tensor, known: bool) -> Features | None:
         if self._cache is not None and known:
             return self._cache.read(slots_N)
-        features = None if self._teacher is None else self._teacher(images_NCHW)
+        features = None if self.teacher is None else self.teacher(images_NCHW)
         if self._cache is not None and features is not None:
             self._cache.write(slots_N, features)
         return features
 
     def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
         crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
-        return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self._step.precision])
+        return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self.step.precision])
 
 
 def _as_is(function: Any) -> Any:

@@ -1,163 +1,111 @@
-"""The run: phases, epochs, steps, evaluation."""
+"""The run: phases, epochs, steps, evaluation, checkpoints."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from litdeploy.bundle import Accuracy
-from litdeploy.data import Data, Split, normalised_batches
-from litdeploy.errors import TrainingError
+from litdeploy.data import Split, normalised_batches
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
-from litdeploy.recipe import Phase, Recipe
 from litdeploy.runtime import accuracy
 from litdeploy.spec import InputSpec
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
-from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.epoch import Epochs
-from litdeploy.trainer.memory import out_of_memory
-from litdeploy.trainer.metrics import MetricsLog, Progress, Row
+from litdeploy.trainer.faults import guarded, resumable
+from litdeploy.trainer.memory import out_of_host_memory, out_of_memory, trial
+from litdeploy.trainer.metrics import Row
 from litdeploy.trainer.objectives import LitSections, TrainingPhase
-from litdeploy.trainer.parallel import ALONE, Ranks, divide
+from litdeploy.trainer.optimiser import new_optimiser, new_schedule, steps_an_epoch
+from litdeploy.trainer.parallel import ALONE, divide
 from litdeploy.trainer.plan import compiles_step, fallback, forward_flops, section_flops
+from litdeploy.trainer.run import Live, Run, Share
+from litdeploy.trainer.state import checkpoint, due, put_back
 from litdeploy.trainer.step import Step
-from litdeploy.trainer.teacher import Teacher
-
-
-@dataclass
-class Run:
-    """What a run works with, and how far it came.
-
-    Attributes:
-        student: trained in place, on `device`, channels-last.
-        teacher: None where no phase needs one.
-        sections: names of the student's planned sections, in the order they run in.
-        example: what the student takes, of a few images.
-        cache: of the teacher's features; None: none are kept.
-        ranks: that share the run.
-        epochs_done: whole epochs of all phases together.
-        validation: accuracy after the last whole epoch.
-    """
-
-    student: nn.Module
-    teacher: Teacher | None
-    phases: Sequence[TrainingPhase]
-    sections: Sequence[str]
-    data: Data
-    input: InputSpec
-    recipe: Recipe
-    precision: str
-    device: torch.device
-    log: MetricsLog
-    progress: Progress
-    example: Tensor
-    cache: FeatureCache | None = None
-    ranks: Ranks = ALONE
-    epochs_done: int = 0
-    images_done: int = 0
-    training_seconds: float = 0.0
-    validation: Accuracy | None = None
-
-    @property
-    def epochs(self) -> int:
-        return sum(phase.settings.epochs for phase in self.phases)
-
-
-@dataclass(frozen=True)
-class Share:
-    """What this rank trains of a phase.
-
-    Attributes:
-        phase: of its own sections only, where sections are divided.
-        sections: that it trains.
-        ranks: with which it shares the batches; divided sections share nothing.
-        owners: section → its rank; empty where sections are not divided.
-    """
-
-    phase: TrainingPhase
-    sections: Sequence[str]
-    ranks: Ranks
-    owners: dict[str, int] = field(default_factory=dict)
+from litdeploy.trainer.watch import Watch
 
 
 def fit(run: Run) -> None:
-    """Trains the student through all phases.
+    """Trains the student through all phases, from where the run is.
 
     Of several ranks, all have the same student when a phase begins; in the end the first one has it whole.
 
     Raises:
-        TrainingError: the loss is no longer a finite number, or a rank was lost.
+        TrainingError: a loss is no longer a finite number or diverges, memory does not suffice, or a rank was lost.
+        DataError: an image that cannot be decoded, or a worker process that died.
+        BundleError: a checkpoint cannot be written.
+        KeyboardInterrupt: the user's wish; there is a checkpoint.
     """
-    with synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext():
-        _fit(run)
+    exchanging = synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext()
+    with resumable(run), run.interruption.held(), exchanging:
+        for number, phase in enumerate(run.phases):
+            if number > run.position.phase:
+                run.position.enter(number)
+            if number == run.position.phase and run.position.epoch < phase.settings.epochs:
+                _fit_phase(run, phase)
+        if run.saved is not None:
+            put_back(run, None)
 
 
-def _fit(run: Run) -> None:
-    order = torch.Generator().manual_seed(run.recipe.seed)
-    draws = torch.Generator().manual_seed(run.recipe.seed)
-    for each in run.phases:
-        run.ranks.copy([*run.student.state_dict().values(), *each.objective.parameters()])
-        share = _share(run, each)
-        phase = share.phase
-        with _step(run, share) as step:
-            optimiser = _optimiser(run, phase)
-            schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
-            teacher = run.teacher if phase.objective.needs_teacher else None
-            cache = run.cache if teacher is not None else None
-            passes = Epochs(
-                step, teacher, cache, optimiser, run.input, run.recipe, order, draws, _captures(run), share.ranks
-            )
-            for _ in range(phase.settings.epochs):
-                run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
-                started = time.perf_counter()
-                try:
-                    losses = _over_ranks(run, share, _train_epoch(run, passes, schedule))
-                except torch.OutOfMemoryError:
-                    losses = None  # told outside: as long as it is handled, the exception holds the step's memory
-                if losses is None:
-                    del passes, optimiser, schedule
-                    attempt = None if _synchronises(run) else _attempt(run, share, step, teacher)
-                    raise out_of_memory(run.recipe.batch_size, attempt, run.device)
-                seconds = time.perf_counter() - started
-                _check_finite(losses, phase, run)
-                _gather(run, share)
-                run.validation = run.ranks.on_first(_validate, run, phase, passes)
-                step.prepare()
-                _record(run, phase, losses, optimiser, seconds)
+def _fit_phase(run: Run, phase: TrainingPhase) -> None:
+    if run.saved is None:
+        run.ranks.copy([*run.student.state_dict().values(), *phase.objective.parameters()])
+    share = _share(run, phase)
+    with _step(run, share) as step:
+        live = _live(run, share, step)
+        if run.saved is not None:
+            put_back(run, live)
+        while run.position.epoch < phase.settings.epochs:
+            lacking = guarded(run, live, _epoch)
+            if lacking == "host":
+                raise out_of_host_memory(run.recipe.batch_size)
+            if lacking == "device":
+                # Raised here and not where it happened: as long as that is handled, it holds the step's memory.
+                attempt = None if _synchronises(run) else trial(run, share, step, live.passes.teacher)
+                del live
+                raise out_of_memory(run.recipe.batch_size, attempt, run.device)
 
 
-def _train_epoch(run: Run, passes: Epochs, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, float]:
-    """Mean of each loss over the epoch's steps of this rank. The sums stay on the device and are read once."""
-    sums: dict[str, Tensor] = {}
-    steps = 0
-    for losses in passes.run(run.data.train):
-        schedule.step()
-        for name, loss in losses.items():
-            sums[name] = sums[name] + loss if name in sums else loss.clone()
-        steps += 1
-        run.images_done += run.recipe.batch_size
+def _epoch(run: Run, live: Live) -> None:
+    """An epoch, or what is left of the one that the run is in."""
+    position, phase = run.position, live.share.phase
+    run.progress.begin(phase.name, position.epochs_done + 1, run.epochs, len(run.data.train))
+    run.progress.advance(position.step * run.recipe.batch_size)
+    _train_epoch(run, live)
+    _gather(run, live.share)
+    # Of several ranks, one would stop and the others wait for it.
+    with run.interruption.released() if run.ranks.size == 1 else nullcontext():
+        position.validation = run.ranks.on_first(_validate, run, phase, live.passes)
+    live.passes.step.prepare()
+    _record(run, live)
+    if max(run.ranks.totals([float(due(run))])):
+        checkpoint(run, live)
+
+
+def _train_epoch(run: Run, live: Live) -> None:
+    """The epoch's steps. Their losses stay on the device, and are looked at every now and then."""
+    position, alone = run.position, run.ranks.size == 1
+    watch = Watch(run, live)
+    clock = time.perf_counter() - position.seconds
+    for losses in live.passes.run(run.data.train, position.step):
+        live.schedule.step()
+        watch.add(losses)
+        position.count_step(run.recipe.batch_size)
         run.progress.advance(run.recipe.batch_size)
-    return {name: value.item() / steps for name, value in sums.items()}
-
-
-def _attempt(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Callable[[int], None]:
-    """Forward and backward of this rank's part of so many images."""
-
-    def attempt(images: int) -> None:
-        images = max(1, images // share.ranks.size)
-        images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
-        labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
-        features = None if teacher is None else teacher.eager(images_NCHW)
-        step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
-
-    return attempt
+        if watch.full or (alone and (run.interruption.asked or due(run))):
+            stop, write = watch.look(run.interruption.asked, due(run))
+            position.seconds = time.perf_counter() - clock
+            if stop:
+                raise KeyboardInterrupt  # `guarded` writes a checkpoint
+            if write:
+                checkpoint(run, live)
+    watch.look()
+    position.seconds = time.perf_counter() - clock
 
 
 def _synchronises(run: Run) -> bool:
@@ -174,13 +122,6 @@ def _share(run: Run, phase: TrainingPhase) -> Share:
     return Share(replace(phase, objective=objective.only(own)), own, ALONE, owners)
 
 
-def _over_ranks(run: Run, share: Share, losses: dict[str, float]) -> dict[str, float]:
-    """Losses of all ranks: means over their parts of the batches; of divided sections each owner's, and the sum."""
-    names = ["loss", *(f"section/{name}" for name in share.owners)] if share.owners else list(losses)
-    totals = run.ranks.totals([losses.get(name, 0.0) for name in names])
-    return {name: total / share.ranks.size for name, total in zip(names, totals, strict=True)}
-
-
 def _gather(run: Run, share: Share) -> None:
     """Makes the student that is evaluated of what the ranks have: divided sections are fetched from their owners; batch
     norms that followed each rank's part of the batches get their mean."""
@@ -188,6 +129,18 @@ def _gather(run: Run, share: Share) -> None:
         run.ranks.copy(container(run.student, name).state_dict().values(), owner)
     if not _synchronises(run):
         average_statistics(run.student, share.ranks)
+
+
+def _live(run: Run, share: Share, step: Step) -> Live:
+    phase = share.phase
+    optimiser = new_optimiser(run, phase)
+    schedule = new_schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
+    teacher = run.teacher if phase.objective.needs_teacher else None
+    cache = run.cache if teacher is not None else None
+    passes = Epochs(
+        step, teacher, cache, optimiser, run.input, run.recipe, run.order, run.draws, _captures(run), share.ranks
+    )
+    return Live(share, optimiser, schedule, passes)
 
 
 def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Accuracy:
@@ -226,74 +179,23 @@ def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, b
     return accuracy(logits, normalised_batches(split, spec, batch_size))
 
 
-def _optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
-    parameters: Iterable[nn.Parameter] = [*run.student.parameters(), *phase.objective.parameters()]
-    on_cuda = run.device.type == "cuda"
-    # A captured graph has its numbers built in: there the learning rate is a tensor, which the fused update reads.
-    rate = torch.tensor(phase.settings.learning_rate, device=run.device) if on_cuda else phase.settings.learning_rate
-    return torch.optim.SGD(
-        [parameter for parameter in parameters if parameter.requires_grad],
-        lr=rate,
-        fused=on_cuda,
-        momentum=run.recipe.momentum,
-        weight_decay=run.recipe.weight_decay,
-    )
-
-
-def steps_an_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches in a split; what is left over is not trained on in that epoch.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    steps = len(split) // batch_size
-    if steps == 0:
-        raise TrainingError(
-            f"the training split has {len(split)} images, fewer than one batch of {batch_size}. "
-            f"Give a smaller batch: --batch-size {max(2, len(split) // 4)}"
-        )
-    return steps
-
-
-def _schedule(optimiser: torch.optim.Optimizer, phase: Phase, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The phase's schedule, stepped once a step."""
-    if phase.schedule == "step":
-        milestones = [epoch * steps for epoch in phase.milestones]
-        return torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
-    total = max(1, phase.epochs * steps)
-    # One more than the steps: the schedule is stepped after the last update too.
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=phase.learning_rate, total_steps=total + 1, cycle_momentum=False
-    )
-
-
-def _check_finite(losses: dict[str, float], phase: TrainingPhase, run: Run) -> None:
-    strange = [name for name, value in losses.items() if not math.isfinite(value)]
-    if strange:
-        raise TrainingError(
-            f"epoch {run.epochs_done + 1} ({phase.name}): {', '.join(strange)} is not a finite number at a learning "
-            f"rate of up to {phase.settings.learning_rate:g}. Try a lower one: --learning-rate "
-            f"{phase.settings.learning_rate / 3:.2g}"
-        )
-
-
-def _record(
-    run: Run, phase: TrainingPhase, losses: dict[str, float], optimiser: torch.optim.Optimizer, seconds: float
-) -> None:
-    assert run.validation is not None
-    run.epochs_done += 1
-    run.training_seconds += seconds
-    images = steps_an_epoch(run.data.train, run.recipe.batch_size) * run.recipe.batch_size
+def _record(run: Run, live: Live) -> None:
+    """The epoch is over: its line in the metrics, and the position at the next one's begin."""
+    position, recipe = run.position, run.recipe
+    assert position.validation is not None
+    steps = steps_an_epoch(run.data.train, recipe.batch_size)
     row: Row = {
-        "phase": phase.name,
-        "epoch": run.epochs_done,
+        "phase": live.share.phase.name,
+        "epoch": position.epochs_done + 1,
         "epochs": run.epochs,
-        "learning_rate": float(optimiser.param_groups[0]["lr"]),
-        **losses,
-        "validation_top1": run.validation.top1,
-        "validation_loss": run.validation.loss,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 1),
+        "learning_rate": float(live.optimiser.param_groups[0]["lr"]),
+        **{name: total / steps for name, total in position.sums.items()},
+        "validation_top1": position.validation.top1,
+        "validation_loss": position.validation.loss,
+        "seconds": round(position.seconds, 3),
+        "images_per_second": round(steps * recipe.batch_size / position.seconds, 1),
     }
+    position.end_epoch(row)
+    live.passes.settle()
     run.log.write(row)
     run.progress.end(row)

@@ -1,4 +1,4 @@
-"""Out of memory on the device: which batch would have fitted."""
+"""Out of memory: on the device, which batch would have fitted; on the host, that it was that."""
 
 from __future__ import annotations
 
@@ -7,9 +7,41 @@ from collections.abc import Callable, Mapping
 import torch
 
 from litdeploy.errors import TrainingError
+from litdeploy.trainer.run import Run, Share
+from litdeploy.trainer.step import Step
+from litdeploy.trainer.teacher import Teacher
 
 # Of the memory that there is: the allocator cuts it into pieces, and libraries choose faster algorithms where they may.
 _USABLE = 0.9
+
+# What torch and the libraries under it say when the host gives no memory; the type is RuntimeError.
+_REFUSALS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "bad allocation")
+
+
+def refuses_memory(error: BaseException) -> bool:
+    """Whether it is the host that gave no memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _REFUSALS)
+
+
+def out_of_host_memory(tried: int) -> TrainingError:
+    """The error for a batch of so many images for which the host had no memory."""
+    return TrainingError(
+        f"out of memory on this machine with a batch of {tried} images. End what else takes memory, or train with a "
+        f"smaller batch in a new run: --batch-size {max(2, tried // 2)} --overwrite"
+    )
+
+
+def trial(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Callable[[int], None]:
+    """Forward and backward of this rank's part of so many images."""
+
+    def attempt(images: int) -> None:
+        images = max(1, images // share.ranks.size)
+        images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
+        labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
+        features = None if teacher is None else teacher.eager(images_NCHW)
+        step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
+
+    return attempt
 
 
 def out_of_memory(tried: int, attempt: Callable[[int], None] | None, device: torch.device) -> TrainingError:

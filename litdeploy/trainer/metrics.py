@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from litdeploy.errors import DependencyError
+from litdeploy.bundle import write_whole
+from litdeploy.errors import BundleError, DependencyError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,18 +40,27 @@ class MetricsLog:
     Args:
         path: of `metrics.jsonl`.
         tensorboard: folder for TensorBoard's event files; None: none are written.
+        rows: of a run that is gone on with; whatever else is there is cut off.
 
     Raises:
         DependencyError: TensorBoard is asked for and not installed.
+        BundleError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
-        self._writer = _summary_writer(tensorboard) if tensorboard else None
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, tensorboard: Path | None = None, rows: Sequence[Row] = ()) -> None:
+        self._writer = _summary_writer(tensorboard, len(rows) + 1) if tensorboard else None
+        self._path = path
+        if path != Path(os.devnull):
+            with write_whole(path) as temporary:
+                temporary.write_text("".join(_line(row) for row in rows), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise BundleError(f"{self._path}: cannot be written ({error.strerror}). Make room there.") from error
         if self._writer is not None:
             for name, value in row.items():
                 if isinstance(value, float):
@@ -66,6 +78,10 @@ class MetricsLog:
             self._writer.close()
 
 
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
+
+
 def check_tensorboard() -> None:
     """Raises DependencyError where TensorBoard is not installed; before a run, not after its first epoch."""
     _summary_writer_class()
@@ -81,6 +97,6 @@ def _summary_writer_class() -> Any:
     return SummaryWriter
 
 
-def _summary_writer(folder: Path) -> SummaryWriter:
-    writer: SummaryWriter = _summary_writer_class()(str(folder))
+def _summary_writer(folder: Path, first_epoch: int) -> SummaryWriter:
+    writer: SummaryWriter = _summary_writer_class()(str(folder), purge_step=first_epoch)
     return writer

@@ -97,6 +97,17 @@ class Ranks:
         self.sum(found)
         return found.tolist()
 
+    def gather(self, value: T) -> list[T]:
+        """Each rank's value, on the first; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        with self._together():
+            dist.gather_object(value, found if self.first else None, 0)
+        return found if self.first else []
+
     def on_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls it on the first rank, for which the others wait. Gives its result on all of them, or its error."""
         if self.size == 1:
@@ -130,8 +141,7 @@ class Ranks:
             lost = f"rank {others[0]}" if len(others) == 1 else f"one of the ranks {', '.join(others)}"
             raise TrainingError(
                 f"rank {self.rank}: the connection to {lost} was lost ({_what(error)}). That process "
-                "ended or its machine is gone; its own output, or the launcher's last lines, say why. To train again: "
-                "the same command with --overwrite."
+                "ended or its machine is gone; its own output, or the launcher's last lines, say why."
             ) from error
 
 

@@ -14,9 +14,10 @@ from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe
 from litdeploy.spec import DepthPlan
 from litdeploy.trainer.cache import FeatureCache, Layout
-from litdeploy.trainer.loop import Run
 from litdeploy.trainer.objectives import OBJECTIVES
 from litdeploy.trainer.plan import compiles_teacher, fallback, forward_flops, plan_cache
+from litdeploy.trainer.run import Run
+from litdeploy.trainer.state import views_saved
 from litdeploy.trainer.step import inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher
 
@@ -100,7 +101,9 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
     layout = Layout.of(run.teacher.template, inputs, outputs)
-    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size)
+    # A run that is gone on with sees the views that it saw, whatever memory there is now.
+    setting = recipe.feature_cache if run.saved is None else views_saved(run.saved) or "off"
+    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,21 @@ from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
 from litdeploy.errors import BundleError
+from litdeploy.lock import locked
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_precision
 from litdeploy.spec import NetworkSpec
-from litdeploy.trainer.compress import resolve_recipe
-from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
+from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
+from litdeploy.trainer.compress import interrupted, resolve_recipe
+from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy
+from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
+from litdeploy.trainer.resume import identity_of_new
+from litdeploy.trainer.run import Position, Run
+from litdeploy.trainer.state import position_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ def train(
     out: str | Path = "teacher.safetensors",
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: str = DEFAULT_EVERY,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Trained:
@@ -51,12 +60,14 @@ def train(
 
     Args:
         network: see `networks.registry.request`.
-        recipe, device, overwrite, progress, **changes: as for `compress`.
+        recipe, device, overwrite, checkpoint_every, progress, **changes: as for `compress`.
+        resume: go on with the run whose checkpoints are beside `out` (`.checkpoints`); begin where there are none.
 
     Raises:
         LitdeployError: one of its kinds, before anything is written.
     """
     resolved = resolve_recipe(recipe, changes)
+    every = Every.parse(checkpoint_every)
     path = Path(out)
     if path.suffix != ".safetensors":
         raise BundleError(f"--out {path}: weights are written as .safetensors; end the name like that.")
@@ -65,6 +76,7 @@ def train(
     launch = launched()
     where = launch.device(device)
     ranks = launch.join(where)
+    told = progress if progress is not None and ranks.first else Progress()
     check_recipe(resolved, ranks)
     data = open_data(resolved.data, where, resolved.seed)
     made = new(
@@ -76,9 +88,16 @@ def train(
     )
     check_against(data, made.spec, made.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
-    ranks.on_first(path.parent.mkdir, parents=True, exist_ok=True)
+    precision = resolve_precision(resolved.precision, where)
     (phase,) = CrossEntropy.phases(resolved, ())
-    with MetricsLog(path.with_suffix(".metrics.jsonl") if ranks.first else Path(os.devnull)) as log:
+    with ExitStack() as held:
+        ranks.on_first(_enter, held, path)
+        identity = ranks.on_first(identity_of_new, made.spec, resolved, data, precision, where, ranks)
+        checkpoints = Checkpoints(path.with_suffix(".checkpoints"), identity, every, told.note)
+        saved = ranks.on_first(_claim, checkpoints, path, overwrite, resume)
+        position = Position() if saved is None else position_of(saved)
+        metrics = path.with_suffix(".metrics.jsonl") if ranks.first else Path(os.devnull)
+        held.enter_context(log := MetricsLog(metrics, rows=position.rows))
         run = Run(
             student=made.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
             teacher=None,
@@ -87,20 +106,47 @@ def train(
             data=data,
             input=made.spec.input,
             recipe=resolved,
-            precision=resolve_precision(resolved.precision, where),
+            precision=precision,
             device=where,
             log=log,
-            progress=progress if progress is not None and ranks.first else Progress(),
+            progress=told,
             example=made.example().to(where),
             ranks=ranks,
+            checkpoints=checkpoints,
+            saved=saved,
+            position=position,
         )
-        fit(run)
-    assert run.validation is not None
-    test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
-    return Trained(path, run.validation, test)
+        try:
+            with run.interruption.heard():
+                fit(run)
+        except KeyboardInterrupt:
+            raise interrupted(run, path) from None
+        assert run.position.validation is not None
+        test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
+    return Trained(path, run.position.validation, test)
+
+
+def _enter(held: ExitStack, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held.enter_context(locked(path.with_name(f".{path.name}.lock"), str(path), "choose another --out"))
+
+
+def _claim(checkpoints: Checkpoints, path: Path, overwrite: bool, resume: bool) -> Saved | None:
+    """What the run goes on from; None where it begins."""
+    checkpoints.tidy()
+    if overwrite:
+        checkpoints.clear()
+    if not resume and checkpoints.exist():
+        raise BundleError(
+            f"{path}: there is a run of this name that is not finished. Go on with it: the same command with --resume. "
+            "Or choose another --out, or --overwrite it."
+        )
+    return checkpoints.newest()
 
 
 def _finish(run: Run, path: Path, spec: NetworkSpec) -> Accuracy:
     test = evaluate(run.student, run.data.test, run.input, "fp32")
     write_checkpoint(path, run.student.state_dict(), spec)
+    assert run.checkpoints is not None
+    run.checkpoints.clear()
     return test

@@ -1,0 +1,121 @@
+"""Whether a run begins, goes on, or is done already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from litdeploy.bundle import Bundle, TeacherRecord
+from litdeploy.data import Data
+from litdeploy.errors import BundleError
+from litdeploy.networks import Network
+from litdeploy.recipe import Recipe
+from litdeploy.spec import DepthPlan, NetworkSpec
+from litdeploy.trainer.checkpoints import Checkpoints, Saved, differences
+from litdeploy.trainer.parallel import Ranks
+
+# Where the data lie and who reads them changes no image: the fingerprint tells whether they are the same.
+_OF_NO_EFFECT = {"data": {"source", "workers", "resident"}}
+
+
+def identity_of(
+    teacher: Network,
+    record: TeacherRecord | None,
+    plan: DepthPlan,
+    recipe: Recipe,
+    data: Data,
+    precision: str,
+    device: torch.device,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """What must be the same for a run of `compress` to be gone on with. Plain JSON."""
+    return {
+        "teacher": _of_weights(teacher) if record is None else record.sha256,
+        "network": teacher.spec.model_dump(mode="json"),
+        "plan": {name: list(kept) for name, kept in plan.items()},
+        **common_identity(recipe, data, precision, device, ranks),
+    }
+
+
+def identity_of_new(
+    spec: NetworkSpec, recipe: Recipe, data: Data, precision: str, device: torch.device, ranks: Ranks
+) -> dict[str, Any]:
+    """The same of a run of `train`."""
+    return {"network": spec.model_dump(mode="json"), **common_identity(recipe, data, precision, device, ranks)}
+
+
+def common_identity(recipe: Recipe, data: Data, precision: str, device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """What any run must have in common with the one that it goes on with."""
+    return {
+        "recipe": recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
+        "data": data.record().fingerprint,
+        "precision": precision,
+        "device": device.type,
+        "processes": ranks.size,
+    }
+
+
+def claim(
+    bundle: Bundle,
+    checkpoints: Checkpoints,
+    identity: dict[str, Any],
+    overwrite: bool,
+    resume: bool,
+    note: Callable[[str], None],
+) -> tuple[bool, Saved | None]:
+    """Makes the bundle ready for a run.
+
+    Returns:
+        Whether it holds that run already, complete; and what the run goes on from, if it does.
+
+    Raises:
+        BundleError: it holds another run, none that can be gone on with, or one that nobody wanted to go on with.
+    """
+    if not resume or not bundle.exists():
+        bundle.claim(overwrite)
+        return False, None
+    bundle.tidy()
+    checkpoints.tidy()
+    if bundle.manifest_path.is_file():
+        manifest = bundle.read()
+        if manifest.status == "complete":
+            theirs = {
+                "recipe": manifest.recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
+                "data": manifest.data.fingerprint,
+                "network": manifest.teacher.spec.model_dump(mode="json"),
+            }
+            differing = differences(theirs, {key: identity[key] for key in theirs})
+            if differing:
+                raise BundleError(
+                    f"{bundle.path}: holds another run, complete; it is kept:\n  "
+                    + "\n  ".join(differing)
+                    + "\nChoose another folder with --out, or --overwrite it."
+                )
+            note(f"{bundle.path}: the student is trained already")
+            checkpoints.clear()
+            return True, None
+    saved = checkpoints.newest()
+    if saved is None:
+        if bundle.manifest_path.is_file() and bundle.read().run.epochs:
+            raise BundleError(
+                f"{bundle.path}: its training was interrupted, and there are no checkpoints to go on from. Begin anew: "
+                "the same command with --overwrite."
+            )
+        note(f"{bundle.path}: no checkpoint was written yet; the run begins anew")
+        bundle.claim(overwrite=True)
+        return False, None
+    position = saved.facts.get("position", {})
+    note(f"{bundle.path}: going on after {position.get('epochs_done')} epochs and {position.get('step')} steps")
+    return False, saved
+
+
+def _of_weights(network: Network) -> str:
+    """SHA-256 of a network in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
