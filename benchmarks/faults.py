@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--out", default=None, help="a JSON file for the figures")
     arguments = parser.parse_args()
     # What all children would import, once; but not onnxruntime, which starts a thread.
-    for name in ("onnxscript", "litdeploy.exporter", "litdeploy.trainer"):
+    for name in ("onnxscript", "torch._dynamo", "litdeploy.exporter", "litdeploy.trainer"):
         importlib.import_module(name)
     draw = random.Random(arguments.seed)
     started = time.perf_counter()
