@@ -298,8 +298,10 @@ class Bundle:
         return manifest
 
     def drop_artefact(self, kind: str) -> None:
-        """Strikes an exported file out of the manifest; the file itself is the caller's."""
+        """Strikes an exported file out of the manifest, if it is there; the file itself is the caller's."""
         manifest = self.read()
+        if kind not in manifest.artefacts:
+            return
         left = {name: artefact for name, artefact in manifest.artefacts.items() if name != kind}
         self.write(manifest.model_copy(update={"artefacts": left}))
 

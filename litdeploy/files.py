@@ -54,7 +54,7 @@ def write_whole(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -66,7 +66,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A rename lasts once the folder is on the disk too. Windows has no such call."""
     if os.name == "nt":
         return

@@ -14,6 +14,7 @@ from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import resolve_target
 from litdeploy.target import Target
 from litdeploy.trainer import Progress, compress, train
+from litdeploy.trainer.checkpoints import DEFAULT_EVERY
 from litdeploy.trainer.compress import resolve_recipe
 from litdeploy.trainer.parallel import launched
 
@@ -27,13 +28,15 @@ def deploy(
     device: str = "auto",
     network: NetworkName | None = None,
     overwrite: bool = False,
+    checkpoint_every: str = DEFAULT_EVERY,
     progress: Progress | None = None,
     **changes: Any,
 ) -> tuple[Bundle, Report]:
-    """Goes from a teacher to a profiled ONNX file; stages that are whole in `out` are not done again.
+    """Goes from a teacher to a profiled ONNX file; stages that are whole in `out` are not done again, and a
+    training that was stopped is gone on with.
 
     Args:
-        teacher, recipe, out, device, network, overwrite, progress, **changes: as for `compress`.
+        teacher, recipe, out, device, network, overwrite, checkpoint_every, progress, **changes: as for `compress`.
         target: a deployment target, or the name or path of one.
 
     Raises:
@@ -51,8 +54,17 @@ def deploy(
     resolved = resolve_recipe(recipe, changes)
     bundle = Bundle(out)
     if overwrite or not _trained(bundle, Path(teacher), resolved):
-        # What is there is this run, unfinished, or is to be overwritten: `_trained` refuses all else.
-        compress(teacher, recipe=resolved, out=out, device=device, network=network, overwrite=True, progress=progress)
+        compress(
+            teacher,
+            recipe=resolved,
+            out=out,
+            device=device,
+            network=network,
+            overwrite=overwrite,
+            resume=not overwrite,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+        )
     else:
         progress.note(f"{bundle.path}: the student is trained already")
     aoti = "inductor" in aim.runners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -54,16 +55,22 @@ def main() -> None:
 
 
 def _main() -> None:
+    # As Ctrl-C: what is under way ends as it would, and with the same exit code.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(prog_name="litdeploy")
     except LitdeployError as error:
         process = f" (rank {rank})" if (rank := os.environ.get("RANK", "0")) != "0" else ""
-        errors.print(
-            f"litdeploy{process}: {error}", style="red" if error.exit_code == 2 else None, markup=False, highlight=False
-        )
+        told = "\n".join([f"litdeploy{process}: {error}", *getattr(error, "__notes__", ())])
+        errors.print(told, style="red" if error.exit_code == 2 else None, markup=False, highlight=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        errors.print("litdeploy: interrupted; nothing was written.", markup=False)
+        errors.print("litdeploy: interrupted; nothing was left half written.", markup=False)
         sys.exit(130)
+    except MemoryError:
+        errors.print("litdeploy: out of memory on this machine. End what else takes it, and run it again.", style="red")
+        sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -16,7 +16,7 @@ from litdeploy.data import Data, check_against, normalise, open_data
 from litdeploy.errors import DataError, ParityError, SettingsError
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
 from litdeploy.exporter.parity import Parity, verify
-from litdeploy.exporter.staging import keep, reject, staged, write_sidecar
+from litdeploy.exporter.staging import keep, reject, staged, tidy, write_sidecar
 from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.networks import Network, NetworkName, load
@@ -76,7 +76,7 @@ def export(
         The manifest, with the artefacts under `onnx`, `onnx-fp16`, `aoti`, `trt`, ….
 
     Raises:
-        BundleError: no whole bundle, or no space left.
+        BundleError: no whole bundle, one that another process is at work on, or no space left.
         NetworkError: the network cannot be exported, or is the user's code and was not named.
         SettingsError: no such target, a precision that it lacks, an operator set that cannot be had, or nothing to
             export.
@@ -91,7 +91,7 @@ def export(
         raise SettingsError("nothing to export: say onnx=True, aoti=True or trt=True.")
     say = progress or (lambda line: None)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    manifest = bundle.read_complete()
+    bundle.read_complete()
     chosen = resolve_target(target)
     _check_precisions(forms, precisions, io_precision, chosen, target)
     device = _device(forms, chosen)
@@ -108,20 +108,23 @@ def export(
     choice = _choice(trt, options, device)
     if choice is not None:
         say(choice.told())
-    student = load(bundle.student_path, network=network)
-    opened = open_test_data(manifest, data, student, device)
-    evidence = Evidence.of(opened, student, max(LEAST_IMAGES, chosen.batch_sizes[-1]))
-    calibration = Calibration(opened, student, calibration_images)
-    written: list[Artefact] = []
-    for form in forms:
-        for precision in dict.fromkeys(precisions):
-            command = _command(bundle, form, precision, options, target)
-            job = Job(student, precision, chosen, device, options, calibration, command, choice)
-            manifest = _export_one(bundle, form, job, evidence)
-            written.append(manifest.artefacts[kind_of(form, precision)])
-    if triton_repository is not None:
-        _serve(bundle, written, Path(triton_repository), student, chosen, device, say)
-    return manifest
+    with bundle.lock():
+        manifest = bundle.read_complete()
+        tidy(bundle.export_path)
+        student = load(bundle.student_path, network=network)
+        opened = open_test_data(manifest, data, student, device)
+        evidence = Evidence.of(opened, student, max(LEAST_IMAGES, chosen.batch_sizes[-1]))
+        calibration = Calibration(opened, student, calibration_images)
+        written: list[Artefact] = []
+        for form in forms:
+            for precision in dict.fromkeys(precisions):
+                command = _command(bundle, form, precision, options, target)
+                job = Job(student, precision, chosen, device, options, calibration, command, choice)
+                manifest = _export_one(bundle, form, job, evidence)
+                written.append(manifest.artefacts[kind_of(form, precision)])
+        if triton_repository is not None:
+            _serve(bundle, written, Path(triton_repository), student, chosen, device, say)
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,8 @@ def _export_one(bundle: Bundle, form_name: str, job: Job, evidence: Evidence) ->
         artefact = artefact.model_copy(update={"details": details})
         if parity is not None and not parity.within:
             raise beyond_tolerance(path, reject(candidate, path, artefact), parity)
+        # Before the file is another one: a manifest never names one that is not there.
+        bundle.drop_artefact(kind_of(form_name, job.precision))
         keep(candidate, path, artefact)
     return bundle.add_artefact(kind_of(form_name, job.precision), artefact)
 

@@ -10,6 +10,17 @@ from tempfile import TemporaryDirectory
 
 from litdeploy.bundle import Artefact, remove, sidecar_of
 from litdeploy.errors import BundleError
+from litdeploy.files import remove_partial, sync_folder
+
+# What an unfinished file's folder is called.
+_PARTIAL = ".partial-"
+
+
+def tidy(folder: Path) -> None:
+    """Removes what exports that were killed had begun. Under the bundle's lock only: nobody is writing then."""
+    remove_partial(folder)
+    for path in folder.glob(f"{_PARTIAL}*"):
+        remove(path)
 
 
 @contextmanager
@@ -21,7 +32,7 @@ def staged(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        with TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as folder:
             yield Path(folder) / path.name
     except OSError as error:
         raise BundleError(
@@ -37,6 +48,7 @@ def keep(candidate: Path, path: Path, artefact: Artefact) -> None:
         with source.open("rb+") as file:
             os.fsync(file.fileno())
         source.replace(target)
+    sync_folder(path.parent)
     for leftover in (rejected_path(path), sidecar_of(rejected_path(path))):
         remove(leftover)
 

@@ -217,6 +217,13 @@ def _teacher(
 
 
 def _set_aside(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: Parity) -> Path:
+    with bundle.lock():
+        if bundle.read().artefacts.get(kind) != artefact:
+            raise BundleError(f"{path}: was exported anew while it was verified. Verify it again.")
+        return _reject(bundle, kind, artefact, path, parity)
+
+
+def _reject(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: Parity) -> Path:
     bundle.drop_artefact(kind)
     details = {**artefact.details, "parity": parity.model_dump(mode="json")}
     kept = reject(path, path, artefact.model_copy(update={"details": details}))

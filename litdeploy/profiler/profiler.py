@@ -13,6 +13,7 @@ from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
 from litdeploy.errors import BundleError
 from litdeploy.exporter import FORMS, Parity
 from litdeploy.exporter.forms import runs_here
+from litdeploy.exporter.staging import tidy
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, NetworkName, describe, find_sections, load, title
 from litdeploy.profiler.breakdown import Breakdown, break_down
@@ -51,16 +52,32 @@ def profile(
         progress: is given a line for each step.
 
     Raises:
-        BundleError: no complete bundle, no exported student, or the teacher's file is gone or is another one.
+        BundleError: no complete bundle, one that another process is at work on, no exported student, or the teacher's
+            file is gone or is another one.
         SettingsError: no such target.
         DeviceError: the target's device is not there.
         RunnerError: a runner cannot run a network.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     say = progress or (lambda line: None)
-    manifest = bundle.read_complete()
+    bundle.read_complete()
     chosen = resolve_target(target)
     device = resolve_device(chosen.device)
+    with bundle.lock():
+        tidy(bundle.profile_path)
+        return _profile(bundle, teacher, chosen, target, device, network, say)
+
+
+def _profile(
+    bundle: Bundle,
+    teacher: str | Path | None,
+    chosen: Target,
+    target: Target | str | Path | None,
+    device: torch.device,
+    network: NetworkName | None,
+    say: Progress,
+) -> Report:
+    manifest = bundle.read_complete()
     environment = look_around(device)
 
     networks = {

@@ -60,6 +60,8 @@ def _fit_phase(run: Run, phase: TrainingPhase) -> None:
         live = _live(run, share, step)
         if run.saved is not None:
             put_back(run, live)
+        elif run.position.steps_done == 0 and run.cache is not None and run.cache.mapped:
+            checkpoint(run, live)  # of which features were kept before the run
         while run.position.epoch < phase.settings.epochs:
             lacking = guarded(run, live, _epoch)
             if lacking == "host":

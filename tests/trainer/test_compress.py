@@ -204,9 +204,8 @@ def test_features_are_kept_over_epochs_and_not_beyond_the_run(teacher_path: Path
 def kept_in(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Which slots are filled, and their logits; the last one is nobody's."""
     filled = torch.frombuffer(bytearray((folder / "filled.bin").read_bytes()), dtype=torch.uint8).bool()
-    return filled, torch.frombuffer(bytearray((folder / "logits.bin").read_bytes()), dtype=torch.float32).view(-1, 10)[
-        :-1
-    ]
+    logits = torch.frombuffer(bytearray((folder / "logits.bin").read_bytes()), dtype=torch.float32).view(-1, 10)
+    return filled, logits[:-1]
 
 
 def test_features_serve_further_students_of_the_same_teacher_and_data(teacher_path: Path, tmp_path: Path) -> None:
