@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,24 +32,49 @@ _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
 }
 
 
+# What costs time: on the CPU beside CUDA it would be the GPU that is waited for.
+_COMPUTES = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "MultiHeadAttention", "LSTM", "GRU"})
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What a captured graph reads and writes: always the same memory. The graph is known to onnxruntime by a number."""
+
+    inputs: dict[str, Tensor]
+    logits: Tensor
+    binding: Any
+    options: Any
+
+
 class OnnxRuntimeRunner:
     """An ONNX file whose inputs are float32 or int64, batch first, with logits (N, classes) as its first output.
 
     Or other inputs, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
+
+    Through CUDA graphs, one for each shape of a batch, the batch is copied into the graph's own inputs and the logits
+    out of its output.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, source: Source, device: torch.device, precision: str) -> None:
+    def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:
+        """`precision` is only checked: a file has its own, which `describe` tells."""
+        self.name = "onnxruntime-graph" if cuda_graph else "onnxruntime"
         self.device = device
+        self._cuda_graph = cuda_graph
         self._path = source.needed_onnx_path(self.name)
         check_precision(self.name, precision, ("fp32", "fp16", "bf16", "int8"))
         if device.type not in _PROVIDERS:
             raise RunnerError(f"the runner '{self.name}' runs on cpu and cuda, not on {device}.")
+        if cuda_graph and device.type != "cuda":
+            raise RunnerError(
+                f"the runner '{self.name}' runs on cuda, not on {device}. Say --device cuda, or take the runner "
+                "'onnxruntime'."
+            )
         self._memory_limit = source.memory_limit
         self._feed = Feed()
         self._session: Any = None
         self._stream: torch.cuda.Stream | None = None
+        self._done: torch.cuda.Event | None = None
+        self._bound: dict[tuple[torch.Size, ...], _Bound] = {}
         self._inputs: tuple[InputTensor, ...] = ()
         self._output = ""
         self._output_dtype = torch.float32
@@ -62,14 +88,17 @@ class OnnxRuntimeRunner:
         if self.device.type == "cuda":
             _check_cuda(ort, self.device)
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         started = time.perf_counter()
         self._session = self._open(ort)
         self._build_seconds = time.perf_counter() - started
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session = None
-        self._stream = None
+        if self._bound:
+            torch.cuda.synchronize(self.device)  # what is still queued uses the graphs' memory
+        self._bound.clear()
+        self._session = self._stream = self._done = None
 
     def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
@@ -79,7 +108,9 @@ class OnnxRuntimeRunner:
         taken = self._feed.take(batch)
         tensors = taken if isinstance(taken, dict) else {self._inputs[0].name: taken}
         try:
-            return self._run_on_cpu(tensors) if self._stream is None else self._run_on_cuda(tensors, self._stream)
+            if self._stream is None:
+                return self._run_on_cpu(tensors)
+            return (self._replayed if self._cuda_graph else self._run_on_cuda)(tensors, self._stream)
         except Exception as error:  # ONNX Runtime's own have no common base
             raise RunnerError(f"{self._path}: onnxruntime cannot run it: {_first_line(error)}") from error
 
@@ -89,7 +120,9 @@ class OnnxRuntimeRunner:
             runner=self.name,
             device=device_name(self.device),
             precision=self._feed.precision,
-            mode=_PROVIDERS[self.device.type] + (", fp32 rounded to bf16" if self._rounds() else ""),
+            mode=_PROVIDERS[self.device.type]
+            + (", fp32 rounded to bf16" if self._rounds() else "")
+            + (", CUDA graph" if self._cuda_graph else ""),
             versions={"onnxruntime": _library().__version__},
             build_seconds=self._build_seconds,
         )
@@ -101,16 +134,9 @@ class OnnxRuntimeRunner:
         # Its threads spin for a while after a call, on the cores that the next runner's call needs. Two sessions taking
         # turns on two cores (ResNet-20, batch 8): 22.0 ms a call with that, 11.5 ms without; one alone is no slower.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = _PROVIDERS[self.device.type]
-        settings = {}
-        if self._stream is not None:
-            settings = {
-                "device_id": str(self.device.index),
-                "user_compute_stream": str(self._stream.cuda_stream),
-                "use_tf32": "0",
-            }
-            if self._memory_limit is not None:
-                settings["gpu_mem_limit"] = str(int(self._memory_limit * 2**30))
+        settings = self._cuda_settings()
         metadata = _metadata(self._path)
         self._feed = read_feed(metadata)
         try:
@@ -128,8 +154,24 @@ class OnnxRuntimeRunner:
             )
         # Else a call that fails on CUDA would be tried again, silently, in a new session on the CPU.
         session.disable_fallback()
+        check_placement(session, provider, self._path)
         self._read_signature(session, input_of(metadata))
         return session
+
+    def _cuda_settings(self) -> dict[str, str]:
+        """Of the CUDA provider; nothing on the CPU."""
+        if self._stream is None:
+            return {}
+        settings = {
+            "device_id": str(self.device.index),
+            "user_compute_stream": str(self._stream.cuda_stream),
+            "use_tf32": "0",
+        }
+        if self._cuda_graph:
+            settings["enable_cuda_graph"] = "1"
+        if self._memory_limit is not None:
+            settings["gpu_mem_limit"] = str(int(self._memory_limit * 2**30))
+        return settings
 
     def _rounds(self) -> bool:
         """Whether it runs in float32 with each result rounded: ONNX Runtime has no bfloat16 on a processor."""
@@ -162,6 +204,33 @@ class OnnxRuntimeRunner:
 
     def _run_on_cuda(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
         """In torch's own memory, on a stream that takes its place in the current one's order; nothing waits."""
+        bound = self._bind(tensors)
+        current = torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        self._session.run_with_iobinding(bound.binding, bound.options)
+        current.wait_stream(stream)
+        return bound.logits.float()
+
+    def _replayed(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
+        """By the graph for these shapes; the first call with them runs once, and is then captured by onnxruntime."""
+        assert self._done is not None
+        shapes = tuple(tensor.shape for tensor in tensors.values())
+        if shapes not in self._bound:
+            own = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+            self._bound[shapes] = self._bind(own, graph=len(self._bound) + 1)  # 0 is onnxruntime's own
+        bound = self._bound[shapes]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(self._done)  # a call on another stream, which uses the same memory
+        for name, tensor in tensors.items():
+            bound.inputs[name].copy_(tensor)
+        stream.wait_stream(current)
+        self._session.run_with_iobinding(bound.binding, bound.options)
+        current.wait_stream(stream)
+        logits = bound.logits.to(torch.float32, copy=True)
+        self._done.record(current)
+        return logits
+
+    def _bind(self, tensors: dict[str, Tensor], graph: int | None = None) -> _Bound:
         size = size_of(tensors)
         logits = torch.empty(size, *self._output_shape, device=self.device, dtype=self._output_dtype)
         binding = self._session.io_binding()
@@ -170,11 +239,9 @@ class OnnxRuntimeRunner:
         _bind(binding.bind_output, self._output, logits)
         options = _library().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        current = torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)
-        self._session.run_with_iobinding(binding, options)
-        current.wait_stream(stream)
-        return logits.float()
+        if graph is not None:
+            options.add_run_config_entry("gpu_graph_id", str(graph))
+        return _Bound(tensors, logits, binding, options)
 
 
 def _input_tensor(found: Any, feed: Feed) -> InputTensor | None:
@@ -204,6 +271,30 @@ def _metadata(path: Path) -> dict[str, str]:
     except DecodeError:
         return {}
     return {each.key: each.value for each in model.metadata_props}
+
+
+def check_placement(session: Any, provider: str, path: Path) -> None:
+    """Whether a session computes where it was asked to. Small work on shapes is left to the CPU by onnxruntime itself.
+
+    Raises:
+        RunnerError: what costs time is computed elsewhere, which onnxruntime does without a word where the provider has
+            no kernel for it.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # not in every onnxruntime that litdeploy takes
+        return
+    elsewhere = Counter(
+        f"{node.op_type} on {part.ep_name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if node.op_type.removeprefix("Fused") in _COMPUTES
+    )
+    if elsewhere:
+        told = ", ".join(f"{count} {what}" for what, count in elsewhere.items())
+        raise RunnerError(
+            f"{path}: onnxruntime does not compute all of it with the {provider}: {told}. Export it in a precision "
+            "that this provider has (litdeploy export --onnx --precision fp32), or run it with --device cpu."
+        )
 
 
 def _library() -> Any:
