@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
+from litdeploy.batch import Batch
 from litdeploy.bundle import Accuracy
 from litdeploy.data import Data
 from litdeploy.recipe import Recipe
-from litdeploy.spec import InputSpec
+from litdeploy.spec import AnyInput
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.checkpoints import Checkpoints, Saved
 from litdeploy.trainer.epoch import Epochs
@@ -100,13 +101,13 @@ class Run:
     phases: Sequence[TrainingPhase]
     sections: Sequence[str]
     data: Data
-    input: InputSpec
+    input: AnyInput
     recipe: Recipe
     precision: str
     device: torch.device
     log: MetricsLog
     progress: Progress
-    example: Tensor
+    example: Batch
     cache: FeatureCache | None = None
     ranks: Ranks = ALONE
     checkpoints: Checkpoints | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
@@ -110,7 +111,7 @@ def train(
             device=where,
             log=log,
             progress=told,
-            example=made.example().to(where),
+            example=moved(made.example(), where),
             ranks=ranks,
             checkpoints=checkpoints,
             saved=saved,

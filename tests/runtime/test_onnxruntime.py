@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.runtime.onnxruntime import check_placement
 
 CPU = torch.device("cpu")
 
@@ -50,6 +51,55 @@ def test_on_cuda_it_takes_its_place_in_the_current_stream(onnx_path: Path, netwo
             torch.testing.assert_close(doubled.cpu() / 2, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_graphs_are_for_cuda(onnx_path: Path) -> None:
+    with pytest.raises(RunnerError, match="runs on cuda, not on cpu"):
+        open_runner("onnxruntime-graph", onnx_path=onnx_path, device=CPU)
+
+
+def test_what_is_computed_elsewhere_is_an_error(onnx_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
+    check_placement(session, "CPUExecutionProvider", onnx_path)
+    with pytest.raises(RunnerError, match=r"with the CUDAExecutionProvider: \d+ \w*Conv on CPUExecutionProvider"):
+        check_placement(session, "CUDAExecutionProvider", onnx_path)
+
+
+@pytest.mark.gpu
+def test_graphs_give_the_modules_logits_for_each_shape_in_turn(onnx_path: Path, network: Network) -> None:
+    device = torch.device("cuda", 0)
+    with open_runner("onnxruntime-graph", onnx_path=onnx_path, device=device) as runner:
+        kept = []
+        for turn in range(3):
+            for size in (1, 8, 3):
+                batch = network.example(size) + turn
+                kept.append((runner.run(batch.to(device)), network.module(batch).detach()))
+        assert "CUDA graph" in runner.describe().mode
+        with pytest.raises(RunnerError, match=r"takes float32 images of shape \(N, 3, 8, 8\)"):
+            runner.run(torch.zeros(2, 3, 8, 9, device=device))
+    # What a call gave is the caller's: later replays leave it alone.
+    for found, expected in kept:
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_graph_takes_its_place_in_the_current_stream(onnx_path: Path, network: Network) -> None:
+    device = torch.device("cuda", 0)
+    expected = network.module(network.example(8)).detach()
+    with open_runner("onnxruntime-graph", onnx_path=onnx_path, device=device) as runner:
+        runner.run(torch.zeros(8, 3, 8, 8, device=device))
+        for stream in [torch.cuda.Stream(device) for _ in range(4)]:
+            with torch.cuda.stream(stream):
+                # Slow work first: a runner that does not wait for it reads zeros.
+                batch = torch.zeros(8, 3, 8, 8, device=device)
+                torch.cuda._sleep(2_000_000)
+                batch.copy_(network.example(8).to(device))
+                doubled = runner.run(batch) * 2
+            torch.testing.assert_close(doubled.cpu() / 2, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(RunnerError, match="no such file"),
@@ -76,7 +126,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, onnx_path: Path) -> None:
 @pytest.mark.parametrize(
     ("input_type", "input_shape", "output_shape"),
     [
-        (TensorProto.FLOAT, ["batch", 12], ["batch", 12]),
+        (TensorProto.DOUBLE, ["batch", 12], ["batch", 12]),
+        (TensorProto.INT64, ["batch", 12], ["batch", 12]),
         (TensorProto.UINT8, ["batch", 1, 3, 4], ["batch", 12]),
         (TensorProto.FLOAT, ["batch", 1, "height", "width"], ["batch", "features"]),
     ],
@@ -95,3 +146,24 @@ def test_a_model_of_one_batch_size_refuses_others_with_a_message(tmp_path: Path)
         assert runner.run(torch.ones(2, 1, 3, 4)).shape == (2, 12)
         with pytest.raises(RunnerError, match="cannot run it"):
             runner.run(torch.ones(3, 1, 3, 4))
+
+
+def test_several_inputs_go_in_by_their_names(tmp_path: Path) -> None:
+    """As of a generator that takes images and domains."""
+    images, domains = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("images", 4), ("domains", 2))
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Concat", ["images", "domains"], ["out"], axis=1)],
+        "beside",
+        [images, domains],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 6])],
+    )
+    path = tmp_path / "two.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    batch = {"images": torch.ones(3, 4), "domains": torch.zeros(3, 2)}
+    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+        assert torch.equal(runner.run(batch), torch.cat([*batch.values()], dim=1))
+        with pytest.raises(RunnerError, match=r"float32 images of shape \(N, 4\) and float32 domains"):
+            runner.run({"images": torch.ones(3, 4), "domains": torch.zeros(2, 2)})
