@@ -9,6 +9,7 @@ profile/               report.json, report.html, samples.json
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shlex
@@ -26,6 +27,7 @@ from litdeploy.recipe import Recipe
 from litdeploy.spec import NetworkSpec
 
 SCHEMA_VERSION = 1
+_LATEST_OPSET = 1000
 DEFAULT_PATH = Path("deploy")
 _OURS = (
     "manifest.json",
@@ -102,6 +104,17 @@ class Artefact(Record):
     precision: str = Field(pattern=r"^(fp32|fp16|bf16|int8)$")
     versions: dict[str, str]
     details: dict[str, Any]
+
+    def opset(self) -> int:
+        """The ONNX operator set that it was exported in.
+
+        Raises:
+            BundleError: its details do not say.
+        """
+        found = self.details.get("opset")
+        if not isinstance(found, int) or not 1 <= found <= _LATEST_OPSET:
+            raise BundleError(f"{self.path}: the manifest does not say its operator set. Export it again.")
+        return found
 
     @property
     def command(self) -> str | None:
@@ -304,6 +317,19 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sidecar(path: Path) -> Artefact:
+    """What the sidecar of an exported file says of it.
+
+    Raises:
+        OSError: there is none, it cannot be read, or it is a link that leaves its folder.
+        ValidationError: it is no sidecar.
+    """
+    sidecar = sidecar_of(path)
+    if not is_inside(sidecar, path.parent):
+        raise OSError(errno.ELOOP, "a link that leaves its folder", str(sidecar))
+    return Artefact.model_validate_json(read_small(sidecar))
 
 
 def sidecar_of(path: Path) -> Path:

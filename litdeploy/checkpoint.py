@@ -58,8 +58,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     without `module.` and `_orig_mod.`, saved on any device, in any floating-point type.
 
     Raises:
-        CheckpointError: missing, empty, torn, no checkpoint, a pickle that would have to run code, or sizes that the file
-            cannot hold.
+        CheckpointError: missing, empty, torn, no checkpoint, a pickle that would have to run code, or sizes that the
+            file cannot hold.
     """
     path = Path(path)
     if path.is_dir():

@@ -22,7 +22,7 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
         OSError: it cannot be read, is no regular file (a device or a pipe never ends), or has more than `most` bytes.
     """
     # Not to wait for somebody to write into a pipe.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))

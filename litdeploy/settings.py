@@ -31,7 +31,7 @@ _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only (safe, no tags), and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
+    """Plain data only, no tags; and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
 
     def fetch_tag(self) -> None:
         raise yaml.scanner.ScannerError(None, None, "tags (!…) are not taken: settings are plain data", self.get_mark())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from litdeploy.bundle import Accuracy, Bundle
 from litdeploy.data import check_against, normalised_batches, open_data
-from litdeploy.errors import DataError, SettingsError
+from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.runtime.feed import read_names, read_numbers
 from litdeploy.runtime.inductor import package_details
 from litdeploy.settings import parse
 from litdeploy.spec import InputSpec, NetworkSpec, override_input
@@ -91,11 +93,14 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, i
         SettingsError: it says nothing of its normalisation, and none is given.
     """
     described = describe_onnx(path)
-    metadata, (_, *shape), (_, classes) = described["metadata"], described["input_shape"], described["output_shape"]
+    metadata, shape, logits = described["metadata"], described["input_shape"][1:], described["output_shape"]
+    if len(logits) != 2 or not isinstance(logits[1], int):
+        raise RunnerError(f"{path}: gives {logits}, and not logits (N, classes): it is no classifier of images.")
     # The metadata's, where there is one: a file that takes pixels has their channels last.
-    shape = json.loads(metadata["input_shape"]) if "input_shape" in metadata else shape
+    if "input_shape" in metadata:
+        shape = [int(size) for size in read_numbers(metadata, "input_shape", str(path))]
     stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
-    return _exported_spec(path, metadata, stated, normalise, input_shape), int(classes)
+    return _exported_spec(path, metadata, stated, normalise, input_shape), logits[1]
 
 
 def _exported_spec(
@@ -107,9 +112,14 @@ def _exported_spec(
 ) -> NetworkSpec:
     input_shape = input_shape or stated_shape
     if {"mean", "std"} <= metadata.keys() and input_shape is not None:
-        stored = InputSpec(
-            shape=input_shape, mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"]))
-        )
+        mean, std = (read_numbers(metadata, key, str(path)) for key in ("mean", "std"))
+        try:
+            stored = InputSpec(shape=input_shape, mean=mean, std=std)
+        except ValidationError as error:
+            raise RunnerError(
+                f"{path}: what its metadata say of its input is damaged ({error.errors()[0]['msg']}). Make it again: "
+                "litdeploy export"
+            ) from None
         found = override_input(stored, normalise, input_shape, str(path))
     elif normalise is None or input_shape is None:
         raise SettingsError(
@@ -119,5 +129,4 @@ def _exported_spec(
     else:
         blank = InputSpec(shape=input_shape, mean=(0.0,) * input_shape[0], std=(1.0,) * input_shape[0])
         found = override_input(blank, normalise, input_shape, str(path))
-    names = tuple(json.loads(metadata.get("classes", "[]")))
-    return NetworkSpec(name=path.name, input=found, classes=names)
+    return NetworkSpec(name=path.name, input=found, classes=read_names(metadata, str(path)))

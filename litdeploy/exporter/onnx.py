@@ -21,6 +21,7 @@ from litdeploy.exporter.ends import Ends
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.onnx_file import read_model
 from litdeploy.spec import NetworkSpec
 from litdeploy.target import Precision
 
@@ -229,15 +230,10 @@ def describe_onnx(path: Path) -> dict[str, Any]:
     Raises:
         RunnerError: no such file, or no ONNX.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    if not path.is_file():
-        raise RunnerError(f"{path}: no such file.")
+    model = read_model(path)
     try:
-        model = onnx.load_model(path, load_external_data=False)
         [source], [result, *_] = model.graph.input, model.graph.output
-    except (DecodeError, ValueError):
+    except ValueError:
         raise RunnerError(f"{path}: not an ONNX file with one input. Make one: litdeploy export --onnx") from None
     return {
         "opset": next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),

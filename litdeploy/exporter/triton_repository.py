@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from litdeploy.bundle import Artefact, remove, sha256_of
 from litdeploy.errors import BundleError, SettingsError
+from litdeploy.runtime.onnx_file import read_model
 
 # Microseconds that a request may wait for others to share its batch.
 QUEUE_DELAY_US = 100
@@ -146,7 +147,7 @@ def _package_signature(details: Mapping[str, Any]) -> tuple[_Tensor, _Tensor]:
 def _onnx_signature(path: Path) -> tuple[_Tensor, _Tensor]:
     import onnx
 
-    graph = onnx.load_model(path, load_external_data=False).graph
+    graph = read_model(path).graph
     tensors = []
     for value in (graph.input[0], graph.output[0]):
         kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()

@@ -217,13 +217,15 @@ def _hf_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _check_config(config: Any, name: str) -> None:
-    """A configuration may name kernels at the hub, which are code."""
-    kernels = getattr(config, "_attn_implementation_internal", None) or getattr(config, "_attn_implementation", None)
-    if isinstance(kernels, str) and not kernels.isidentifier():
-        raise NetworkError(
-            f"hf:{name}: its configuration asks for attention from elsewhere ({kernels!r}), which is code. Take "
-            "`_attn_implementation` out of its config.json."
-        )
+    """A configuration, or one inside it, may name kernels at the hub, which are code."""
+    for key, value in vars(config).items():
+        if key.endswith("_implementation_internal") and isinstance(value, str) and not value.isidentifier():
+            raise NetworkError(
+                f"hf:{name}: its configuration asks for kernels from elsewhere ({value!r}), which are code. Take "
+                f"`{key.removesuffix('_internal')}` out of its config.json."
+            )
+        if hasattr(value, "to_diff_dict"):  # a configuration
+            _check_config(value, name)
 
 
 def _user_builder(name: str) -> Callable[..., nn.Module]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from litdeploy.errors import DependencyError, RunnerError
+from litdeploy.files import is_file
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.feed import Feed, read_feed
+from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
@@ -54,7 +56,7 @@ class OnnxRuntimeRunner:
 
     def __enter__(self) -> Self:
         ort = _library()
-        if not self._path.is_file():
+        if not is_file(self._path):
             raise RunnerError(f"{self._path}: no such file. Make it: litdeploy export")
         if self.device.type == "cuda":
             _check_cuda(ort, self.device)
@@ -132,6 +134,10 @@ class OnnxRuntimeRunner:
 
     def _read_signature(self, session: Any) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
+        if not inputs or not outputs:
+            raise RunnerError(
+                f"{self._path}: has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed."
+            )
         images, logits = inputs[0], outputs[0]
         if self._rounds() and self._feed.dtype is torch.bfloat16:
             self._feed = replace(self._feed, dtype=torch.float32)
@@ -174,15 +180,8 @@ class OnnxRuntimeRunner:
 
 
 def _read_feed(path: Path) -> Feed:
-    """What the file's metadata say of its input; nothing where it is no ONNX: the session's error says it better."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except DecodeError:
-        return Feed()
-    return read_feed({each.key: each.value for each in model.metadata_props})
+    """What the file's metadata say of its input, once all that it claims was held against what there is."""
+    return read_feed({each.key: each.value for each in read_model(path).metadata_props}, str(path))
 
 
 def _library() -> Any:
