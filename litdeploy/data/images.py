@@ -26,7 +26,7 @@ _GREY_MODES = {"1", "L", "LA", "La"}
 _DEEP_MODES = ("I", "F")
 _ORIENTATION = 0x0112
 # Not all that Pillow opens: for some it starts other programs.
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 _MOST_PIXELS = 2**26
 # A larger one would be that much of memory before it is known to be an image.
 _MOST_BYTES = 2**29

@@ -59,8 +59,8 @@ def _tensors(model: Any) -> Iterator[Any]:
             nodes += graph.node
             continue
         for attribute in nodes.pop().attribute:
-            yield from (attribute.t, *attribute.tensors)
-            yield from (attribute.sparse_tensor, *attribute.sparse_tensors)
+            yield from (each for each in (attribute.t, attribute.sparse_tensor) if each.ByteSize())
+            yield from (*attribute.tensors, *attribute.sparse_tensors)
             graphs += [attribute.g, *attribute.graphs]
 
 
