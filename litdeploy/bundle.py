@@ -10,15 +10,17 @@ profile/               report.json, report.html, samples.json
 
 from __future__ import annotations
 
+import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from litdeploy.errors import BundleError
-from litdeploy.files import PARTIAL, remove_partial
+from litdeploy.files import PARTIAL, is_file, is_inside, read_small, remove_partial
 from litdeploy.files import remove as remove
 from litdeploy.files import sha256_of as sha256_of
 from litdeploy.files import write_whole as write_whole
@@ -27,6 +29,7 @@ from litdeploy.recipe import Recipe
 from litdeploy.spec import NetworkSpec
 
 SCHEMA_VERSION = 1
+_LATEST_OPSET = 1000
 DEFAULT_PATH = Path("deploy")
 _OURS = (
     "manifest.json",
@@ -102,9 +105,34 @@ class Artefact(Record):
 
     path: str
     sha256: str
-    precision: str
+    precision: str = Field(pattern=r"^(fp32|fp16|bf16|int8)$")
     versions: dict[str, str]
     details: dict[str, Any]
+
+    def opset(self) -> int:
+        """The ONNX operator set that it was exported in.
+
+        Raises:
+            BundleError: its details do not say.
+        """
+        found = self.details.get("opset")
+        if not isinstance(found, int) or not 1 <= found <= _LATEST_OPSET:
+            raise BundleError(f"{self.path}: the manifest does not say its operator set. Export it again.")
+        return found
+
+    @property
+    def command(self) -> str | None:
+        """What was typed to make it; None where the file says something else than `litdeploy export …`.
+
+        It is shown as what to type, and whoever wrote the file may have written anything.
+        """
+        command = self.details.get("command")
+        try:
+            words = shlex.split(command) if isinstance(command, str) and command.isprintable() else []
+        except ValueError:
+            return None
+        ours = words[:2] in (["litdeploy", "export"], ["litdeploy", "profile"])
+        return shlex.join(words) if ours else None
 
 
 class Manifest(Record):
@@ -177,14 +205,17 @@ class Bundle:
                 f"{self.path}: no such folder. Make a bundle first: litdeploy compress teacher.pt --student-depth 20"
                 + ("" if self.path == DEFAULT_PATH else f" --out {self.path}")
             )
-        if not self.manifest_path.is_file():
+        if not is_file(self.manifest_path):
             unfinished = "holds a run that did not finish" if self.exists() else "is no bundle"
             raise BundleError(
                 f"{self.path}: {unfinished} (there is no manifest.json). Run `litdeploy compress … --out {self.path}"
                 f"{' --resume' if self.exists() else ''}`."
             )
+        self._check_links()
         try:
-            manifest = Manifest.model_validate_json(self.manifest_path.read_bytes())
+            manifest = Manifest.model_validate_json(read_small(self.manifest_path))
+        except OSError as error:
+            raise BundleError(f"{self.manifest_path}: cannot be read ({error.strerror}).") from None
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(key) for key in first["loc"])
@@ -196,12 +227,24 @@ class Bundle:
             raise BundleError(
                 f"{self.manifest_path}: schema version {manifest.schema_version}; this one reads {SCHEMA_VERSION}."
             )
-        if not self.student_path.is_file() or sha256_of(self.student_path) != manifest.student_sha256:
+        if not is_file(self.student_path) or sha256_of(self.student_path) != manifest.student_sha256:
             raise BundleError(
                 f"{self.student_path}: missing, or altered since the manifest was written (its SHA-256 differs). "
                 "Restore it, or compress again with --overwrite."
             )
         return manifest
+
+    def _check_links(self) -> None:
+        """Nothing is read or written through a link that leaves the bundle, which a stranger may have packed into it.
+
+        Raises:
+            BundleError: there is one.
+        """
+        for name in _OURS:
+            if not is_inside(self.path / name, self.path):
+                raise BundleError(
+                    f"{self.path / name}: is a link that leaves the bundle. Put the file or folder itself there."
+                )
 
     def read_complete(self) -> Manifest:
         """Like `read`, for the stages after training.
@@ -312,13 +355,26 @@ class Bundle:
             BundleError: the file is missing, was altered, or lies outside the bundle.
         """
         path = self.path / artefact.path
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{self.manifest_path}: names {artefact.path}, which lies outside the bundle.")
-        if not path.is_file() or sha256_of(path) != artefact.sha256:
+        if not is_inside(path, self.path):
+            raise BundleError(f"{self.manifest_path}: names {artefact.path!r}, which lies outside the bundle.")
+        if not is_file(path) or sha256_of(path) != artefact.sha256:
             raise BundleError(
                 f"{path}: missing, or altered since it was exported (its SHA-256 differs). Export it again."
             )
         return path
+
+
+def read_sidecar(path: Path) -> Artefact:
+    """What the sidecar of an exported file says of it.
+
+    Raises:
+        OSError: there is none, it cannot be read, or it is a link that leaves its folder.
+        ValidationError: it is no sidecar.
+    """
+    sidecar = sidecar_of(path)
+    if not is_inside(sidecar, path.parent):
+        raise OSError(errno.ELOOP, "a link that leaves its folder", str(sidecar))
+    return Artefact.model_validate_json(read_small(sidecar))
 
 
 def sidecar_of(path: Path) -> Path:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from litdeploy.errors import SettingsError
+from litdeploy.files import is_file, read_small
 
 
 class Settings(BaseModel):
@@ -23,8 +24,17 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+# The longest that comes with litdeploy has 40 lines.
+_MOST_BYTES = 2**20
+_MOST_NODES = 10_000
+_DEEPEST = 20
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain data only (safe), and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
+    """Plain data only, no tags; and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
+
+    def fetch_tag(self) -> None:
+        raise yaml.scanner.ScannerError(None, None, "tags (!…) are not taken: settings are plain data", self.get_mark())
 
 
 _Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -79,17 +89,17 @@ def read(model: type[S], name_or_path: str | Path, kind: str, variants: tuple[st
 def _split(text: str, variants: tuple[str, ...]) -> tuple[str, str | None]:
     """`cifar10-resnet:paper` → its two parts; a file of that very name, or a drive's letter, is no variant."""
     name, _, variant = text.rpartition(":")
-    if not variants or not name or re.search(r"[/\\.]", variant) or Path(text).is_file():
+    if not variants or not name or re.search(r"[/\\.]", variant) or is_file(Path(text)):
         return text, None
     return name, variant
 
 
 def _find(name: str, kind: str) -> Path:
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     shipped = folder(kind) / f"{name}.yaml"
-    if path.suffix in {".yaml", ".yml"} or not shipped.is_file():
+    if path.suffix in {".yaml", ".yml"} or not is_file(shipped):
         raise SettingsError(
             f"{name}: no such file, and none of this name in {kind}/. Those that come with litdeploy: "
             f"{', '.join(names(kind)) or 'none'}."
@@ -98,10 +108,11 @@ def _find(name: str, kind: str) -> Path:
 
 
 def _compose(path: Path) -> yaml.MappingNode:
-    """The document as nodes, which know their lines; it is sure to be plain data."""
+    """The document as nodes, which know their lines; it is sure to be plain data, and not much of it."""
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader = _Loader(read_small(path, _MOST_BYTES).decode("utf-8"))
         root = loader.get_single_node()
+        _check_size(root, path)
         values = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -109,11 +120,38 @@ def _compose(path: Path) -> yaml.MappingNode:
         raise SettingsError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: not a text file.") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise SettingsError(f"{path}: holds a value that cannot be read ({error}).") from None
     if values is None:
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):
         raise SettingsError(f"{path}: holds a {type(values).__name__}; a mapping of keys to values is needed.")
     return root
+
+
+def _check_size(root: yaml.Node | None, path: Path) -> None:
+    """Counts the values as they will be once every alias stands for what it names, which a few lines can make millions.
+
+    Raises:
+        SettingsError: too many, or nested too deeply, as an alias inside what it names is without end.
+    """
+    open_nodes = [(root, 1)]
+    count = 0
+    while open_nodes:
+        node, depth = open_nodes.pop()
+        count += 1
+        if count > _MOST_NODES:
+            raise SettingsError(f"{path}: holds more than {_MOST_NODES:,} values, its aliases written out.")
+        if depth > _DEEPEST:
+            raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.")
+        if isinstance(node, yaml.MappingNode):
+            open_nodes += [(each, depth + 1) for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            open_nodes += [(each, depth + 1) for each in node.value]
 
 
 def _laid_over(node: yaml.MappingNode, changes: yaml.MappingNode) -> yaml.MappingNode:

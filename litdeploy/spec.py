@@ -23,6 +23,10 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+# 3 × 4096 × 4096 and more; a header may say anything, and one image of it is made to look into a network.
+MOST_VALUES = 2**26
+
+
 @dataclass(frozen=True)
 class Free:
     """A size that differs from call to call: 1 to `most`; None: nothing says how much."""
@@ -66,6 +70,8 @@ class InputSpec(Settings):
     def _check(self) -> InputSpec:
         if min(self.shape) < 1:
             raise ValueError("every size of an input shape is at least 1")
+        if math.prod(self.shape) > MOST_VALUES:
+            raise ValueError(f"an image has at most {MOST_VALUES:,} values")
         if not len(self.mean) == len(self.std) == self.shape[0]:
             raise ValueError(f"mean and std need one value for each of the {self.shape[0]} channels")
         if min(self.std) <= 0:

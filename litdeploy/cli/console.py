@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Accuracy
     from litdeploy.trainer import Progress
 
-output = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True)
+# What a terminal takes as a command, and what turns the direction of reading.
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Plain(Console):
+    """Prints text as it is: names and messages may come from a stranger's file."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(_COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text), **options)
+
+
+output = _Plain(soft_wrap=True, markup=False, emoji=False)
+errors = _Plain(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_json(content: Any) -> None:

@@ -18,7 +18,7 @@ from litdeploy.data.split import SPLITS, Resident, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import InputSpec, NetworkSpec
+from litdeploy.spec import MOST_VALUES, InputSpec, NetworkSpec
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
@@ -92,6 +92,10 @@ def open_store(settings: DataSettings) -> Store:
     """Finds a dataset. Raises as `open_data`."""
     if settings.image_size is not None and min(settings.image_size) < 1:
         raise DataError(f"--image-size {settings.image_size[0]},{settings.image_size[1]}: both are at least 1 (H,W).")
+    if settings.image_size is not None and 3 * settings.image_size[0] * settings.image_size[1] > MOST_VALUES:
+        raise DataError(
+            f"--image-size {settings.image_size[0]},{settings.image_size[1]}: an image is no larger than 4096,4096."
+        )
     found = sources.find(settings.source)
     if isinstance(found, Packed):
         found.check(settings)

@@ -18,12 +18,18 @@ from torch import Tensor
 
 from litdeploy.data.table import Table
 from litdeploy.errors import DataError
+from litdeploy.files import read_small
 
 _ROWS_AT_ONCE = 256
 _GREY_MODES = {"1", "L", "LA", "La"}
 # Pillow would clip them to 8 bits, not scale them.
 _DEEP_MODES = ("I", "F")
 _ORIENTATION = 0x0112
+# Not all that Pillow opens: for some it starts other programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+_MOST_PIXELS = 2**26
+# A larger one would be that much of memory before it is known to be an image.
+_MOST_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -113,12 +119,12 @@ def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
     if encoded is None:
         encoded = _read(table, row, cell["path"])
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            _check_size(image)
             image.load()
             # A camera held upright writes its pixels lying, and says so here; `datasets` turns them likewise.
             turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-    # Pillow's decoders fail in as many ways as files can be torn.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders fail in as many ways as files can be torn
         raise DataError(
             f"{table.where(row, cell['path'])}: cannot be decoded as an image ({error}). Mend or remove it."
         ) from error
@@ -129,12 +135,25 @@ def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
     return turned
 
 
+def _check_size(image: Image.Image) -> None:
+    """Before any of it is decoded: a few bytes of a file can be any number of pixels."""
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(
+            f"{image.height:,} × {image.width:,} pixels, and {_MOST_PIXELS:,} are the most that are decoded; make it "
+            "smaller"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _read(table: Table, row: int, path: str | None) -> bytes:
     if not path:
         raise DataError(f"{table.where(row, None)} has no image. Remove such rows.")
     file = Path(path) if table.base is None else table.base / path
     try:
-        return file.read_bytes()
-    except OSError as error:
+        return read_small(file, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         beside = f"; paths are relative to {table.base}" if table.base and not Path(path).is_absolute() else ""
-        raise DataError(f"{table.where(row, path)}: cannot be read ({error.strerror}{beside}).") from error
+        raise DataError(f"{table.where(row, path)}: cannot be read ({_reason(error)}{beside}).") from error

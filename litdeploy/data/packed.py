@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, field_validator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from litdeploy.bundle import Record, sha256_of
@@ -112,7 +112,9 @@ class Packed:
                 self._labels: dict[str, NDArray[np.int64]] = {
                     split: file.get_tensor(labels_key(split)).numpy().copy() for split in self.splits
                 }
-        except (SafetensorError, OSError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # SafetensorError, and what torch says of a type that it does not have
             raise DataError(
                 f"{name}: not a whole safetensors file ({error}). Copy it again, or pack its source again: {_PACK}."
             ) from None

@@ -19,7 +19,9 @@ import numpy as np
 
 from litdeploy.data.packed import SUFFIX as PACKED_KIND
 from litdeploy.data.packed import Packed
+from litdeploy.data.tables import check_table
 from litdeploy.errors import DataError
+from litdeploy.files import is_file
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -73,7 +75,7 @@ def find(name: str | None) -> Source | Packed:
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(name, path.absolute())
-    if path.is_file():
+    if is_file(path):
         if path.suffix.lower() == PACKED_KIND:
             return Packed(name, path.absolute())
         if path.suffix.lower() not in _TABLE_KINDS:
@@ -235,12 +237,14 @@ def _load_tables(name: str, files: list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    for file in files:
+        check_table(file, name)
     kind = files[0].suffix.lower().removeprefix(".")
     # `datasets` takes patterns, and a folder may be called `run[1]`.
     patterns = [glob.escape(str(file)) for file in files]
     try:
         return datasets.load_dataset(kind, data_files={"train": patterns}, split="train")
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except Exception as error:  # whatever pyarrow and pandas make of a damaged file
         cause = error.__cause__ or error
         raise DataError(
             f"{name}: {', '.join(file.name for file in files[:3])} cannot be read as {kind} ({_first_line(cause)})."

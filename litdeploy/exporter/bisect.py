@@ -17,6 +17,7 @@ from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import read_feed
+from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.rounding import rounded
 from litdeploy.target import Tolerance
 
@@ -102,8 +103,8 @@ def _intermediates(path: Path, layers: list[str], inputs: Batch) -> Values:
     import onnx
     import onnxruntime
 
-    model = onnx.load_model(path)
-    feed = read_feed({each.key: each.value for each in model.metadata_props})
+    model = read_model(path, weights=True)
+    feed = read_feed({each.key: each.value for each in model.metadata_props}, str(path))
     taken = feed.take(inputs)
     if feed.precision == "bf16":
         model, taken = onnx.load_from_string(rounded(path)), cast(taken, torch.float32)

@@ -8,11 +8,12 @@ from typing import Any
 
 from litdeploy.bundle import Accuracy, Bundle
 from litdeploy.data import check_against, normalised_batches, open_data
-from litdeploy.errors import DataError, SettingsError
+from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.runtime.feed import read_names
 from litdeploy.runtime.inductor import package_details
 from litdeploy.settings import parse
 from litdeploy.spec import InputSpec, NetworkSpec, image_shape, input_of, override_input
@@ -91,9 +92,11 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] |
         SettingsError: it says nothing of its normalisation, and none is given.
     """
     described = describe_onnx(path)
-    metadata, (_, *shape), (_, classes) = described["metadata"], described["input_shape"], described["output_shape"]
+    metadata, shape, logits = described["metadata"], described["input_shape"][1:], described["output_shape"]
+    if len(logits) != 2 or not isinstance(logits[1], int):
+        raise RunnerError(f"{path}: gives {logits}, and not logits (N, classes): it is no classifier.")
     stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
-    return _exported_spec(path, metadata, stated, normalise, input_shape), int(classes)
+    return _exported_spec(path, metadata, stated, normalise, input_shape), logits[1]
 
 
 def _exported_spec(
@@ -104,8 +107,10 @@ def _exported_spec(
     input_shape: tuple[int, ...] | None,
 ) -> NetworkSpec:
     # The metadata's shape, where there is one: a file that takes pixels has their channels last.
-    stated = {} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}
-    known = input_of({**stated, **metadata})
+    told = {**({} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}), **metadata}
+    known = input_of(told)
+    if known is None and ("input" in told or {"input_shape", "mean", "std"} <= told.keys()):
+        raise RunnerError(f"{path}: what its metadata say of its input is damaged. Make it again: litdeploy export")
     shape = input_shape or stated_shape
     if known is not None:
         found = override_input(known, normalise, input_shape, str(path))
@@ -118,5 +123,4 @@ def _exported_spec(
         shape = image_shape(shape, str(path))
         blank = InputSpec(shape=shape, mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
         found = override_input(blank, normalise, None, str(path))
-    names = tuple(json.loads(metadata.get("classes", "[]")))
-    return NetworkSpec(name=path.name, input=found, classes=names)
+    return NetworkSpec(name=path.name, input=found, classes=read_names(metadata, str(path)))

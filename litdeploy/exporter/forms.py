@@ -15,7 +15,7 @@ import torch
 from litdeploy.batch import Batch, in_parts, moved, size_of
 from litdeploy.bundle import Artefact
 from litdeploy.data import Data, prepared
-from litdeploy.errors import DataError
+from litdeploy.errors import BundleError, DataError
 from litdeploy.exporter.conversion import Conversion, convert
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
@@ -263,8 +263,15 @@ def kind_of(form: str, precision: str) -> str:
 
 
 def form_of(kind: str) -> Form:
-    """The form of an artefact, by its key in the manifest."""
-    return FORMS[kind.split("-")[0]]
+    """The form of an artefact, by its key in the manifest.
+
+    Raises:
+        BundleError: there is no such form.
+    """
+    form = FORMS.get(kind.split("-")[0])
+    if form is None:
+        raise BundleError(f"the manifest holds the artefact {kind!r}; those that there are: {', '.join(FORMS)}.")
+    return form
 
 
 def runs_here(artefact: Artefact) -> bool:

@@ -22,6 +22,7 @@ from litdeploy.exporter.ends import BATCH, Ends
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.onnx_file import read_model
 from litdeploy.spec import NetworkSpec
 from litdeploy.target import Precision
 
@@ -231,15 +232,10 @@ def describe_onnx(path: Path) -> dict[str, Any]:
     Raises:
         RunnerError: no such file, or no ONNX.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    if not path.is_file():
-        raise RunnerError(f"{path}: no such file.")
+    model = read_model(path)
     try:
-        model = onnx.load_model(path, load_external_data=False)
         told = _ends_of(model.graph)
-    except (DecodeError, IndexError):
+    except IndexError:
         raise RunnerError(
             f"{path}: not an ONNX file with an input and an output. Make one: litdeploy export --onnx"
         ) from None

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from litdeploy.bundle import Bundle, Manifest, sha256_of
 from litdeploy.errors import BundleError
+from litdeploy.files import is_file
 from litdeploy.networks import Network, NetworkName, describe, load
-from litdeploy.networks.registry import is_code
+from litdeploy.networks.registry import check_stored, is_code, request
 
 
 def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:
@@ -22,7 +23,7 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
     """
     record = manifest.teacher
     found = Path(path if path is not None else record.path)
-    if not found.is_file():
+    if not is_file(found):
         raise BundleError(
             f"{found}: no such file; it is where {bundle.path}'s teacher "
             + ("was said to be." if path is not None else "was when the student was trained.")
@@ -35,6 +36,8 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
             f"{record.sha256[:12]}…). Say where that one is: --teacher FILE"
         )
     spec = record.spec
+    asked = None if network is None else request(network)
+    check_stored(spec.name, spec.arguments, asked, str(bundle.manifest_path))
     return load(
         found,
         network=network if is_code(spec.name) else describe(spec.name, spec.arguments),

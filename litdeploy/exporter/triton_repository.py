@@ -12,6 +12,7 @@ from typing import Any, Literal
 from litdeploy.bundle import Artefact, remove, sha256_of
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.runtime.inductor import inputs_of
+from litdeploy.runtime.onnx_file import read_model
 
 # Microseconds that a request may wait for others to share its batch.
 QUEUE_DELAY_US = 100
@@ -159,7 +160,7 @@ def _package_signature(details: Mapping[str, Any]) -> tuple[list[_Tensor], _Tens
 def _onnx_signature(path: Path) -> tuple[list[_Tensor], _Tensor]:
     import onnx
 
-    graph = onnx.load_model(path, load_external_data=False).graph
+    graph = read_model(path).graph
     tensors = []
     for value in (*graph.input, graph.output[0]):
         kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from litdeploy.batch import Batch, in_parts, mapped, moved, picked
-from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Record, remove, sidecar_of
+from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Record, read_sidecar, remove, sidecar_of
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.exporter.bisect import Parting, first_parting
@@ -239,7 +239,7 @@ def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str]
     partings = {}
     for path in sorted(bundle.export_path.glob(rejected_path(Path("*.onnx")).name)):
         try:
-            artefact = Artefact.model_validate_json(sidecar_of(path).read_bytes())
+            artefact = read_sidecar(path)
         except (OSError, ValidationError):
             raise BundleError(
                 f"{sidecar_of(path)}: missing or torn, so that the precision of {path.name} is not known. Remove "

@@ -76,11 +76,19 @@ def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Ten
     return result
 
 
+def fits(weights: Weights, dimensions: Mapping[str, int]) -> bool:
+    """Whether these weights are there, with as many dimensions, none of them empty."""
+    return all(
+        name in weights and weights[name].dim() == count and weights[name].numel() > 0
+        for name, count in dimensions.items()
+    )
+
+
 def block_counts(weights: Weights) -> list[int]:
     """Numbers of blocks in `layer1`, `layer2`, …, by the names; empty where they are not numbered without gaps."""
     found: dict[int, set[int]] = {}
     for name in weights:
-        if match := re.match(r"layer(\d+)\.(\d+)\.", name):
+        if match := re.match(r"layer([0-9]{1,5})\.([0-9]{1,5})\.", name):
             found.setdefault(int(match[1]), set()).add(int(match[2]))
     if sorted(found) != list(range(1, len(found) + 1)):
         return []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from litdeploy.checkpoint import Checkpoint, load_weights, read_checkpoint
 from litdeploy.errors import NetworkError
 from litdeploy.networks.identify import describe, identify
+from litdeploy.networks.limit import BuildLimit
 from litdeploy.networks.network import Network
-from litdeploy.networks.registry import NetworkName, Request, is_code, request
+from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
 from litdeploy.networks.student import shorten
 from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_shape, override_input, parse_normalisation
 
@@ -100,23 +103,26 @@ def new(
     return Network(module, _spec(asked, module, arguments, _Said(normalise, input_shape), asked.name), asked.name)
 
 
-def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:
+def build(
+    spec: NetworkSpec,
+    asked: Request | None,
+    source: str,
+    seed: int = 0,
+    within: AbstractContextManager[Any] | None = None,
+) -> nn.Module:
     """A newly initialised module of the spec, shortened where the spec has a plan.
 
     Args:
         asked: the network that the user named; needed where the spec names the user's code.
         source: what a message calls the spec's origin.
+        within: see `Request.build`.
 
     Raises:
-        NetworkError: the spec names code that the user did not name.
+        NetworkError: the spec names code that the user did not name; see `check_stored`.
     """
-    if is_code(spec.name) and (asked is None or asked.name != spec.name):
-        raise NetworkError(
-            f"{source} is of the network {spec.name}, which is code of yours. It is run only when you name it: "
-            f"--network {spec.name}"
-        )
+    check_stored(spec.name, spec.arguments, asked, source)
     builder = asked if asked is not None and is_code(spec.name) else request(spec.name)
-    module = builder.build(spec.arguments, seed)
+    module = builder.build(spec.arguments, seed, within)
     if spec.plan is not None:
         shorten(module, spec.plan)
     return module
@@ -129,7 +135,7 @@ def _rebuilt(checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, s
             f"{source} says that it is {describe(spec.name, spec.arguments)}; --network asks for "
             f"{describe(asked.name, asked.arguments)}. Leave --network out."
         )
-    module = build(spec, asked, source)
+    module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source))
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
     return Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source)
 
@@ -138,7 +144,7 @@ def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> N
     source = str(checkpoint.path)
     name, reading = identify(checkpoint.weights, source, asked)
     found = request(name)
-    module = found.build(reading.arguments)
+    module = found.build(reading.arguments, within=BuildLimit(checkpoint.weights, source))
     spec = _spec(found, module, reading.arguments, said, source)
     load_weights(module, reading.weights, source, describe(name, reading.arguments))
     return Network(module.eval(), spec, source)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from litdeploy.errors import DependencyError, NetworkError
+from litdeploy.errors import DependencyError, LitdeployError, NetworkError
 from litdeploy.networks import resnet, resnext
 from litdeploy.networks.family import Arguments, Family
 from litdeploy.spec import AnyInput, InputSpec, TokenInput
@@ -23,6 +24,15 @@ from litdeploy.spec import AnyInput, InputSpec, TokenInput
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
     "resnext": resnext.FAMILY,
+}
+
+# Arguments by which timm and transformers read further files, or run what is in them.
+_REACHING = {
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_args"),
+    *("trust_remote_code", "code_revision", "revision", "token", "use_auth_token", "subfolder", "proxies", "gguf_file"),
+    *("force_download", "local_files_only", "return_unused_kwargs", "auto_map", "architecture", "backbone"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "use_kernels", "quantization_config"),
+    *("use_timm_backbone", "use_pretrained_backbone", "_configuration_file", "_from_auto"),
 }
 
 # What a caller may name a network by. Code of the user's is run only when it was named like this, never by a file.
@@ -49,17 +59,28 @@ class Request:
     def family(self) -> Family | None:
         return FAMILIES.get(self.name)
 
-    def build(self, arguments: Arguments | None = None, seed: int = 0) -> nn.Module:
+    def build(
+        self, arguments: Arguments | None = None, seed: int = 0, within: AbstractContextManager[Any] | None = None
+    ) -> nn.Module:
         """Makes the module; the same for the same seed, whatever ran before.
+
+        Args:
+            arguments: None: those that were asked for.
+            within: the limit of a network that a file describes; any arguments may be in a file.
 
         Raises:
             NetworkError: arguments that the builder does not take, or something that is no module.
         """
-        with torch.random.fork_rng(devices=[]):
+        any_failure = within is not None and not is_code(self.name)
+        with torch.random.fork_rng(devices=[]), within or nullcontext():
             torch.manual_seed(seed)
             try:
                 module = self.builder(**(self.arguments if arguments is None else arguments))
-            except TypeError as error:
+            except LitdeployError:
+                raise
+            except Exception as error:
+                if not any_failure and not isinstance(error, TypeError):
+                    raise
                 raise NetworkError(f"{self.name}: {error}.") from None
         if not isinstance(module, nn.Module):
             raise NetworkError(f"{self.name}: gives a {type(module).__name__}, not an nn.Module.")
@@ -75,6 +96,39 @@ class Request:
 def is_code(name: str) -> bool:
     """Whether a stored name stands for the user's own code."""
     return ":" in name and not name.startswith(("timm:", "hf:"))
+
+
+def check_stored(name: str, arguments: Arguments, asked: Request | None, source: str) -> None:
+    """Holds a network that a file names against what may be built by a file's word: nothing that runs or reads more.
+
+    Args:
+        asked: the network that the user named; what is in it was the user's word.
+        source: what a message calls the file.
+
+    Raises:
+        NetworkError: it names code of the user's, or makes a library read other files, and the user did not.
+    """
+    if is_code(name) and (asked is None or asked.name != name):
+        raise NetworkError(
+            f"{source} is of the network {name!r}, which is code of yours. It is run only when you name it: "
+            f"--network {shlex.quote(name)}"
+        )
+    named = asked is not None and asked.name == name
+    if name.startswith("timm:") and not named and not re.fullmatch(r"timm:[\w.]+", name):
+        raise NetworkError(
+            f"{source} is of the network {name!r}, which timm reads from elsewhere. Name it yourself if you trust it: "
+            f"--network {shlex.quote(name)}"
+        )
+    given = asked.arguments if asked is not None and named else {}
+    for key, value in arguments.items():
+        if key in given and given[key] == value:
+            continue
+        reaches = key in _REACHING or (isinstance(value, str) and not re.fullmatch(r"[\w .+-]*", value))
+        if reaches and name not in FAMILIES:
+            raise NetworkError(
+                f"{source}: gives {name!r} the argument {key}={value!r}, by which a file may be read or code be run. "
+                f"Name it yourself if you trust it: --network {shlex.quote(f'{name},{key}={value}')}"
+            )
 
 
 def request(network: NetworkName) -> Request:
@@ -155,9 +209,11 @@ def _hf_builder(name: str) -> Callable[..., nn.Module]:
                 "holds its config.json, or a model's name whose config.json is in the hub's cache here (hf download "
                 f"{name} config.json); nothing is downloaded."
             ) from None
+        _check_config(config, name)
         for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
             try:
-                module: nn.Module = kind.from_config(config)
+                # Else it would ask, at the terminal, whether to run the code that the configuration names.
+                module: nn.Module = kind.from_config(config, trust_remote_code=False)
             except ValueError:  # how it says that it has no such classifier
                 continue
             return module
@@ -167,6 +223,18 @@ def _hf_builder(name: str) -> Callable[..., nn.Module]:
         )
 
     return build
+
+
+def _check_config(config: Any, name: str) -> None:
+    """A configuration, or one inside it, may name kernels at the hub, which are code."""
+    for key, value in vars(config).items():
+        if key.endswith("_implementation_internal") and isinstance(value, str) and not value.isidentifier():
+            raise NetworkError(
+                f"hf:{name}: its configuration asks for kernels from elsewhere ({value!r}), which are code. Take "
+                f"`{key.removesuffix('_internal')}` out of its config.json."
+            )
+        if hasattr(value, "to_diff_dict"):  # a configuration
+            _check_config(value, name)
 
 
 def _user_builder(name: str) -> Callable[..., nn.Module]:

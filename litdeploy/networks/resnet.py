@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.errors import NetworkError
-from litdeploy.networks.family import Arguments, Family, Reading, Weights, block_counts, renamed
+from litdeploy.networks.family import Arguments, Family, Reading, Weights, block_counts, fits, renamed
 from litdeploy.spec import NORMALISATIONS, InputSpec, parse_normalisation
 
 # How a block whose output is smaller and wider passes its input on: every other pixel with zeros for the new channels,
@@ -122,8 +122,8 @@ _OTHER_NAMES = (
 def _read(weights: Weights) -> list[Reading]:
     own = renamed(weights, _OTHER_NAMES)
     counts = block_counts(own)
-    needed = {"conv1.weight", "bn1.weight", "linear.weight", "layer1.0.conv2.weight"}
-    if len(counts) != 3 or len(set(counts)) != 1 or not needed <= own.keys() or "layer1.0.conv3.weight" in own:
+    needed = {"conv1.weight": 4, "bn1.weight": 1, "linear.weight": 2, "layer1.0.conv2.weight": 4}
+    if len(counts) != 3 or len(set(counts)) != 1 or not fits(own, needed) or "layer1.0.conv3.weight" in own:
         return []
     width, in_channels = own["conv1.weight"].shape[:2]
     arguments: Arguments = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.errors import NetworkError
-from litdeploy.networks.family import Arguments, Family, Reading, Weights, block_counts, renamed
+from litdeploy.networks.family import Arguments, Family, Reading, Weights, block_counts, fits, renamed
 from litdeploy.networks.resnet import FAMILY as RESNET
 
 
@@ -121,8 +121,9 @@ _OTHER_NAMES = (
 def _read(weights: Weights) -> list[Reading]:
     own = renamed(weights, _OTHER_NAMES)
     counts = block_counts(own)
-    needed = {"conv1.weight", "bn1.weight", "linear.weight", "layer1.0.conv2.weight", "layer1.0.conv3.weight"}
-    if len(counts) != 3 or len(set(counts)) != 1 or not needed <= own.keys():
+    convolutions = ("conv1.weight", "layer1.0.conv2.weight", "layer1.0.conv3.weight")
+    needed = {"bn1.weight": 1, "linear.weight": 2, **dict.fromkeys(convolutions, 4)}
+    if len(counts) != 3 or len(set(counts)) != 1 or not fits(own, needed):
         return []
     inner, width = own["layer1.0.conv2.weight"].shape[:2]
     arguments: Arguments = {

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from litdeploy.batch import moved
-from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
+from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
 from litdeploy.errors import BundleError
 from litdeploy.exporter import FORMS, Parity
 from litdeploy.exporter.forms import runs_here
@@ -127,7 +128,7 @@ def _files(
         say("teacher as AOTInductor package")
         return {"teacher": teacher_package(bundle, teacher, digest, device), "student": student}
     say("teacher as ONNX")
-    return {"teacher": teacher_onnx(bundle, teacher, digest, artefact.details["opset"]), "student": student}
+    return {"teacher": teacher_onnx(bundle, teacher, digest, artefact.opset()), "student": student}
 
 
 def _measure_runner(
@@ -226,7 +227,7 @@ def _report(
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
         measurements=tuple(measurements),
-        parity=Parity.model_validate(onnx.details["parity"]) if onnx else None,
+        parity=_parity(bundle, onnx) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,
         test_used_once="test" in teacher.accuracy and "test" in student.accuracy,
@@ -235,6 +236,16 @@ def _report(
         target=target,
         commands=_commands(bundle, teacher.path, asked),
     )
+
+
+def _parity(bundle: Bundle, artefact: Artefact) -> Parity:
+    try:
+        return Parity.model_validate(artefact.details.get("parity"))
+    except ValidationError:
+        raise BundleError(
+            f"{bundle.manifest_path}: does not say how {artefact.path} was held against PyTorch. Export it again: "
+            f"litdeploy export{_folder(bundle)} --onnx"
+        ) from None
 
 
 def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None) -> tuple[str, ...]:

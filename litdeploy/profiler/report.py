@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from litdeploy.bundle import Accuracy, DataRecord, Record, write_whole
+from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
+from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
 from litdeploy.profiler.breakdown import Breakdown
 from litdeploy.profiler.environment import Environment
 from litdeploy.profiler.page import render
@@ -22,6 +23,8 @@ from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
 
 _REPORT = "report.json"
+# Beyond it, and for what is not finite, a chart has no place.
+_LARGEST = 1e15
 
 
 class Side(Record):
@@ -143,30 +146,54 @@ def headline(measurements: Sequence[Measurement]) -> Measurement:
 
 
 def read_training(path: Path) -> tuple[dict[str, Any], ...]:
-    """Rows of a metrics.jsonl; none where there is no such file, and without a line that was torn."""
-    if not path.is_file():
+    """Rows of a metrics.jsonl; none where there is no such file, and without a line that was torn.
+
+    Raises:
+        BundleError: it cannot be read, or is far too large.
+    """
+    if not is_file(path):
         return ()
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        text = read_small(path, MOST_RECORD_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror}). Remove it, or put the right one there."
+        ) from None
+    for line in text.splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             continue
         if isinstance(row, dict):
-            rows.append({key: None if _not_finite(value) else value for key, value in row.items()})
+            rows.append({_encodable(key): _plain(value) for key, value in row.items()})
     return tuple(rows)
 
 
 def read_report(folder: Path) -> Report | None:
     """The report in a bundle's `profile/`; None where there is none that this version reads."""
     try:
-        return Report.model_validate_json((folder / _REPORT).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return Report.model_validate_json(read_small(folder / _REPORT, MOST_RECORD_BYTES))
+    except (OSError, ValidationError):
         return None
 
 
-def _not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _plain(value: object, levels: int = 4) -> Any:
+    """The same with numbers that a chart can show and texts that a page can hold; None for what is neither."""
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, list) and levels:
+        return [_plain(each, levels - 1) for each in value]
+    if isinstance(value, dict) and levels:
+        return {_encodable(key): _plain(each, levels - 1) for key, each in value.items()}
+    if isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < _LARGEST):
+        return value
+    return None
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold half a character, which no file can."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def write(report: Report, samples: Sequence[RawSamples], folder: Path) -> None:

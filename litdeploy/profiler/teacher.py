@@ -15,6 +15,7 @@ from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.staging import keep, staged
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import choose_library
+from litdeploy.files import is_file, read_small
 from litdeploy.networks import Network
 from litdeploy.profiler.environment import versions
 from litdeploy.runtime.engine import BatchProfile, read_engine
@@ -42,10 +43,10 @@ def teacher_onnx(bundle: Bundle, teacher: Network, teacher_sha256: str, opset: i
     path = bundle.profile_path / "teacher.onnx"
     sidecar = path.with_suffix(".json")
     wanted = {"teacher_sha256": teacher_sha256, "versions": versions(), "opset": opset}
-    if path.is_file() and sidecar.is_file():
+    if is_file(path) and is_file(sidecar):
         try:
-            stored = _Sidecar.model_validate_json(sidecar.read_bytes())
-        except ValidationError:
+            stored = _Sidecar.model_validate_json(read_small(sidecar))
+        except (OSError, ValidationError):
             stored = None  # torn, or of another version: as good as none
         if stored and stored.model_dump() == {**wanted, "sha256": sha256_of(path)}:
             return path
@@ -93,12 +94,17 @@ def teacher_engine(
     """
     path = bundle.profile_path / "teacher.engine"
     choice = choose_library(device)
-    batches = BatchProfile.model_validate(student.details["batches"])
+    try:
+        batches = BatchProfile.model_validate(student.details.get("batches"))
+    except ValidationError:
+        raise RunnerError(
+            f"{student.path}: the manifest does not say which batches it takes. Export it again: litdeploy export --trt"
+        ) from None
     wanted = {
         "teacher_sha256": teacher_sha256,
         "chosen": choice.told(),
         "batches": batches.model_dump(mode="json"),
-        "opset": student.details["opset"],
+        "opset": student.opset(),
     }
     try:
         found = read_engine(path).artefact.details
@@ -108,9 +114,9 @@ def teacher_engine(
         pass  # none, or torn
     with staged(path) as candidate:
         onnx_path = candidate.with_suffix(".onnx")
-        export_onnx(teacher, onnx_path, student.details["opset"])
+        export_onnx(teacher, onnx_path, student.opset())
         options = EngineOptions(
-            "fp32", batches, memory_limit=student.details["memory_limit"], command="litdeploy profile"
+            "fp32", batches, memory_limit=student.details.get("memory_limit"), command="litdeploy profile"
         )
         built = build_engine(onnx_path, candidate, choice, options)
         details = {**built.details, **wanted}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from litdeploy.bundle import Artefact, Record, sidecar_of
+from litdeploy.bundle import Artefact, Record, read_sidecar, sidecar_of
 from litdeploy.errors import DependencyError, RunnerError
+from litdeploy.files import is_file
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -26,6 +28,10 @@ INSTALL: dict[Library, str] = {
     "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com",
     "tensorrt_rtx": "pip install tensorrt-rtx (it is on pypi.org)",
 }
+
+
+# As `10.9.0.34`; it is shown as what to install.
+_VERSION = r"\d{1,6}(\.\d{1,6}){1,4}"
 
 
 class BatchProfile(Record):
@@ -126,6 +132,11 @@ class Engine:
         """Of the library that built it."""
         return self.artefact.versions[self.details.library]
 
+    @property
+    def command(self) -> str:
+        """What to type to build it again."""
+        return self.artefact.command or "litdeploy export --trt"
+
     def check(self, version: str, capability: str) -> None:
         """Holds it against the library and the GPU at hand.
 
@@ -140,7 +151,7 @@ class Engine:
         if not _serves_version(self.version, version, details.version_compatible):
             raise RunnerError(
                 f"{self.path}: built by {details.library} {self.version}, and {version} is installed; an engine runs "
-                f"in the version that built it. Build it again: {details.command}\nOr install what built it: "
+                f"in the version that built it. Build it again: {self.command}\nOr install what built it: "
                 f"pip install {details.library.replace('_', '-')}=={self.version}"
             )
         if not _serves_gpu(details, capability):
@@ -170,21 +181,22 @@ def read_engine(path: Path) -> Engine:
     Raises:
         RunnerError: it or its sidecar is missing or no engine's, or its hash differs.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise RunnerError(f"{path}: no such file. Make it: litdeploy export --trt")
     sidecar = sidecar_of(path)
-    if not sidecar.is_file():
+    if not is_file(sidecar):
         raise RunnerError(
             f"{path}: nothing vouches for it. An engine is code, and is loaded only beside the sidecar that was "
             f"written with it; there is no {sidecar.name}. Bring that, or build it again: litdeploy export --trt"
         )
     try:
-        artefact = Artefact.model_validate_json(sidecar.read_bytes())
+        artefact = read_sidecar(path)
         known = {key: value for key, value in artefact.details.items() if key in EngineDetails.model_fields}
         details = EngineDetails.model_validate(known)
         content = path.read_bytes()
         engine = Engine(path, content, artefact, details)
-        _ = engine.version
+        if not re.fullmatch(_VERSION, engine.version):
+            raise KeyError(f"no version: {engine.version[:40]!r}")
     except (ValidationError, KeyError, OSError) as error:
         raise RunnerError(
             f"{sidecar}: not the sidecar of an engine ({_first_line(error)}). Build the engine again: "
@@ -193,7 +205,7 @@ def read_engine(path: Path) -> Engine:
     if hashlib.sha256(content).hexdigest() != artefact.sha256:
         raise RunnerError(
             f"{path}: altered or cut short since it was built (its SHA-256 differs from the one in {sidecar.name}), "
-            f"so it is not loaded: an engine is code. Build it again: {details.command}"
+            f"so it is not loaded: an engine is code. Build it again: {engine.command}"
         )
     return engine
 

@@ -7,15 +7,16 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Artefact, sha256_of, sidecar_of
+from litdeploy.bundle import Artefact, read_sidecar, sha256_of, sidecar_of
 from litdeploy.errors import RunnerError
+from litdeploy.files import is_file
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
@@ -23,6 +24,20 @@ from litdeploy.spec import InputTensor, input_of
 
 # Of torch.cpu.get_capabilities(): what the compiler may have used (`-march=native`).
 _PROCESSOR_FEATURES = ("avx", "avx2", "avx512", "amx", "fma", "f16c", "bmi", "neon", "sve", "sse", "vsx")
+
+
+class PackageDetails(BaseModel):
+    """What a sidecar must say of a package for it to be opened; it says more.
+
+    Attributes:
+        image_shape: (channels, height, width).
+        built_for: see `built_for`.
+    """
+
+    metadata: dict[str, str]
+    image_shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    classes: int
+    built_for: dict[str, str | list[str]]
 
 
 class InductorRunner:
@@ -45,7 +60,7 @@ class InductorRunner:
 
     def __enter__(self) -> Self:
         details = package_details(self._path, self.device)
-        self._feed = read_feed(details["metadata"])
+        self._feed = read_feed(details["metadata"], str(self._path))
         self._inputs = inputs_of(details)
         started = time.perf_counter()
         self._model = _load(self._path, self.device)
@@ -104,11 +119,11 @@ def read_package(path: Path) -> Artefact:
     Raises:
         RunnerError: no such file or sidecar, or an altered file.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise RunnerError(f"{path}: no such file. Make it: litdeploy export --aoti")
     sidecar = sidecar_of(path)
     try:
-        artefact = Artefact.model_validate_json(sidecar.read_bytes())
+        artefact = read_sidecar(path)
         found = sha256_of(path)
     except (OSError, ValidationError):
         raise RunnerError(
@@ -131,6 +146,14 @@ def package_details(path: Path, device: torch.device) -> dict[str, Any]:
         RunnerError: as `read_package`; or it was built for something else.
     """
     artefact = read_package(path)
+    try:
+        PackageDetails.model_validate(artefact.details)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RunnerError(
+            f"{sidecar_of(path)}: not the sidecar of a package ({'.'.join(map(str, first['loc']))}: {first['msg']}). "
+            "Make both again: litdeploy export --aoti"
+        ) from None
     differences = _differences(artefact, device)
     if differences:
         raise RunnerError(
@@ -147,11 +170,11 @@ def inputs_of(details: Mapping[str, Any]) -> tuple[InputTensor, ...]:
 
 
 def _command(artefact: Artefact) -> str:
-    return str(artefact.details.get("command", "litdeploy export --aoti"))
+    return artefact.command or "litdeploy export --aoti"
 
 
 def _differences(artefact: Artefact, device: torch.device) -> list[str]:
-    built, here = artefact.details.get("built_for", {}), built_for(device)
+    built, here = artefact.details["built_for"], built_for(device)
     pairs = {"torch": (artefact.versions.get("torch"), str(torch.__version__))} | {
         key: (built.get(key), here.get(key)) for key in ("device", "machine", "compute_capability")
     }

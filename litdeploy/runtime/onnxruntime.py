@@ -14,8 +14,10 @@ from torch import Tensor
 
 from litdeploy.batch import Batch, size_of
 from litdeploy.errors import DependencyError, RunnerError
+from litdeploy.files import is_file
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.feed import Feed, read_feed
+from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 from litdeploy.spec import AnyInput, Free, InputTensor, input_of
@@ -83,7 +85,7 @@ class OnnxRuntimeRunner:
 
     def __enter__(self) -> Self:
         ort = _library()
-        if not self._path.is_file():
+        if not is_file(self._path):
             raise RunnerError(f"{self._path}: no such file. Make it: litdeploy export")
         if self.device.type == "cuda":
             _check_cuda(ort, self.device)
@@ -138,7 +140,7 @@ class OnnxRuntimeRunner:
         provider = _PROVIDERS[self.device.type]
         settings = self._cuda_settings()
         metadata = _metadata(self._path)
-        self._feed = read_feed(metadata)
+        self._feed = read_feed(metadata, str(self._path))
         try:
             model = rounded(self._path) if self._rounds() else str(self._path)
             session = ort.InferenceSession(model, options, providers=[(provider, settings)])
@@ -179,6 +181,10 @@ class OnnxRuntimeRunner:
 
     def _read_signature(self, session: Any, spec: AnyInput | None) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
+        if not inputs or not outputs:
+            raise RunnerError(
+                f"{self._path}: has {len(inputs)} inputs and {len(outputs)} outputs; at least one of each is needed."
+            )
         if self._rounds() and self._feed.dtype is torch.bfloat16:
             self._feed = replace(self._feed, dtype=torch.float32)
         kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items() if dtype.is_floating_point}
@@ -262,15 +268,8 @@ def _bind(bind: Any, name: str, tensor: Tensor) -> None:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What the file says of its input; nothing where it is no ONNX: the session's error says it better."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except DecodeError:
-        return {}
-    return {each.key: each.value for each in model.metadata_props}
+    """What the file says of its input, once all that it claims was held against what there is."""
+    return {each.key: each.value for each in read_model(path).metadata_props}
 
 
 def check_placement(session: Any, provider: str, path: Path) -> None:

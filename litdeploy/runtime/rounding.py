@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from litdeploy.runtime.onnx_file import read_model
+
 
 def rounded(path: Path) -> bytes:
     """An ONNX model in bfloat16 as one in float32 whose values are all bfloat16's.
@@ -22,7 +24,7 @@ def rounded(path: Path) -> bytes:
     import onnx
     from onnx import TensorProto, numpy_helper
 
-    model = onnx.load_model(path)
+    model = read_model(path, weights=True)
     graph = model.graph
     inferred = onnx.shape_inference.infer_shapes(model).graph
     halves = {

@@ -216,7 +216,7 @@ def _checked_feed(built: Engine) -> Feed:
     Raises:
         RunnerError: it is no classifier of images.
     """
-    details, feed = built.details, read_feed(built.details.metadata)
+    details, feed = built.details, read_feed(built.details.metadata, str(built.path))
     images, logits = details.input_shape, details.output_shape
     pixels = details.input_type == "uint8" and feed.dtype is torch.uint8
     typed = (pixels or details.input_type in _TYPES) and details.output_type in _TYPES

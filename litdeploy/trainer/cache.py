@@ -22,6 +22,7 @@ from torch import Tensor
 from litdeploy.bundle import write_whole
 from litdeploy.data import Crops
 from litdeploy.errors import TrainingError
+from litdeploy.files import parse_json, read_small
 from litdeploy.networks.sections import SectionCall
 from litdeploy.trainer.teacher import Features
 
@@ -309,8 +310,8 @@ def _claim(folder: Path, key: Mapping[str, Any]) -> None:
     path = folder / _KEY
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            found = parse_json(read_small(path))
+        except (OSError, ValueError):
             found = None
         if not isinstance(found, dict):
             raise TrainingError(f"{path}: is damaged. Delete {folder}, or give --feature-cache-dir another folder.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from torch import nn
 
 from litdeploy.bundle import Bundle, TeacherRecord
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
-from litdeploy.errors import StudentError
+from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, request
+from litdeploy.networks.registry import is_code
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe
 from litdeploy.spec import DepthPlan
@@ -41,9 +43,18 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
 def load_teacher(
     teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
 ) -> tuple[Network, TeacherRecord | None]:
-    """The teacher with its record; a network in memory has none yet."""
+    """The teacher with its record; a network in memory has none yet.
+
+    Raises:
+        NetworkError: the recipe, which may be a stranger's file, names code, and the caller does not.
+    """
     if isinstance(teacher, Network):
         return teacher, None
+    if network is None and recipe.network is not None and is_code(recipe.network):
+        raise NetworkError(
+            f"the recipe says network: {recipe.network!r}, which is code. It is run only when you name it: "
+            f"--network {shlex.quote(recipe.network)}"
+        )
     checkpoint = read_checkpoint(teacher)
     loaded = load(
         checkpoint,
