@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
+from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
 from litdeploy.errors import BundleError
-from litdeploy.exporter import FORMS, Parity
+from litdeploy.exporter import Parity
 from litdeploy.exporter.forms import runs_here
 from litdeploy.exporter.teacher import load_teacher
-from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
-from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.networks import Network, NetworkName, describe, find_sections, load
+from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
 from litdeploy.profiler.environment import Environment, look_around
-from litdeploy.profiler.report import Measurement, RawSamples, Report, Side, SideTiming, headline, read_training, write
-from litdeploy.profiler.statistics import compare, summarise
+from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, Results, measure_runners
+from litdeploy.profiler.report import Report, Side, headline, read_training, write
 from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_package
-from litdeploy.profiler.timing import measure
-from litdeploy.profiler.verdict import milliseconds, sentence, times
-from litdeploy.runtime import open_runner, resolve_device, resolve_target
+from litdeploy.profiler.verdict import sentence
+from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.target import Target
 
-Progress = Callable[[str], None]
-
-# Runners that take an exported file and not the module, each with the form of export that makes it.
-_FORMS = {**{form.runner: name for name, form in FORMS.items()}, "tensorrt-graph": "trt"}
+_FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
 
 
 def profile(
@@ -69,26 +64,24 @@ def profile(
     }
     sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
-    files = {
-        runner: _files(runner, bundle, manifest, networks["teacher"], device, say)
-        for runner in chosen.runners
-        if runner in _FORMS
-    }
 
-    measured: list[tuple[Measurement, RawSamples]] = []
-    for runner in chosen.runners:
-        measured += _measure_runner(runner, networks, files.get(runner, {}), chosen, device, say)
+    def pairs(runner: str) -> Pair:
+        if runner not in FORM_OF:
+            return Pair(Program(networks["teacher"]), Program(networks["student"]))
+        return _exported(runner, bundle, manifest, networks, device, say)
 
-    report = _report(bundle, manifest, sides, [measurement for measurement, _ in measured], environment, chosen, target)
-    write(report, [samples for _, samples in measured], bundle.profile_path)
+    results = measure_runners(pairs, chosen, device, say)
+    results.check()
+    report = _report(bundle, manifest, sides, results, environment, chosen, target)
+    write(report, results.samples, bundle.profile_path)
     return report
 
 
-def _files(
-    runner: str, bundle: Bundle, manifest: Manifest, teacher: Network, device: torch.device, say: Progress
-) -> dict[str, Path]:
+def _exported(
+    runner: str, bundle: Bundle, manifest: Manifest, networks: dict[str, Network], device: torch.device, say: Progress
+) -> Pair:
     """Both sides' exported files for a runner that takes such."""
-    form = _FORMS[runner]
+    form = FORM_OF[runner]
     if form not in manifest.artefacts:
         raise BundleError(
             f"{bundle.path}: holds no exported student, which the target's runner {runner} takes. "
@@ -96,88 +89,35 @@ def _files(
         )
     artefact = manifest.artefacts[form]
     student = bundle.artefact_path(artefact)
-    digest = manifest.teacher.sha256
     if not runs_here(artefact):
         raise BundleError(
             f"{student}: was built ahead of time for GPUs elsewhere. Export it on the machine that it is profiled on: "
             f"litdeploy export{_folder(bundle)} --{form}"
         )
-    if form == "trt":
-        say("teacher as TensorRT engine")
-        return {"teacher": teacher_engine(bundle, teacher, digest, artefact, device), "student": student}
-    if form == "aoti":
-        say("teacher as AOTInductor package")
-        return {"teacher": teacher_package(bundle, teacher, digest, device), "student": student}
-    say("teacher as ONNX")
-    return {"teacher": teacher_onnx(bundle, teacher, digest, artefact.details["opset"]), "student": student}
+    say(f"teacher as {_FORM_NAMES[form]}")
+    started = time.time()
+    teacher = _teacher_file(form, bundle, networks["teacher"], manifest.teacher.sha256, artefact, device)
+    # One that was there from before took no time now, and how long it took then is not known.
+    made = time.time() - started if teacher.stat().st_mtime >= started else None
+    return Pair(Program(networks["teacher"], teacher, made), Program(networks["student"], student))
 
 
-def _measure_runner(
-    name: str,
-    networks: dict[str, Network],
-    files: dict[str, Path],
-    target: Target,
-    device: torch.device,
-    say: Progress,
-) -> list[tuple[Measurement, RawSamples]]:
-    """Both sides in one runner, at every batch size.
-
-    Args:
-        files: role → file that runs in the network's place; empty where the runner takes the module.
-    """
-    sources: dict[str, dict[str, Any]] = {
-        role: {FORMS[_FORMS[name]].source: files[role]} if files else {"network": network}
-        for role, network in networks.items()
-    }
-    results = []
-    how: dict[str, Any] = {
-        "device": device,
-        "compile_mode": target.compile_mode,
-        "memory_limit": target.memory_limit,
-    }
-    with (
-        open_runner(name, **sources["teacher"], **how) as teacher,
-        open_runner(name, **sources["student"], **how) as student,
-    ):
-        for batch_size in target.batch_sizes:
-            timed = measure(teacher, student, networks["student"].example(batch_size).to(device), target.timing)
-            runners = {"teacher": teacher.describe(), "student": student.describe()}
-            timings = {
-                role: SideTiming(
-                    **summarise(samples.milliseconds, batch_size).model_dump(),
-                    first_run_ms=samples.first_run_ms,
-                    build_seconds=runners[role].build_seconds,
-                    artefact=str(files[role]) if files else None,
-                )
-                for role, samples in (("teacher", timed.teacher), ("student", timed.student))
-            }
-            comparison = compare(timed.teacher.milliseconds, timed.student.milliseconds)
-            measurement = Measurement(
-                runner=name,
-                mode=runners["student"].mode,
-                device=str(device),
-                precision=runners["student"].precision,
-                batch_size=batch_size,
-                clock=timed.clock,
-                teacher=timings["teacher"],
-                student=timings["student"],
-                comparison=comparison,
-            )
-            results.append((measurement, RawSamples(runner=name, batch_size=batch_size, timed=timed)))
-            say(
-                f"{name}, batch {batch_size}: teacher {milliseconds(timings['teacher'].median_ms)} ms, "
-                f"student {milliseconds(timings['student'].median_ms)} ms, {times(comparison.speedup)} "
-                f"({comparison.verdict})"
-            )
-    return results
+def _teacher_file(
+    form: str, bundle: Bundle, teacher: Network, sha256: str, student: Artefact, device: torch.device
+) -> Path:
+    match form:
+        case "trt":
+            return teacher_engine(bundle, teacher, sha256, student, device)
+        case "aoti":
+            return teacher_package(bundle, teacher, sha256, device)
+        case _:
+            return teacher_onnx(bundle, teacher, sha256, student.details["opset"])
 
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
-    family = FAMILIES.get(spec.name)
-    kind = type(network.module).__name__ if family else spec.name
     return Side(
-        name=f"{kind}-{breakdown.depth}" if family else f"{kind} of {breakdown.depth} blocks",
+        name=name_of(network, breakdown),
         network=describe(spec.name, spec.arguments),
         plan=spec.plan,
         path=network.source,
@@ -192,7 +132,7 @@ def _report(
     bundle: Bundle,
     manifest: Manifest,
     sides: dict[str, Side],
-    measurements: Sequence[Measurement],
+    results: Results,
     environment: Environment,
     target: Target,
     asked: Target | str | Path | None,
@@ -200,7 +140,7 @@ def _report(
     teacher, student = sides["teacher"], sides["student"]
     onnx = manifest.artefacts.get("onnx")
     return Report(
-        verdict=sentence(teacher, student, headline(measurements), environment.device_name),
+        verdict=sentence(teacher, student, headline(results.measurements), environment.device_name),
         bundle=str(bundle.path),
         student_sha256=manifest.student_sha256,
         onnx_sha256=onnx.sha256 if onnx else None,
@@ -209,7 +149,10 @@ def _report(
         depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
-        measurements=tuple(measurements),
+        measurements=tuple(results.measurements),
+        failures=tuple(results.failures),
+        section_times=(),
+        findings=(),
         parity=Parity.model_validate(onnx.details["parity"]) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,

@@ -13,10 +13,15 @@ from pydantic import ValidationError
 from litdeploy.bundle import Accuracy, DataRecord, Record, write_whole
 from litdeploy.exporter import Parity
 from litdeploy.profiler.breakdown import Breakdown
+from litdeploy.profiler.conditions import Conditions
+from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
 from litdeploy.profiler.page import render
+from litdeploy.profiler.scenarios import Scenario
+from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import Comparison, Summary
-from litdeploy.profiler.timing import Clock, Timed
+from litdeploy.profiler.stopwatch import Clock
+from litdeploy.profiler.timing import Stopped, Timed
 from litdeploy.recipe import Recipe
 from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
@@ -50,13 +55,34 @@ class SideTiming(Summary):
     """Times of one side in one runner.
 
     Attributes:
+        launch_ms: host time until the call returned, the median; None where the call returns when it is done (on a
+            CPU). About as long as `median_ms` or longer, the host is what the device waits for.
+        copy_in_ms, copy_out_ms: to copy a batch to the device and its logits back, the medians; None where nothing is
+            copied.
+        end_to_end_ms: host time from a batch in host memory to logits in host memory, the median; None likewise.
+        captured_ms: device time of the same call replayed as a CUDA graph, the median; None on a CPU, and where it
+            cannot be captured. Never the headline.
+        load_seconds: to open the runner (read the file, place the module); the same for all batch sizes.
+        build_seconds: to make the exported file that was opened, where this profile made it; None elsewhere. What the
+            runner `compiled` compiles is in `first_run_ms`.
         first_run_ms: the first call with this batch size, in milliseconds, apart from all others.
-        build_seconds: to open the runner; the same for all batch sizes.
+        peak_memory_bytes: most memory that this side added, loading and first run with this batch size and those
+            before it: of the process's resident memory on a CPU, of the device's memory on CUDA; None where the system
+            does not tell.
+        energy_joules: of the whole GPU for one call; None without NVML.
         artefact: the exported file that ran; None where the runner took the module.
     """
 
+    launch_ms: float | None = None
+    copy_in_ms: float | None = None
+    copy_out_ms: float | None = None
+    end_to_end_ms: float | None = None
+    captured_ms: float | None = None
+    load_seconds: float
+    build_seconds: float | None = None
     first_run_ms: float
-    build_seconds: float
+    peak_memory_bytes: int | None = None
+    energy_joules: float | None = None
     artefact: str | None
 
 
@@ -67,6 +93,13 @@ class Measurement(Record):
         runner: `eager`, `compiled`, `onnxruntime`.
         mode: what the runner says of how it runs (a provider, a compiler's mode).
         clock: `wall` or `device`; see `timing.Timed`.
+        scenario: how the calls were made: `warm` (one after the other), `cold cache` (the caches are emptied before
+            each) or `paced` (each at its time, with idle time between).
+        pace: calls a second, where paced.
+        stopped: why it ended: `settled` (all 95 % intervals are as narrow as was asked for), `time limit` or
+            `samples` (as many as were asked for).
+        overhead_ms: what the timer measures of a call that does nothing; it is in every sample.
+        conditions: of the machine meanwhile.
     """
 
     runner: str
@@ -75,6 +108,11 @@ class Measurement(Record):
     precision: str
     batch_size: int
     clock: Clock
+    scenario: Scenario
+    pace: float | None
+    stopped: Stopped
+    overhead_ms: float
+    conditions: Conditions
     teacher: SideTiming
     student: SideTiming
     comparison: Comparison
@@ -88,6 +126,19 @@ class RawSamples(Record):
     timed: Timed
 
 
+class Failure(Record):
+    """What could not be measured.
+
+    Attributes:
+        batch_size: None where the runner could not be opened at all.
+        message: why, and how to mend it.
+    """
+
+    runner: str
+    batch_size: int | None
+    message: str
+
+
 class Report(Record):
     """All of it.
 
@@ -97,7 +148,10 @@ class Report(Record):
         student_sha256, onnx_sha256: of the student's weights and its exported file (None: there was none); a report
             whose hashes are not the manifest's is out of date.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
-        measurements: by runner, then by batch size, as the target lists them.
+        measurements: by runner, then by batch size, as the target lists them; at least one.
+        failures: runners and batch sizes of the target that are not among them.
+        section_times: each section, then stem and head, in eager PyTorch.
+        findings: the diagnosis: what the speed is bound by, and what disturbed the measurement.
         parity: how the exported student was held against PyTorch; None where it was not exported.
         training: the rows of metrics.jsonl; numbers that are not finite are None.
         test_used_once: whether both networks' accuracy on a test split is here; it is computed after the last epoch.
@@ -105,7 +159,7 @@ class Report(Record):
         commands: that repeat the report; `recipe.yaml` in them is `recipe`.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     verdict: str
     bundle: str
     student_sha256: str
@@ -116,6 +170,9 @@ class Report(Record):
     parameter_ratio: float
     flop_ratio: float
     measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]
+    section_times: tuple[SectionTime, ...]
+    findings: tuple[Finding, ...]
     parity: Parity | None
     training: tuple[dict[str, Any], ...]
     data: DataRecord

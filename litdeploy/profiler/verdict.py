@@ -22,7 +22,9 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
             speed = f"{student.name} answers {ratio} as fast as {teacher.name} {where}"
         case "slower":
             speed = f"{student.name} is slower than {teacher.name}: {ratio} as fast {where}"
-        case _:
+        case "same":
+            speed = f"{student.name} is as fast as {teacher.name}: {ratio} {where}"
+        case "unclear":
             speed = (
                 f"No clear difference in speed between {student.name} and {teacher.name} {where} (the ratio of the "
                 f"medians is {ratio}, but {measurement.comparison.reason})"

@@ -16,8 +16,11 @@ from litdeploy.checkpoint import write_checkpoint
 from litdeploy.exporter import BatchParity, Parity
 from litdeploy.networks import build, new
 from litdeploy.profiler.breakdown import Breakdown, Part
+from litdeploy.profiler.conditions import Conditions
+from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
 from litdeploy.profiler.report import Measurement, Report, Side, SideTiming
+from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.verdict import sentence
 from litdeploy.recipe import DataSettings, Recipe
@@ -76,7 +79,7 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
     artefact = "deploy/export/student.onnx" if runner == "onnxruntime" else None
     teacher, student = (
         SideTiming(
-            **summarise(each, batch_size).model_dump(), first_run_ms=2 * each[0], build_seconds=0.1, artefact=artefact
+            **summarise(each, batch_size).model_dump(), first_run_ms=2 * each[0], load_seconds=0.1, artefact=artefact
         )
         for each in samples
     )
@@ -87,6 +90,11 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
         precision="fp32",
         batch_size=batch_size,
         clock="wall",
+        scenario="warm",
+        pace=None,
+        stopped="settled",
+        overhead_ms=0.0004,
+        conditions=Conditions(seconds=2.0, other_load=0.1, preemptions=3),
         teacher=teacher,
         student=student,
         comparison=compare(*samples),
@@ -120,6 +128,18 @@ def report() -> Report:
         parameter_ratio=3.0,
         flop_ratio=2.9,
         measurements=measurements,
+        failures=(),
+        section_times=(
+            SectionTime(name="layer1", batch_size=1, teacher_ms=12.0, student_ms=4.0),
+            SectionTime(name="stem and head", batch_size=1, teacher_ms=2.0, student_ms=2.0),
+        ),
+        findings=(
+            Finding(
+                kind="ideal ratio",
+                sentence="A ratio of FLOPs of 2.90 made 2.60 in time.",
+                figures={"flop_ratio": 2.9, "speedup": 2.6},
+            ),
+        ),
         parity=parity(),
         training=tuple(row(epoch) for epoch in range(1, 6)),
         data=DataRecord(source="digits", fingerprint="ab", images={"train": 1_400, "test": 360}),

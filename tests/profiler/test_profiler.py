@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from litdeploy.bundle import Artefact
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, RunnerError
 from litdeploy.exporter import export
 from litdeploy.profiler import profile, read_report
 from litdeploy.target import Target, Timing
@@ -65,8 +65,20 @@ def test_another_teacher_is_refused(made: Made) -> None:
 
 
 def test_onnxruntime_needs_an_export(made: Made) -> None:
-    with pytest.raises(BundleError, match=r"litdeploy export .*deploy --onnx"):
+    with pytest.raises(RunnerError, match=r"onnxruntime: .*litdeploy export .*deploy --onnx"):
         profile(made.bundle, target=ONNX)
+
+
+def test_a_runner_that_fails_is_reported_and_the_others_are_measured(made: Made) -> None:
+    lines: list[str] = []
+    target = EAGER.model_copy(update={"runners": ("onnxruntime", "eager")})
+    report = profile(made.bundle, target=target, progress=lines.append)
+    assert [(each.runner, each.batch_size) for each in report.measurements] == [("eager", 1), ("eager", 2)]
+    [failure] = report.failures
+    assert (failure.runner, failure.batch_size) == ("onnxruntime", None)
+    assert "--onnx" in failure.message
+    assert any("left out" in line for line in lines)
+    assert read_report(made.bundle.profile_path) == report
 
 
 def test_onnxruntime_runs_what_ships(made: Made) -> None:
@@ -82,7 +94,7 @@ def test_onnxruntime_runs_what_ships(made: Made) -> None:
 @pytest.mark.slow
 def test_inductor_runs_a_package_of_each_side(made: Made) -> None:
     target = EAGER.model_copy(update={"runners": ("inductor",)})
-    with pytest.raises(BundleError, match=r"litdeploy export .*deploy --aoti"):
+    with pytest.raises(RunnerError, match=r"inductor: .*litdeploy export .*deploy --aoti"):
         profile(made.bundle, target=target)
     export(made.bundle, onnx=False, aoti=True, target=target)
     report = profile(made.bundle, target=target)
@@ -105,5 +117,5 @@ def test_an_altered_export_is_refused(made: Made) -> None:
     details = {"opset": 20}
     artefact = Artefact(path="export/student.onnx", sha256="0f" * 32, precision="fp32", versions={}, details=details)
     made.bundle.add_artefact("onnx", artefact)
-    with pytest.raises(BundleError, match="altered since it was exported"):
+    with pytest.raises(RunnerError, match="altered since it was exported"):
         profile(made.bundle, target=ONNX)
