@@ -73,18 +73,22 @@ def throughput(name: str, measurements: Sequence[Measurement]) -> Markup:
 
 def section_times(times: Sequence[SectionTime]) -> Markup:
     """Bars of both sides' time in each section."""
-    rows = [
-        (each.name, *(Bar(ms, f"{milliseconds(ms)} ms") for ms in (each.teacher_ms, each.student_ms))) for each in times
-    ]
+
+    def bar(ms: float) -> Bar:
+        return Bar(ms, f"{milliseconds(ms)} ms")
+
+    rows = [(each.name, bar(each.teacher_ms), bar(each.student_ms)) for each in times]
     return pairs(rows, "section-times", "Time by section", "Medians of teacher and student.")
 
 
 def section_sizes(quantity: str, title: str, parts: Sequence[tuple[Part, Part]]) -> Markup:
     """Bars of both sides' `parameters` or `flops` in each section."""
-    rows = [
-        (teacher.name, *(Bar(getattr(part, quantity), short(getattr(part, quantity))) for part in (teacher, student)))
-        for teacher, student in parts
-    ]
+
+    def bar(part: Part) -> Bar:
+        count = getattr(part, quantity)
+        return Bar(count, short(count))
+
+    rows = [(teacher.name, bar(teacher), bar(student)) for teacher, student in parts]
     return pairs(rows, f"section-{quantity}", title, "Teacher and student.")
 
 
@@ -107,7 +111,8 @@ def fidelity(found: Fidelity) -> Markup:
         _grid(axes)
         figure.subplots_adjust(left=0.15, right=0.985, top=0.96, bottom=0.34 if slanted else 0.13)
     told = "; ".join(
-        f"{each.name}: {relative_error(each.on_teacher)} on the teacher's input, {relative_error(each.on_own)} in the own chain"
+        f"{each.name}: {relative_error(each.on_teacher)} on the teacher's input, "
+        f"{relative_error(each.on_own)} in the own chain"
         for each in found.deviations
     )
     return svg(figure, "fidelity", "Error of the student's parts", f"Relative RMS errors. {told}.")
@@ -172,7 +177,9 @@ def prediction(name: str, label: str, points: Sequence[tuple[int, Bar]], teacher
         _grid(axes)
         figure.subplots_adjust(left=0.15, right=0.97, top=0.96, bottom=0.23)
     told = "; ".join(f"depth {depth}: {bar.text}" for depth, bar in points)
-    return svg(figure, name, f"Latency against depth in {label}", f"Teacher, depth {teacher[0]}: {teacher[1].text}. {told}.")
+    return svg(
+        figure, name, f"Latency against depth in {label}", f"Teacher, depth {teacher[0]}: {teacher[1].text}. {told}."
+    )
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:

@@ -10,7 +10,7 @@ from litdeploy.profiler.tables import NOTHING, Cell, Table, columns, grouped
 from litdeploy.profiler.verdict import milliseconds
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.conditions import Conditions
+    from litdeploy.profiler.conditions import Conditions, Gpu
     from litdeploy.profiler.report import Report, SideTiming
 
 T = TypeVar("T")
@@ -31,6 +31,14 @@ def _seconds(name: str) -> Callable[[SideTiming], str | None]:
         return None if value is None else f"{value:.2f}"
 
     return told
+
+
+def _of_gpu(told: Callable[[Gpu], str]) -> Callable[[Conditions], str | None]:
+    return lambda now: None if now.gpu is None else told(now.gpu)
+
+
+def _number(value: float | None, form: str) -> str | None:
+    return None if value is None else f"{value:{form}}"
 
 
 _START: tuple[Column[SideTiming], ...] = (
@@ -63,16 +71,12 @@ _CONDITIONS: tuple[Column[Conditions], ...] = (
     ("stopped by quota s", lambda now: _number(now.quota_seconds, ".2f")),
     ("clock MHz", lambda now: _number(now.clock_mhz, ",.0f")),
     ("least", lambda now: _number(now.clock_low_mhz, ",.0f")),
-    ("GPU clock MHz", lambda now: now.gpu and f"{now.gpu.clock_mhz:,.0f} of {now.gpu.max_clock_mhz:,.0f}"),
-    ("least", lambda now: now.gpu and f"{now.gpu.clock_low_mhz:,.0f}"),
-    ("°C", lambda now: now.gpu and f"{now.gpu.temperature_c:.0f}"),
-    ("W", lambda now: now.gpu and f"{now.gpu.power_watts:.0f}"),
-    ("throttled by", lambda now: now.gpu and (", ".join(now.gpu.throttle_reasons) or "nothing")),
+    ("GPU clock MHz", _of_gpu(lambda gpu: f"{gpu.clock_mhz:,.0f} of {gpu.max_clock_mhz:,.0f}")),
+    ("least", _of_gpu(lambda gpu: f"{gpu.clock_low_mhz:,.0f}")),
+    ("°C", _of_gpu(lambda gpu: f"{gpu.temperature_c:.0f}")),
+    ("W", _of_gpu(lambda gpu: f"{gpu.power_watts:.0f}")),
+    ("throttled by", _of_gpu(lambda gpu: ", ".join(gpu.throttle_reasons) or "nothing")),
 )
-
-
-def _number(value: float | None, form: str) -> str | None:
-    return None if value is None else f"{value:{form}}"
 
 
 def start(report: Report) -> Table:

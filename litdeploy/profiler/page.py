@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
-from litdeploy.profiler.verdict import decimals, milliseconds, points, times
+from litdeploy.profiler.verdict import accuracy_split, decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Accuracy
@@ -53,7 +53,7 @@ def render(report: Report) -> str:
             if each.comparison.processes
         ],
         drawn=charts is not None,
-        accuracy_split=_split(report),
+        accuracy_split=accuracy_split(report.teacher.accuracy, report.student.accuracy),
         phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
         recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
         **_drawings(charts, report, groups),
@@ -88,11 +88,13 @@ def unbroken(text: str, names: Sequence[str]) -> Markup:
     return Markup("").join(Markup("<span>{}</span>").format(part) if part in names else part for part in split)
 
 
-def _drawings(charts: ModuleType | None, report: Report, groups: list[list[Measurement]]) -> dict[str, list[Drawn] | Markup | None]:
+def _drawings(
+    charts: ModuleType | None, report: Report, groups: list[list[Measurement]]
+) -> dict[str, list[Drawn] | Markup | None]:
     """Every chart of the report by its name in the template; nothing where there is nothing to draw."""
     names = ("latency", "throughput", "section_charts", "training")
     if charts is None:
-        return {**dict.fromkeys(names, []), "fidelity": None, "accuracy_latency": None}
+        return {**{name: [] for name in names}, "fidelity": None, "accuracy_latency": None}
     by_batch = sorted(report.measurements, key=lambda each: each.batch_size)
     return {
         "latency": [
@@ -121,7 +123,7 @@ def _section_drawings(charts: ModuleType, report: Report) -> list[Drawn]:
 
 
 def _accuracy_latency(charts: ModuleType, report: Report) -> Markup | None:
-    split = _split(report)
+    split = accuracy_split(report.teacher.accuracy, report.student.accuracy)
     if split is None:
         return None
     at_headline = [each for each in report.measurements if each.batch_size == report.headline.batch_size]
@@ -145,14 +147,6 @@ def _training_drawings(report: Report) -> list[Drawn]:
     return [(title, drawing) for title, drawing in drawn if drawing is not None]
 
 
-def _split(report: Report) -> str | None:
-    """The split on which both networks' accuracy is known, `test` before all others."""
-    return next(
-        (name for name in ("test", "validation") if name in report.teacher.accuracy and name in report.student.accuracy),
-        None,
-    )
-
-
 def _strip(report: Report) -> list[tuple[str, str, str]]:
     """(name, figure, what is small beside it) of the figures that one looks for first."""
     headline = report.headline
@@ -163,8 +157,10 @@ def _strip(report: Report) -> list[tuple[str, str, str]]:
         ("Speed-up", gained.text, f"95 %: {gained.small}" if gained.small else "no interval: too few samples"),
         ("Latency", f"{teacher_ms} → {student_ms} ms", where),
     ]
-    if split := _split(report):
-        strip.append(("Accuracy", *_accuracy_change(report.teacher.accuracy[split], report.student.accuracy[split], split)))
+    if split := accuracy_split(report.teacher.accuracy, report.student.accuracy):
+        strip.append(
+            ("Accuracy", *_accuracy_change(report.teacher.accuracy[split], report.student.accuracy[split], split))
+        )
     a, b = report.teacher.breakdown, report.student.breakdown
     strip.append(("Parameters", f"÷ {report.parameter_ratio:.2f}", f"{short(a.parameters)} → {short(b.parameters)}"))
     return strip

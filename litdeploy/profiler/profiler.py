@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 
 from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, DataError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.forms import runs_here
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, NetworkName, describe, find_sections, load
 from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
 from litdeploy.profiler.environment import Environment, look_around
+from litdeploy.profiler.fidelity import measure_fidelity
 from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, Results, measure_runners
 from litdeploy.profiler.report import Report, Side, headline, read_training, write
 from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_package
+from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.target import Target
@@ -32,6 +34,7 @@ def profile(
     teacher: str | Path | None = None,
     target: Target | str | Path | None = None,
     network: NetworkName | None = None,
+    trace: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Times teacher and student in every runner of a target, and reports it with all that belongs to it.
@@ -43,16 +46,19 @@ def profile(
         teacher: the teacher's file, where it is no longer where it was.
         target: a target, or the name or path of one; None: the one for this machine.
         network: the network, where it is code of the user's.
+        trace: a file for a trace of a few calls, for Perfetto; see `trace.write_trace`.
         progress: is given a line for each step.
 
     Raises:
         BundleError: no complete bundle, no exported student, or the teacher's file is gone or is another one.
-        SettingsError: no such target.
+        SettingsError: no such target, or the trace cannot be written there.
         DeviceError: the target's device is not there.
         RunnerError: a runner cannot run a network.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     say = progress or (lambda line: None)
+    if trace is not None:
+        check_trace_path(Path(trace))
     manifest = bundle.read_complete()
     chosen = resolve_target(target)
     device = resolve_device(chosen.device)
@@ -73,7 +79,16 @@ def profile(
     results = measure_runners(pairs, chosen, device, say)
     results.check()
     report = _report(bundle, manifest, sides, results, environment, chosen, target)
+    say("fidelity of the sections")
+    try:
+        fidelity = measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)
+        report = report.model_copy(update={"fidelity": fidelity})
+    except DataError as error:
+        report = report.model_copy(update={"fidelity_missing": str(error)})
     write(report, results.samples, bundle.profile_path)
+    if trace is not None:
+        say(f"trace of both sides in {trace}")
+        write_trace(Path(trace), networks, sections, device, report.headline.batch_size)
     return report
 
 

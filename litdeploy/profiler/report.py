@@ -11,11 +11,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from litdeploy.bundle import Accuracy, DataRecord, Record, write_whole
+from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
 from litdeploy.profiler.breakdown import Breakdown
 from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
+from litdeploy.profiler.fidelity import Fidelity
 from litdeploy.profiler.page import render
 from litdeploy.profiler.scenarios import Scenario
 from litdeploy.profiler.section_times import SectionTime
@@ -27,6 +29,7 @@ from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
 
 _REPORT = "report.json"
+_SCHEMA_VERSION: Literal[2] = 2
 
 
 class Side(Record):
@@ -152,6 +155,8 @@ class Report(Record):
         failures: runners and batch sizes of the target that are not among them.
         section_times: each section, then stem and head, in eager PyTorch.
         findings: the diagnosis: what the speed is bound by, and what disturbed the measurement.
+        fidelity: how closely the student's parts follow their teacher's; None where it could not be measured.
+        fidelity_missing: why not.
         parity: how the exported student was held against PyTorch; None where it was not exported.
         training: the rows of metrics.jsonl; numbers that are not finite are None.
         test_used_once: whether both networks' accuracy on a test split is here; it is computed after the last epoch.
@@ -159,7 +164,7 @@ class Report(Record):
         commands: that repeat the report; `recipe.yaml` in them is `recipe`.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2] = _SCHEMA_VERSION
     verdict: str
     bundle: str
     student_sha256: str
@@ -173,6 +178,8 @@ class Report(Record):
     failures: tuple[Failure, ...]
     section_times: tuple[SectionTime, ...]
     findings: tuple[Finding, ...]
+    fidelity: Fidelity | None = None
+    fidelity_missing: str | None = None
     parity: Parity | None
     training: tuple[dict[str, Any], ...]
     data: DataRecord
@@ -220,6 +227,40 @@ def read_report(folder: Path) -> Report | None:
         return Report.model_validate_json((folder / _REPORT).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def open_report(path: Path) -> Report:
+    """The report in a file, or in a bundle.
+
+    Raises:
+        BundleError: there is none, or none that this version reads; it says what to type.
+    """
+    file = path
+    if path.is_dir():
+        file = next((at / _REPORT for at in (path, path / "profile") if (at / _REPORT).is_file()), path / _REPORT)
+    try:
+        content = json.loads(file.read_bytes())
+        if isinstance(content, dict) and content.get("schema_version") != _SCHEMA_VERSION:
+            raise BundleError(
+                f"{file}: a report of schema version {content.get('schema_version')}, and this litdeploy reads "
+                f"{_SCHEMA_VERSION}. Profile its bundle again: litdeploy profile"
+            )
+        return Report.model_validate(content)
+    except FileNotFoundError:
+        raise BundleError(
+            f"{path}: holds no report. Give a report.json, or a bundle that was profiled: litdeploy profile {path}"
+            if path.is_dir()
+            else f"{path}: no such file. Give a report.json, or a bundle that was profiled."
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (ValueError, ValidationError) as error:
+        what = (
+            f"{error.errors()[0]['msg']} at {error.errors()[0]['loc']}"
+            if isinstance(error, ValidationError)
+            else "no JSON"
+        )
+        raise BundleError(f"{file}: not a report of litdeploy ({what}). Give a report.json, or a bundle.") from None
 
 
 def _not_finite(value: object) -> bool:

@@ -34,7 +34,7 @@ class Ratio(Record):
     verdict: Verdict
 
 
-class Pair(Record):
+class Row(Record):
     """One runner, precision and batch size in both reports.
 
     Attributes:
@@ -69,7 +69,7 @@ class SideBySide(Record):
         a_path, b_path: where the reports are.
         a, b: the reports.
         differing: of environment, networks, data, target and recipe, what differs.
-        pairs: every measurement of either, in A's order and then B's.
+        rows: every measurement of either, in A's order and then B's.
     """
 
     schema_version: Literal[1] = 1
@@ -79,7 +79,7 @@ class SideBySide(Record):
     a: Report
     b: Report
     differing: tuple[Differing, ...]
-    pairs: tuple[Pair, ...]
+    rows: tuple[Row, ...]
 
 
 def compare_reports(a: str | Path, b: str | Path) -> SideBySide:
@@ -94,15 +94,15 @@ def compare_reports(a: str | Path, b: str | Path) -> SideBySide:
     first, second = open_report(Path(a)), open_report(Path(b))
     by_key = [{_key(each): each for each in report.measurements} for report in (first, second)]
     keys = list(dict.fromkeys([*by_key[0], *by_key[1]]))
-    pairs = tuple(_pair(key, *(found.get(key) for found in by_key)) for key in keys)
+    rows = tuple(_row(key, *(found.get(key) for found in by_key)) for key in keys)
     return SideBySide(
-        sentence=_sentence(second, pairs),
+        sentence=_sentence(second, rows),
         a_path=str(a),
         b_path=str(b),
         a=first,
         b=second,
         differing=tuple(_differing(first, second)),
-        pairs=pairs,
+        rows=rows,
     )
 
 
@@ -110,20 +110,16 @@ def _key(measurement: Measurement) -> tuple[str, str, int]:
     return measurement.runner, measurement.precision, measurement.batch_size
 
 
-def _pair(key: tuple[str, str, int], a: Measurement | None, b: Measurement | None) -> Pair:
+def _row(key: tuple[str, str, int], a: Measurement | None, b: Measurement | None) -> Row:
     runner, precision, batch_size = key
     latency = speedup = None
     if a and b:
         latency = _ratio(*((x.median_ms, x.median_low_ms, x.median_high_ms) for x in (a.student, b.student)))
         speedup = _ratio(*((x.speedup, x.speedup_low, x.speedup_high) for x in (b.comparison, a.comparison)))
-    return Pair(
-        runner=runner, precision=precision, batch_size=batch_size, a=a, b=b, latency=latency, speedup=speedup
-    )
+    return Row(runner=runner, precision=precision, batch_size=batch_size, a=a, b=b, latency=latency, speedup=speedup)
 
 
-def _ratio(
-    above: tuple[float, float | None, float | None], below: tuple[float, float | None, float | None]
-) -> Ratio:
+def _ratio(above: tuple[float, float | None, float | None], below: tuple[float, float | None, float | None]) -> Ratio:
     """The ratio of two positive figures, each with its interval."""
     (x, x_low, x_high), (y, y_low, y_high) = above, below
     low = high = None
@@ -134,25 +130,24 @@ def _ratio(
     return Ratio(ratio=x / y, low=low, high=high, verdict=verdict)
 
 
-def _sentence(b: Report, pairs: tuple[Pair, ...]) -> str:
+def _sentence(b: Report, rows: tuple[Row, ...]) -> str:
     """Of the measurement that B's verdict speaks of, or else the first that both have."""
-    both = [each for each in pairs if each.a and each.b]
+    both = [(each.a, each.b, each.latency) for each in rows if each.a and each.b and each.latency]
     if not both:
         return "The reports have no measurement in common: no runner, precision and batch size is in both."
-    chosen = next((each for each in both if each.b is b.headline), both[0])
-    assert chosen.a and chosen.b and chosen.latency and chosen.speedup
-    ratio = times(chosen.latency.ratio)
+    was, now, latency = next((each for each in both if each[1] is b.headline), both[0])
+    ratio = times(latency.ratio)
     outcome = {
         "faster": f"{ratio} as fast",
         "slower": f"slower ({ratio} as fast)",
         "same": "as fast",
         "unclear": f"neither clearly faster nor slower ({ratio})",
-    }[chosen.latency.verdict]
+    }[latency.verdict]
     return (
-        f"In {runner_of(chosen.b)} at batch {chosen.batch_size}, B’s student is {outcome}: "
-        f"{milliseconds(chosen.a.student.median_ms)} → {milliseconds(chosen.b.student.median_ms)} ms a call; "
-        f"its speed-up over the teacher went from {chosen.a.comparison.speedup:.2f}× to "
-        f"{chosen.b.comparison.speedup:.2f}×."
+        f"In {runner_of(now)} at batch {now.batch_size}, B’s student is {outcome}: "
+        f"{milliseconds(was.student.median_ms)} → {milliseconds(now.student.median_ms)} ms a call; "
+        f"its speed-up over the teacher went from {was.comparison.speedup:.2f}× to "
+        f"{now.comparison.speedup:.2f}×."
     )
 
 
@@ -181,4 +176,7 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name} ")
         else:
-            yield prefix + name, "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield (
+                prefix + name,
+                "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+            )

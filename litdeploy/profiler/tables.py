@@ -163,5 +163,7 @@ def fidelity(report: Report) -> Table | None:
         (Cell(each.name), Cell(relative_error(each.on_teacher)), Cell(relative_error(each.on_own)))
         for each in report.fidelity.deviations
     )
-    heads = columns("output of", Cell("on the teacher's input", kind="teacher"), Cell("in its own chain", kind="student"))
+    heads = columns(
+        "output of", Cell("on the teacher's input", kind="teacher"), Cell("in its own chain", kind="student")
+    )
     return Table("Relative RMS error", heads, (rows,), narrow=True)

@@ -43,8 +43,7 @@ def write_trace(
     Raises:
         SettingsError: no such name of a file, or it cannot be written there.
     """
-    if not path.name.endswith((".json", ".json.gz")):
-        raise SettingsError(f"--trace {path}: name a file that ends in .json or .json.gz, as in --trace trace.json.gz.")
+    check_trace_path(path)
     modules = {role: placed(network, device, "fp32") for role, network in networks.items()}
     batch_NCHW = networks["student"].example(batch_size).to(device).contiguous(memory_format=torch.channels_last)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -62,7 +61,6 @@ def write_trace(
                         if device.type == "cuda":
                             torch.cuda.synchronize(device)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # torch compresses by the name's end, so the file is made under its own name, elsewhere, and moved when whole.
         with TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name
@@ -70,6 +68,20 @@ def write_trace(
             whole.replace(path)
     except OSError as error:
         raise SettingsError(f"--trace {path}: it cannot be written there ({error.strerror}).") from None
+
+
+def check_trace_path(path: Path) -> None:
+    """Makes the folder of a trace, before anything is measured.
+
+    Raises:
+        SettingsError: no such name of a file, or the folder cannot be made.
+    """
+    if not path.name.endswith((".json", ".json.gz")):
+        raise SettingsError(f"--trace {path}: name a file that ends in .json or .json.gz, as in --trace trace.json.gz.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--trace {path}: its folder cannot be made ({error.strerror}).") from None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from litdeploy.profiler.breakdown import Breakdown, Part
 from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
+from litdeploy.profiler.fidelity import Deviation, Fidelity
 from litdeploy.profiler.report import Measurement, Report, Side, SideTiming
 from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import compare, summarise
@@ -101,6 +102,19 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
     )
 
 
+def fidelity() -> Fidelity:
+    return Fidelity(
+        images=256,
+        deviations=(
+            Deviation(name="stem", on_teacher=0.0, on_own=0.0),
+            Deviation(name="layer1", on_teacher=0.13, on_own=0.13),
+            Deviation(name="logits", on_teacher=0.0, on_own=0.21),
+        ),
+        same_class_on_teacher=1.0,
+        same_class_on_own=0.88,
+    )
+
+
 def parity() -> Parity:
     batches = (
         BatchParity(batch_size=1, images=64, max_absolute=3.1e-6, max_relative=2e-7, top1=1.0, within=True),
@@ -140,6 +154,7 @@ def report() -> Report:
                 figures={"flop_ratio": 2.9, "speedup": 2.6},
             ),
         ),
+        fidelity=fidelity(),
         parity=parity(),
         training=tuple(row(epoch) for epoch in range(1, 6)),
         data=DataRecord(source="digits", fingerprint="ab", images={"train": 1_400, "test": 360}),
