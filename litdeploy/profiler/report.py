@@ -239,13 +239,14 @@ def open_report(path: Path) -> Report:
     if path.is_dir():
         file = next((at / _REPORT for at in (path, path / "profile") if (at / _REPORT).is_file()), path / _REPORT)
     try:
-        content = json.loads(file.read_bytes())
+        text = file.read_bytes()
+        content = json.loads(text)
         if isinstance(content, dict) and content.get("schema_version") != _SCHEMA_VERSION:
             raise BundleError(
                 f"{file}: a report of schema version {content.get('schema_version')}, and this litdeploy reads "
                 f"{_SCHEMA_VERSION}. Profile its bundle again: litdeploy profile"
             )
-        return Report.model_validate(content)
+        return Report.model_validate_json(text)
     except FileNotFoundError:
         raise BundleError(
             f"{path}: holds no report. Give a report.json, or a bundle that was profiled: litdeploy profile {path}"

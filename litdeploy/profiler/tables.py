@@ -164,6 +164,6 @@ def fidelity(report: Report) -> Table | None:
         for each in report.fidelity.deviations
     )
     heads = columns(
-        "output of", Cell("on the teacher's input", kind="teacher"), Cell("in its own chain", kind="student")
+        "output of", Cell("on the teacher’s input", kind="teacher"), Cell("in its own chain", kind="student")
     )
     return Table("Relative RMS error", heads, (rows,), narrow=True)
