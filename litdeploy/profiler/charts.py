@@ -34,6 +34,13 @@ def latency(batch_size: int, measurements: Sequence[Measurement]) -> Markup:
     )
 
 
+def side_by_side(batch_size: int, rows: Sequence[tuple[str, SideTiming | None, SideTiming | None]]) -> Markup:
+    """Bars of a student's medians in two reports, with their 95 % intervals; a runner that one lacks has none there."""
+    bars = [(runner, *(side and latency_bar(side) for side in sides)) for runner, *sides in rows]
+    title = f"Latency of the students at batch size {batch_size}"
+    return pairs(bars, f"latency-{batch_size}", title, "Medians in A and B.", missing="not measured")
+
+
 def latency_bar(side: SideTiming) -> Bar:
     """A median as a bar."""
     return Bar(side.median_ms, f"{milliseconds(side.median_ms)} ms", side.median_low_ms, side.median_high_ms)

@@ -16,6 +16,7 @@ from torch.profiler import profile as record
 from litdeploy.errors import SettingsError
 from litdeploy.networks import Network
 from litdeploy.networks.sections import container
+from litdeploy.profiler.outputs import check_output
 from litdeploy.runtime.eager import placed
 
 _WARM_UP_CALLS = 3
@@ -74,14 +75,11 @@ def check_trace_path(path: Path) -> None:
     """Makes the folder of a trace, before anything is measured.
 
     Raises:
-        SettingsError: no such name of a file, or the folder cannot be made.
+        SettingsError: no such name of a file, or it cannot be there.
     """
     if not path.name.endswith((".json", ".json.gz")):
         raise SettingsError(f"--trace {path}: name a file that ends in .json or .json.gz, as in --trace trace.json.gz.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"--trace {path}: its folder cannot be made ({error.strerror}).") from None
+    check_output(path, "--trace")
 
 
 @contextmanager
