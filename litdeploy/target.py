@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,8 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 class Timing(Settings):
     """When to measure, and how much.
 
-    A measurement ends when each median's 95 % interval, and that of their ratio, is within `half_width` of its middle,
-    once it has `min_samples` and took `min_seconds`; else at `samples` or `max_seconds`.
+    A measurement ends when both medians' 95 % intervals are within `half_width` of their middle, once it has
+    `min_samples` and took `min_seconds`; else at `samples` or `max_seconds`.
 
     Attributes:
         warmup_ms: least time that each runner is warmed up for, in milliseconds.
@@ -46,7 +47,10 @@ class Timing(Settings):
     @model_validator(mode="after")
     def _one_scenario(self) -> Timing:
         if self.cold_cache and self.pace is not None:
-            raise ValueError("cold_cache and pace exclude each other: caches cool by themselves between paced calls")
+            raise ValueError(
+                "cold_cache and pace exclude each other, since caches cool by themselves between paced calls; leave "
+                "one of the two out (--cold-cache, --pace)"
+            )
         return self
 
 
@@ -153,3 +157,16 @@ def read_target(name_or_path: str | Path) -> Target:
         SettingsError: see `settings.read`.
     """
     return settings.read(Target, name_or_path, "profiles")
+
+
+def with_timing(target: Target, changes: Mapping[str, Any]) -> Target:
+    """The target with some fields of its timing changed; None leaves one as it is.
+
+    Raises:
+        SettingsError: an unknown field, or a wrong value.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    if not given:
+        return target
+    timing = settings.parse(Timing, {**target.timing.model_dump(mode="json"), **given}, "timing")
+    return target.model_copy(update={"timing": timing})

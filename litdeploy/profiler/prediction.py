@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,7 +30,7 @@ from litdeploy.profiler.report import Failure, Measurement
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
 from litdeploy.spec import DepthPlan
-from litdeploy.target import Target
+from litdeploy.target import Target, with_timing
 
 
 class PredictedStudent(Record):
@@ -86,6 +86,7 @@ def predict(
     normalise: str | None = None,
     input_shape: tuple[int, int, int] | None = None,
     progress: Progress | None = None,
+    **timing: Any,
 ) -> Prediction:
     """Times students of these depths in the target's runners, each beside the teacher; none of them is trained.
 
@@ -95,11 +96,12 @@ def predict(
         target: a target, or the name or path of one; None: the one for this machine.
         network, normalise, input_shape: as for `load`.
         progress: is given a line for each step.
+        **timing: fields of `target.Timing` in place of the target's own; None: its own.
 
     Raises:
         CheckpointError, NetworkError: the teacher is not loaded, or has no repeated blocks.
         StudentError: no such depth, or none given.
-        SettingsError, DeviceError: no such target, or its device is not there.
+        SettingsError, DeviceError: no such target, wrong `timing`, or the target's device is not there.
         RunnerError: nothing could be measured.
     """
     say = progress or (lambda line: None)
@@ -107,7 +109,7 @@ def predict(
         raise StudentError("no depth to predict. Say which: --student-depth 8,14,20")
     if not isinstance(teacher, Network):
         teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape)
-    chosen = resolve_target(target)
+    chosen = with_timing(resolve_target(target), timing)
     device = resolve_device(chosen.device)
     environment = look_around(device)
     sections = find_sections(teacher.module, teacher.example())

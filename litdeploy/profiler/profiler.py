@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_pac
 from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
 from litdeploy.runtime import resolve_device, resolve_target
-from litdeploy.target import Target
+from litdeploy.target import Target, with_timing
 
 _FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
 
@@ -36,6 +37,7 @@ def profile(
     network: NetworkName | None = None,
     trace: str | Path | None = None,
     progress: Progress | None = None,
+    **timing: Any,
 ) -> Report:
     """Times teacher and student in every runner of a target, and reports it with all that belongs to it.
 
@@ -48,19 +50,20 @@ def profile(
         network: the network, where it is code of the user's.
         trace: a file for a trace of a few calls, for Perfetto; see `trace.write_trace`.
         progress: is given a line for each step.
+        **timing: fields of `target.Timing` in place of the target's own; None: its own.
 
     Raises:
-        BundleError: no complete bundle, no exported student, or the teacher's file is gone or is another one.
-        SettingsError: no such target, or the trace cannot be written there.
+        BundleError: no complete bundle, or the teacher's file is gone or is another one.
+        SettingsError: no such target, wrong `timing`, or the trace cannot be written there.
         DeviceError: the target's device is not there.
-        RunnerError: a runner cannot run a network.
+        RunnerError: nothing could be measured. What cannot be, beside something that can, is in the report's failures.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     say = progress or (lambda line: None)
     if trace is not None:
         check_trace_path(Path(trace))
     manifest = bundle.read_complete()
-    chosen = resolve_target(target)
+    chosen = with_timing(resolve_target(target), timing)
     device = resolve_device(chosen.device)
     environment = look_around(device)
 
