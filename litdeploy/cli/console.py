@@ -7,13 +7,19 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as Printed
+from rich.text import Text
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Accuracy
+    from litdeploy.profiler.tables import Table
     from litdeploy.trainer import Progress
 
 output = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
+
+_WIDEST = 1_000
 
 
 def print_json(content: Any) -> None:
@@ -24,6 +30,22 @@ def print_json(content: Any) -> None:
 def note(text: str) -> None:
     """A line on standard error."""
     errors.print(text, markup=False, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """A table of the profiler's, to standard output."""
+    printed = Printed(title=table.caption, title_justify="left", title_style="bold", box=None)
+    for index, head in enumerate(table.columns):
+        printed.add_column(Text(head.text), justify="right" if index else "left", overflow="fold")
+    for row in table.rows:
+        printed.add_row(*(Text(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row))
+    _print_wide(printed)
+
+
+def _print_wide(table: Printed) -> None:
+    """A table to standard output: within a terminal's width, elsewhere as wide as it is, for nobody sees it wrapped."""
+    wide = Measurement.get(output, output.options.update(max_width=_WIDEST), table).maximum
+    (output if output.is_terminal else Console(width=max(wide, output.width))).print(table)
 
 
 def percent(accuracy: Accuracy | None) -> str:

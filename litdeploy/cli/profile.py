@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output
+from litdeploy.cli.console import note, output, print_table
+from litdeploy.cli.side_by_side import show_schema, side_by_side
 from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
     from litdeploy.profiler import Prediction, Report
-    from litdeploy.profiler.statistics import Comparison
 
 
 def command(
@@ -79,11 +78,34 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Measure teacher and student in every runner of the target."""
+    from litdeploy.profiler import check_gates, profile
     from litdeploy.profiler import predict as predict_students
-    from litdeploy.profiler import profile
+    from litdeploy.profiler.csv_export import to_csv
+    from litdeploy.profiler.outputs import check_output, write_output
+    from litdeploy.profiler.prediction_page import render_prediction
 
     timing: dict[str, Any] = {"cold_cache": cold_cache or None, "pace": pace_of(pace), "processes": processes}
+    if schema:
+        show_schema()
+        return
+    outputs = {"--csv": csv, "--html": html}
+    for option, path in outputs.items():
+        if path is not None:
+            check_output(path, option)
+    gates = {"min_speedup": min_speedup, "max_accuracy_drop": max_accuracy_drop}
+    if compare is not None:
+        given = {"--predict": predict, "--teacher": teacher, "--target": target, "--network": network, "--trace": trace}
+        _refuse(
+            {**given, "--cold-cache": timing["cold_cache"], "--pace": pace, "--processes": processes},
+            "--compare reads two reports and measures nothing. Leave it out, or profile each with it first.",
+        )
+        side_by_side(*compare, csv=csv, html=html, json=json, gates=gates)
+        return
     if predict is not None:
+        _refuse(
+            {"--min-speedup": min_speedup, "--max-accuracy-drop": max_accuracy_drop, "--csv": csv, "--trace": trace},
+            "--predict has no trained student to hold against it. Leave it out, or profile a bundle.",
+        )
         prediction = predict_students(
             predict,
             depths_of(student_depth),
@@ -98,13 +120,19 @@ def command(
             typer.echo(prediction.model_dump_json(indent=2))
         else:
             show_prediction(prediction)
+        if html is not None:
+            write_output(html, render_prediction(prediction), "--html")
         return
     _refuse_without_predict({"--student-depth": student_depth, "--normalise": normalise, "--input-shape": input_shape})
-    report = profile(bundle, teacher=teacher, target=target, network=network, progress=note, **timing)
+    _refuse({"--html": html}, "it is for --compare and --predict; a profile's page is in its bundle. Leave it out.")
+    report = profile(bundle, teacher=teacher, target=target, network=network, trace=trace, progress=note, **timing)
+    if csv is not None:
+        write_output(csv, to_csv([report]), "--csv")
     if json:
         typer.echo(report.model_dump_json(indent=2))
     else:
         show(report, bundle)
+    check_gates(report, **gates)
 
 
 def pace_of(text: str | None) -> float | None:
@@ -141,6 +169,12 @@ def depths_of(text: str | None) -> tuple[int, ...]:
         ) from None
 
 
+def _refuse(options: dict[str, object], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise SettingsError(f"{option}: {why}")
+
+
 def _refuse_without_predict(options: dict[str, object]) -> None:
     for option, value in options.items():
         if value is not None:
@@ -152,25 +186,12 @@ def _refuse_without_predict(options: dict[str, object]) -> None:
 
 def show(report: Report, bundle: Path) -> None:
     """Prints the verdict, the table, and where the page is."""
-    table = Table(
-        title=f"{report.student.name} against {report.teacher.name}, {report.environment.device_name}", box=None
+    from litdeploy.profiler import tables
+
+    output.print(
+        f"{report.student.name} against {report.teacher.name}, {report.environment.device_name}", highlight=False
     )
-    table.add_column("runner")
-    for name in ("batch", "teacher ms", "p90", "student ms", "p90", "images/s", "speed-up", "verdict"):
-        table.add_column(name, justify="right")
-    for found in report.measurements:
-        table.add_row(
-            found.runner,
-            str(found.batch_size),
-            f"{found.teacher.median_ms:.2f}",
-            _ms(found.teacher.p90_ms),
-            f"{found.student.median_ms:.2f}",
-            _ms(found.student.p90_ms),
-            f"{found.student.images_per_second:.0f}",
-            _speedup(found.comparison),
-            found.comparison.verdict,
-        )
-    output.print(table)
+    print_table(tables.latency(report))
     for failure in report.failures:
         batch = "" if failure.batch_size is None else f", batch {failure.batch_size}"
         note(f"{failure.runner}{batch}: not measured: {failure.message}")
@@ -187,37 +208,7 @@ def show(report: Report, bundle: Path) -> None:
 
 def show_prediction(prediction: Prediction) -> None:
     """Prints what each depth would gain."""
-    table = Table(
-        title=f"Students of {prediction.teacher}, not trained, {prediction.environment.device_name}", box=None
-    )
-    table.add_column("student")
-    for name in ("depth", "FLOPs ÷"):
-        table.add_column(name, justify="right")
-    table.add_column("runner")
-    for name in ("batch", "teacher ms", "student ms", "images/s", "speed-up", "verdict"):
-        table.add_column(name, justify="right")
-    for student in prediction.students:
-        for row, found in enumerate(student.measurements):
-            head = (student.name, str(student.depth), f"{student.flop_ratio:.2f}") if not row else ("", "", "")
-            table.add_row(
-                *head,
-                found.runner,
-                str(found.batch_size),
-                f"{found.teacher.median_ms:.2f}",
-                f"{found.student.median_ms:.2f}",
-                f"{found.student.images_per_second:.0f}",
-                _speedup(found.comparison),
-                found.comparison.verdict,
-            )
-    output.print(table)
+    from litdeploy.profiler.prediction_page import latencies
 
-
-def _speedup(comparison: Comparison) -> str:
-    """`2.68× (2.61–2.75)`."""
-    low, high = comparison.speedup_low, comparison.speedup_high
-    interval = "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
-    return f"{comparison.speedup:.2f}×{interval}"
-
-
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    output.print(f"Students of {prediction.teacher}, {prediction.environment.device_name}", highlight=False)
+    print_table(latencies(prediction))

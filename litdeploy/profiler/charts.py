@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from litdeploy.profiler.drawing import FIRST, MUTED, SECOND, TEXT, Bar, pairs, panel, svg
 from litdeploy.profiler.figures import accuracy_interval, relative_error, runner_of, short
@@ -36,7 +36,7 @@ def latency(batch_size: int, measurements: Sequence[Measurement]) -> Markup:
 
 def side_by_side(batch_size: int, rows: Sequence[tuple[str, SideTiming | None, SideTiming | None]]) -> Markup:
     """Bars of a student's medians in two reports, with their 95 % intervals; a runner that one lacks has none there."""
-    bars = [(runner, *(side and latency_bar(side) for side in sides)) for runner, *sides in rows]
+    bars = [(runner, latency_bar(a) if a else None, latency_bar(b) if b else None) for runner, a, b in rows]
     title = f"Latency of the students at batch size {batch_size}"
     return pairs(bars, f"latency-{batch_size}", title, "Medians in A and B.", missing="not measured")
 
@@ -160,33 +160,34 @@ def accuracy_latency(measurements: Sequence[Measurement], teacher: Accuracy, stu
     return svg(figure, "accuracy-latency", "Accuracy against latency", f"{accuracies} {told}.")
 
 
-def prediction(name: str, label: str, points: Sequence[tuple[int, Bar]], teacher: tuple[int, Bar]) -> Markup:
-    """Latency against depth in one runner, with 95 % intervals, and the teacher's as a dashed line.
+def prediction(
+    name: str, runner: str, batch_size: int, points: Sequence[tuple[int, Measurement]], teacher_depth: int
+) -> Markup:
+    """Latency against depth in one runner, with 95 % intervals, and the teacher as a dashed line.
 
     Args:
         name: of the drawing on its page.
-        label: of the runner.
-        points: (depth, latency) of each student, by depth.
-        teacher: its depth and latency.
+        points: (student's depth, its measurement beside the teacher).
     """
-    drawn = [*points, *([teacher] if teacher[0] not in {depth for depth, _ in points} else [])]
+    # The teacher was measured beside each student: the shallowest's says as much as any other.
+    teacher = latency_bar(points[0][1].teacher)
+    students = [(depth, latency_bar(each.student)) for depth, each in points]
     with panel(_LINES) as (figure, axes):
-        axes.axhline(teacher[1].value, color=FIRST, lw=1.4, ls=(0, (4, 3)))
-        axes.plot([depth for depth, _ in points], [bar.value for _, bar in points], color=SECOND, lw=1.8, marker="o")
-        axes.plot(teacher[0], teacher[1].value, color=FIRST, marker="o")
-        for depth, bar in drawn:
+        axes.axhline(teacher.value, color=FIRST, lw=1.4, ls=(0, (4, 3)))
+        axes.plot(*zip(*((depth, bar.value) for depth, bar in students), strict=True), color=SECOND, lw=1.8, marker="o")
+        axes.plot(teacher_depth, teacher.value, color=FIRST, marker="o")
+        for depth, bar in [*students, (teacher_depth, teacher)]:
             if bar.low is not None and bar.high is not None:
                 axes.plot((depth, depth), (bar.low, bar.high), color=TEXT, lw=1.4)
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(FixedLocator(sorted(depth for depth, _ in drawn)))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 5, 10)))
         axes.set_xlabel("depth")
         _grid(axes)
         figure.subplots_adjust(left=0.15, right=0.97, top=0.96, bottom=0.23)
-    told = "; ".join(f"depth {depth}: {bar.text}" for depth, bar in points)
-    return svg(
-        figure, name, f"Latency against depth in {label}", f"Teacher, depth {teacher[0]}: {teacher[1].text}. {told}."
-    )
+    told = "; ".join(f"depth {depth}: {bar.text}" for depth, bar in students)
+    title = f"Latency against depth in {runner} at batch size {batch_size}"
+    return svg(figure, name, title, f"Teacher, depth {teacher_depth}: {teacher.text}. {told}.")
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:

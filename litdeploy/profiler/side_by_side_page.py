@@ -49,6 +49,7 @@ def measurements(found: SideBySide) -> Table:
             "B gains",
         ),
         (rows,),
+        stacked=True,
     )
 
 
@@ -62,7 +63,10 @@ def accuracies(found: SideBySide) -> Table:
             names = list(dict.fromkeys(getattr(report, role).name for report in (found.a, found.b)))
             rows.append((Cell(f"{role} ({' and '.join(names)}), {split}"), *(Cell(percent(each)) for each in both)))
     return Table(
-        "Accuracy", columns("", Cell("A", kind="first"), Cell("B", kind="second")), (tuple(rows),), narrow=True
+        "Top-1 accuracy of each network",
+        columns("", Cell("A", kind="first"), Cell("B", kind="second")),
+        (tuple(rows),),
+        narrow=True,
     )
 
 
@@ -71,7 +75,12 @@ def differing(found: SideBySide) -> Table:
     rows = tuple(
         (Cell(each.what), Cell(each.a, kind="breaks"), Cell(each.b, kind="breaks")) for each in found.differing
     )
-    return Table("What differs", columns("", Cell("A", kind="first"), Cell("B", kind="second")), (rows,), narrow=True)
+    return Table(
+        "Of networks, data, environment, target and recipe",
+        columns("", Cell("A", kind="first"), Cell("B", kind="second")),
+        (rows,),
+        narrow=True,
+    )
 
 
 def _runner(row: Row) -> str:
@@ -81,8 +90,8 @@ def _runner(row: Row) -> str:
 def _ratio(ratio: Ratio | None) -> Cell:
     if ratio is None:
         return Cell(NOTHING)
-    word = {"faster": "", "slower": "", "same": "same, ", "unclear": "unclear, "}[ratio.verdict]
-    return Cell(word + times(ratio.ratio), tables.span(ratio.low, ratio.high, lambda x: f"{x:.2f}"), "strong")
+    interval = tables.span(ratio.low, ratio.high, lambda x: f"{x:.2f}")
+    return Cell(times(ratio.ratio), ", ".join(filter(None, (interval, ratio.verdict))), "strong")
 
 
 def _drawings(found: SideBySide) -> list[Drawn]:

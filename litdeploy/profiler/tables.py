@@ -37,12 +37,14 @@ class Table:
     Attributes:
         groups: rows that belong together.
         narrow: few columns, no wider than text.
+        stacked: what is small in a cell stands below its text, not beside it.
     """
 
     caption: str
     columns: tuple[Cell, ...]
     groups: tuple[tuple[tuple[Cell, ...], ...], ...]
     narrow: bool = False
+    stacked: bool = False
 
     @property
     def rows(self) -> Iterable[tuple[Cell, ...]]:
