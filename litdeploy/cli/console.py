@@ -33,19 +33,24 @@ def note(text: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A table of the profiler's, to standard output."""
+    """A table of the profiler's, to standard output: within a terminal's width; elsewhere as wide as it is."""
+    printed = _printed(table, "{} ({})")
+    wide = Measurement.get(output, output.options.update(max_width=_WIDEST), printed).maximum
+    if not output.is_terminal:
+        Console(width=max(wide, output.width)).print(printed)
+    elif wide > output.width:
+        output.print(_printed(table, "{}\n{}"))
+    else:
+        output.print(printed)
+
+
+def _printed(table: Table, with_small: str) -> Printed:
     printed = Printed(title=table.caption, title_justify="left", title_style="bold", box=None)
     for index, head in enumerate(table.columns):
         printed.add_column(Text(head.text), justify="right" if index else "left", overflow="fold")
     for row in table.rows:
-        printed.add_row(*(Text(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row))
-    _print_wide(printed)
-
-
-def _print_wide(table: Printed) -> None:
-    """A table to standard output: within a terminal's width, elsewhere as wide as it is, for nobody sees it wrapped."""
-    wide = Measurement.get(output, output.options.update(max_width=_WIDEST), table).maximum
-    (output if output.is_terminal else Console(width=max(wide, output.width))).print(table)
+        printed.add_row(*(Text(with_small.format(cell.text, cell.small) if cell.small else cell.text) for cell in row))
+    return printed
 
 
 def percent(accuracy: Accuracy | None) -> str:

@@ -30,9 +30,9 @@ def measurements(found: SideBySide) -> Table:
             Cell(_runner(row)),
             Cell(str(row.batch_size)),
             *(tables.median(each.student) if each else Cell(NOTHING) for each in (row.a, row.b)),
-            _ratio(row.latency),
+            _ratio(row.latency, {}),
             *(tables.speedup(each.comparison) if each else Cell(NOTHING) for each in (row.a, row.b)),
-            _ratio(row.speedup),
+            _ratio(row.speedup, {"faster": "more", "slower": "less"}),
         )
         for row in found.rows
     )
@@ -87,11 +87,14 @@ def _runner(row: Row) -> str:
     return next(runner_of(each) for each in (row.a, row.b) if each)
 
 
-def _ratio(ratio: Ratio | None) -> Cell:
+def _ratio(ratio: Ratio | None, words: dict[str, str]) -> Cell:
+    """A ratio with its interval and its verdict, in these words where there are others."""
     if ratio is None:
         return Cell(NOTHING)
     interval = tables.span(ratio.low, ratio.high, lambda x: f"{x:.2f}")
-    return Cell(times(ratio.ratio), ", ".join(filter(None, (interval, ratio.verdict))), "strong")
+    return Cell(
+        times(ratio.ratio), ", ".join(filter(None, (interval, words.get(ratio.verdict, ratio.verdict)))), "strong"
+    )
 
 
 def _drawings(found: SideBySide) -> list[Drawn]:
