@@ -78,14 +78,15 @@ def throughput(name: str, measurements: Sequence[Measurement]) -> Markup:
     return svg(figure, name, f"Throughput of {runner_of(measurements[0])}", f"Images a second. {told}.")
 
 
-def section_times(times: Sequence[SectionTime]) -> Markup:
-    """Bars of both sides' time in each section."""
+def section_times(batch_size: int, times: Sequence[SectionTime]) -> Markup:
+    """Bars of both sides' time in each section at one batch size."""
 
     def bar(ms: float) -> Bar:
         return Bar(ms, f"{milliseconds(ms)} ms")
 
     rows = [(each.name, bar(each.teacher_ms), bar(each.student_ms)) for each in times]
-    return pairs(rows, "section-times", "Time by section", "Medians of teacher and student.")
+    title = f"Time by section at batch size {batch_size}"
+    return pairs(rows, f"section-times-{batch_size}", title, "Medians of teacher and student.")
 
 
 def section_sizes(quantity: str, title: str, parts: Sequence[tuple[Part, Part]]) -> Markup:

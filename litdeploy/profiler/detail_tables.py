@@ -10,7 +10,8 @@ from litdeploy.profiler.tables import NOTHING, Cell, Table, columns, grouped
 from litdeploy.profiler.verdict import milliseconds
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.conditions import Conditions, Gpu
+    from litdeploy.profiler.conditions import Conditions
+    from litdeploy.profiler.nvml import Gpu
     from litdeploy.profiler.report import Report, SideTiming
 
 T = TypeVar("T")

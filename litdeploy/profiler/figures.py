@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
+
+from scipy.stats import binomtest
 
 from litdeploy.profiler.verdict import decimals
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement
 
 _SPACE = "\N{NO-BREAK SPACE}"
-_NORMAL_975 = 1.959964  # quantile of the normal distribution for 95 %, both sides
 
 
 def short(number: float) -> str:
@@ -50,7 +50,5 @@ def runner_of(measurement: Measurement) -> str:
 
 def accuracy_interval(accuracy: Accuracy) -> tuple[float, float]:
     """95 % interval of an accuracy on so many images, 0–1 (Wilson, J. Am. Stat. Assoc. 1927)."""
-    n, p, z = accuracy.images, accuracy.top1, _NORMAL_975
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return centre - reach, centre + reach
+    found = binomtest(round(accuracy.top1 * accuracy.images), accuracy.images).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

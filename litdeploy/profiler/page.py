@@ -115,11 +115,15 @@ def _drawings(
 
 def _section_drawings(charts: ModuleType, report: Report) -> list[Drawn]:
     parts = list(zip(report.teacher.breakdown.parts, report.student.breakdown.parts, strict=True))
+    times = [
+        (f"Time of a call, batch size {size}", charts.section_times(size, list(members)))
+        for size, members in groupby(report.section_times, lambda each: each.batch_size)
+    ]
     drawn = [
         ("Parameters", charts.section_sizes("parameters", "Parameters by section", parts)),
         ("FLOPs an image", charts.section_sizes("flops", "FLOPs by section", parts)),
     ]
-    return [*([("Time of a call", charts.section_times(report.section_times))] if report.section_times else []), *drawn]
+    return [*times, *drawn]
 
 
 def _accuracy_latency(charts: ModuleType, report: Report) -> Markup | None:

@@ -26,6 +26,7 @@ from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
 from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, measure_runners
+from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.report import Failure, Measurement
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
@@ -117,7 +118,7 @@ def predict(
     plans = {depth: plan_for_depth(sections, depth, FAMILIES.get(teacher.spec.name)) for depth in sorted(set(depths))}
     whole = break_down(teacher, names)
     students = []
-    with TemporaryDirectory(prefix="litdeploy-") as folder:
+    with TemporaryDirectory(prefix="litdeploy-") as folder, pinned(torch.get_num_threads()):
         files = _Files(Path(folder), teacher, chosen, device)
         for depth, plan in plans.items():
             student = _student(teacher, plan)

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import shlex
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
-from litdeploy.errors import BundleError, DataError
+from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
+from litdeploy.errors import DataError
 from litdeploy.exporter import Parity
-from litdeploy.exporter.forms import runs_here
-from litdeploy.exporter.teacher import load_teacher
-from litdeploy.networks import Network, NetworkName, describe, find_sections, load
+from litdeploy.networks import Network, NetworkName, describe, find_sections
+from litdeploy.profiler import roofline
 from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
+from litdeploy.profiler.diagnosis import Finding, bounds, copy_bound, ideal_ratio, launch_bound
+from litdeploy.profiler.disturbances import disturbances
 from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.fidelity import measure_fidelity
-from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, Results, measure_runners
-from litdeploy.profiler.report import Report, Side, headline, read_training, write
-from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_package
+from litdeploy.profiler.measuring import Progress, Results, measure_runners
+from litdeploy.profiler.pairs import BundlePairs, folder_argument, load_both
+from litdeploy.profiler.pinning import pinned
+from litdeploy.profiler.processes import measure_in_processes
+from litdeploy.profiler.report import Measurement, Report, Side, headline, read_training, write
+from litdeploy.profiler.section_times import SectionTime, measure_sections
 from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
 from litdeploy.runtime import resolve_device, resolve_target
-from litdeploy.target import Target, with_timing
+from litdeploy.target import Target, Timing, with_timing
 
-_FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
+# Whose ceilings are measured; ONNX Runtime's int8 has none in torch.
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def profile(
@@ -67,27 +72,26 @@ def profile(
     device = resolve_device(chosen.device)
     environment = look_around(device)
 
-    networks = {
-        "teacher": load_teacher(bundle, manifest, teacher, network),
-        "student": load(bundle.student_path, network=network),
-    }
+    networks = load_both(bundle, manifest, teacher, network)
     sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
 
-    def pairs(runner: str) -> Pair:
-        if runner not in FORM_OF:
-            return Pair(Program(networks["teacher"]), Program(networks["student"]))
-        return _exported(runner, bundle, manifest, networks, device, say)
-
-    results = measure_runners(pairs, chosen, device, say)
+    if chosen.timing.processes > 1:
+        results = measure_in_processes(bundle, networks["teacher"].source, chosen, network, say)
+    else:
+        with pinned(torch.get_num_threads()):
+            results = measure_runners(BundlePairs(bundle, manifest, networks, device, say), chosen, device, say)
     results.check()
-    report = _report(bundle, manifest, sides, results, environment, chosen, target)
+    with pinned(torch.get_num_threads()):
+        say("each section in eager PyTorch")
+        ends = sorted({chosen.batch_sizes[0], chosen.batch_sizes[-1]})
+        section_times = measure_sections(networks["teacher"], networks["student"], sections, ends, device)
+        findings = _findings(sides, networks["student"], results, section_times, device)
+    report = _report(bundle, manifest, sides, results, environment, chosen, target).model_copy(
+        update={"section_times": section_times, "findings": findings}
+    )
     say("fidelity of the sections")
-    try:
-        fidelity = measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)
-        report = report.model_copy(update={"fidelity": fidelity})
-    except DataError as error:
-        report = report.model_copy(update={"fidelity_missing": str(error)})
+    report = report.model_copy(update=_fidelity(manifest, networks, sections, device))
     write(report, results.samples, bundle.profile_path)
     if trace is not None:
         say(f"trace of both sides in {trace}")
@@ -95,41 +99,14 @@ def profile(
     return report
 
 
-def _exported(
-    runner: str, bundle: Bundle, manifest: Manifest, networks: dict[str, Network], device: torch.device, say: Progress
-) -> Pair:
-    """Both sides' exported files for a runner that takes such."""
-    form = FORM_OF[runner]
-    if form not in manifest.artefacts:
-        raise BundleError(
-            f"{bundle.path}: holds no exported student, which the target's runner {runner} takes. "
-            f"Run `litdeploy export{_folder(bundle)} --{form}` first."
-        )
-    artefact = manifest.artefacts[form]
-    student = bundle.artefact_path(artefact)
-    if not runs_here(artefact):
-        raise BundleError(
-            f"{student}: was built ahead of time for GPUs elsewhere. Export it on the machine that it is profiled on: "
-            f"litdeploy export{_folder(bundle)} --{form}"
-        )
-    say(f"teacher as {_FORM_NAMES[form]}")
-    started = time.time()
-    teacher = _teacher_file(form, bundle, networks["teacher"], manifest.teacher.sha256, artefact, device)
-    # One that was there from before took no time now, and how long it took then is not known.
-    made = time.time() - started if teacher.stat().st_mtime >= started else None
-    return Pair(Program(networks["teacher"], teacher, made), Program(networks["student"], student))
-
-
-def _teacher_file(
-    form: str, bundle: Bundle, teacher: Network, sha256: str, student: Artefact, device: torch.device
-) -> Path:
-    match form:
-        case "trt":
-            return teacher_engine(bundle, teacher, sha256, student, device)
-        case "aoti":
-            return teacher_package(bundle, teacher, sha256, device)
-        case _:
-            return teacher_onnx(bundle, teacher, sha256, student.details["opset"])
+def _fidelity(
+    manifest: Manifest, networks: dict[str, Network], sections: list[str], device: torch.device
+) -> dict[str, object]:
+    """The report's fields on fidelity. Data that are gone cost these figures and not the whole report."""
+    try:
+        return {"fidelity": measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)}
+    except DataError as error:
+        return {"fidelity_missing": str(error)}
 
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
@@ -143,6 +120,39 @@ def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown)
         bytes=Path(network.source).stat().st_size,
         breakdown=breakdown,
         accuracy=manifest.metrics.get(role, {}),
+    )
+
+
+def _findings(
+    sides: dict[str, Side],
+    student: Network,
+    results: Results,
+    section_times: tuple[SectionTime, ...],
+    device: torch.device,
+) -> tuple[Finding, ...]:
+    """The diagnosis."""
+    measured = results.measurements
+    headlined = headline(measured)
+    works: dict[int, roofline.Work] = {}
+
+    def ceilings(measurement: Measurement) -> tuple[roofline.Work, roofline.Rates] | None:
+        dtype = _DTYPES.get(measurement.precision)
+        if dtype is None:
+            return None
+        size = measurement.batch_size
+        if size not in works:
+            with torch.inference_mode():
+                works[size] = roofline.count(lambda: student.module(student.example(size)))
+        # What moves is as many numbers in each precision, and fewer bytes.
+        work = replace(works[size], bytes=works[size].bytes * dtype.itemsize / torch.float32.itemsize)
+        return work, roofline.measure(device, dtype)
+
+    return (
+        *ideal_ratio(sides["teacher"], sides["student"], headlined, section_times),
+        *bounds(measured, ceilings),
+        *launch_bound(measured),
+        *copy_bound(measured),
+        *disturbances(measured, results.samples),
     )
 
 
@@ -178,20 +188,18 @@ def _report(
         environment=environment,
         recipe=manifest.recipe,
         target=target,
-        commands=_commands(bundle, teacher.path, asked),
+        commands=_commands(bundle, teacher.path, asked, target.timing),
     )
 
 
-def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None) -> tuple[str, ...]:
+def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None, timing: Timing) -> tuple[str, ...]:
     """What to type to do it all again; a target that was made in Python has no name to be typed."""
     named = f" --target {shlex.quote(str(target))}" if isinstance(target, str | Path) else ""
     out = "" if bundle.path == DEFAULT_PATH else f" --out {shlex.quote(str(bundle.path))}"
+    how = (" --cold-cache" if timing.cold_cache else "") + (f" --pace {timing.pace:g}/s" if timing.pace else "")
+    how += f" --processes {timing.processes}" if timing.processes > 1 else ""
     return (
         f"litdeploy compress {shlex.quote(teacher)} --recipe recipe.yaml{out}",
-        f"litdeploy export{_folder(bundle)} --onnx{named}",
-        f"litdeploy profile{_folder(bundle)} --teacher {shlex.quote(teacher)}{named}",
+        f"litdeploy export{folder_argument(bundle)} --onnx{named}",
+        f"litdeploy profile{folder_argument(bundle)} --teacher {shlex.quote(teacher)}{named}{how}",
     )
-
-
-def _folder(bundle: Bundle) -> str:
-    return "" if bundle.path == DEFAULT_PATH else f" {shlex.quote(str(bundle.path))}"

@@ -122,10 +122,15 @@ class Measurement(Record):
 
 
 class RawSamples(Record):
-    """The samples behind one measurement, in `samples.json`; times are in milliseconds."""
+    """The samples behind one measurement, in `samples.json`; times are in milliseconds.
+
+    Attributes:
+        process: which of several fresh processes made them.
+    """
 
     runner: str
     batch_size: int
+    process: int = 0
     timed: Timed
 
 
@@ -272,7 +277,7 @@ def write(report: Report, samples: Sequence[RawSamples], folder: Path) -> None:
     """Writes samples.json, report.html and, last, report.json, each whole or not at all."""
     texts = {
         "samples.json": json.dumps(
-            {"schema_version": 1, "measurements": [raw.model_dump(mode="json") for raw in samples]}
+            {"schema_version": 2, "measurements": [raw.model_dump(mode="json") for raw in samples]}
         ),
         "report.html": render(report),
         _REPORT: report.model_dump_json(indent=2),

@@ -146,7 +146,7 @@ def compare(teacher: Sequence[float], student: Sequence[float]) -> Comparison:
     """
     a, b = (np.asarray(side, dtype=float).reshape(-1, _CALLS_A_SIDE_AND_BLOCK) for side in (teacher, student))
     low, high = ratio_interval(a, b) or (None, None)
-    verdict, reason = judge(low, high, len(a))
+    verdict, reason = judge(low, high, a.size)
     return Comparison(
         speedup=float(np.median(a) / np.median(b)),
         speedup_low=low,
@@ -212,13 +212,41 @@ def _bootstrap_length(values: np.ndarray) -> int:
     correlation = min(0.97, max(0.0, float(values[1:] @ values[:-1]) / square)) if square else 0.0
     alpha: float = 4 * correlation**2 / ((1 - correlation) * (1 + correlation)) ** 2
     longest = max(1, count // 5)
-    return min(longest, max(round(count ** (1 / 3)), round(1.1447 * (alpha * count) ** (1 / 3))))
+    return min(longest, max(round(2 * math.cbrt(count)), round(1.1447 * math.cbrt(alpha * count))))
 
 
-def judge(low: float | None, high: float | None, blocks: int) -> tuple[Verdict, str | None]:
-    """Verdict, and the reason where there is none to be given."""
+def across_processes(
+    found: Sequence[tuple[float, float | None, float | None]],
+) -> tuple[float, float | None, float | None]:
+    """Geometric mean of what several processes found, and its 95 % interval: None where one of them has none.
+
+    By how much the processes differ from one another (Student's t), and no less than their own intervals allow.
+
+    Args:
+        found: (value, low, high) of each process, all above 0.
+    """
+    logs = np.log([value for value, _, _ in found])
+    middle, count = float(logs.mean()), len(found)
+    reaches = [math.log(high / low) / 2 for _, low, high in found if low is not None and high is not None]
+    if len(reaches) < count:
+        return math.exp(middle), None, None
+    within = math.sqrt(sum(reach**2 for reach in reaches)) / count
+    between = 0.0
+    if count > 1:
+        t = float(stats.t.ppf((1 + _CONFIDENCE) / 2, count - 1))
+        between = t * float(logs.std(ddof=1)) / math.sqrt(count)
+    reach = max(within, between)
+    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+
+
+def judge(low: float | None, high: float | None, samples: int) -> tuple[Verdict, str | None]:
+    """Verdict on an interval of the speed-up, and the reason where it is `unclear`.
+
+    Args:
+        samples: a side; too few, where there is no interval.
+    """
     if low is None or high is None:
-        return "unclear", f"there are only {_CALLS_A_SIDE_AND_BLOCK * blocks} samples a side"
+        return "unclear", f"there are only {samples} samples a side"
     if low >= _LEAST_DIFFERENCE:
         return "faster", None
     if high <= 1 / _LEAST_DIFFERENCE:

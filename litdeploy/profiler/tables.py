@@ -137,23 +137,23 @@ def latency(report: Report) -> Table:
 
 
 def sections(report: Report) -> Table:
-    """Time, parameters and FLOPs of each section, teacher → student."""
-    timed = {each.name: each for each in report.section_times}
+    """Time at each batch size, parameters and FLOPs of each section, teacher → student."""
+    timed = {(each.name, each.batch_size): each for each in report.section_times}
+    batch_sizes = list(dict.fromkeys(each.batch_size for each in report.section_times))
     rows = []
     for teacher, student in zip(report.teacher.breakdown.parts, report.student.breakdown.parts, strict=True):
-        time = timed.get(teacher.name)
-        ms = NOTHING if time is None else f"{milliseconds(time.teacher_ms)} → {milliseconds(time.student_ms)}"
+        times = [timed.get((teacher.name, size)) for size in batch_sizes]
         blocks = NOTHING if teacher.blocks is None else f"{teacher.blocks} → {student.blocks}"
-        rows.append(
-            (
-                Cell(teacher.name),
-                Cell(blocks),
-                *([Cell(ms, kind="breaks")] if timed else []),
-                Cell(f"{short(teacher.parameters)} → {short(student.parameters)}", kind="breaks"),
-                Cell(f"{short(teacher.flops)} → {short(student.flops)}", kind="breaks"),
-            )
+        changes = (
+            *(
+                f"{milliseconds(each.teacher_ms)} → {milliseconds(each.student_ms)}" if each else NOTHING
+                for each in times
+            ),
+            f"{short(teacher.parameters)} → {short(student.parameters)}",
+            f"{short(teacher.flops)} → {short(student.flops)}",
         )
-    heads = columns("section", "blocks", *(["ms a call"] if timed else []), "parameters", "FLOPs an image")
+        rows.append((Cell(teacher.name), Cell(blocks), *(Cell(change, kind="breaks") for change in changes)))
+    heads = columns("section", "blocks", *(f"ms, batch {size}" for size in batch_sizes), "parameters", "FLOPs an image")
     return Table("By section: teacher → student", heads, (tuple(rows),), narrow=True)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from litdeploy.profiler.conditions import Conditions, watching
+from litdeploy.profiler.conditions import Conditions, Watch
 from litdeploy.profiler.scenarios import preparation
 from litdeploy.profiler.statistics import median_interval
 from litdeploy.profiler.stopwatch import Call, Clock, Reading, Stopwatch, overhead_ms, stopwatch_of
@@ -104,13 +104,13 @@ def measure(
         for call in calls.values():
             _warm_up(call, stopwatch, timing)
         overhead = overhead_ms(stopwatch)
-        with watching(batch.device) as watched:
+        with Watch(batch.device) as watch:
             order, readings, stopped = _alternate(
-                calls, stopwatch, timing, before, deadline=started + timing.max_seconds, seed=seed
+                calls, stopwatch, timing, before, watch, deadline=started + timing.max_seconds, seed=seed
             )
     sides = {side: _samples(first[side], readings, order, side) for side in calls}
     starts = tuple((reading.start_seconds - readings[0].start_seconds) * 1e3 for reading in readings)
-    return Timed(stopwatch.clock, order, starts, sides["T"], sides["S"], stopped, overhead, watched.conditions)
+    return Timed(stopwatch.clock, order, starts, sides["T"], sides["S"], stopped, overhead, watch.conditions)
 
 
 def first_run_ms(call: Call, stopwatch: Stopwatch) -> float:
@@ -151,6 +151,7 @@ def _alternate(
     stopwatch: Stopwatch,
     timing: Timing,
     before: Call | None,
+    watch: Watch,
     deadline: float,
     seed: int,
 ) -> tuple[str, list[Reading], Stopped]:
@@ -167,6 +168,7 @@ def _alternate(
             block = "".join(generator.choice(_BLOCKS) for _ in range(min(stopwatch.at_once, most - done)))
             readings += stopwatch.time([calls[side] for side in block], before)
             order += block
+            watch.look()
             if len(order) // 4 >= most:
                 stopped = "samples"
             elif settled(order, readings):

@@ -26,7 +26,7 @@ def test_eager(made: Made) -> None:
     report = profile(made.bundle, target=EAGER, progress=lines.append)
 
     assert [(each.runner, each.batch_size) for each in report.measurements] == [("eager", 1), ("eager", 2)]
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all(each.teacher.samples == each.student.samples >= 2 for each in report.measurements)
     assert all(each.student.median_ms > 0 and each.comparison.speedup > 0 for each in report.measurements)
     assert (report.teacher.name, report.student.name) == ("ResNet-14", "ResNet-8")

@@ -1,8 +1,9 @@
-"""The roof: how fast a piece of work could run at the most on this device, by what it computes and what it moves.
+"""The roofline: how fast a piece of work could run at the most on this device, by what it computes and what it moves.
 
 Counted are the operations that cannot be left out: convolutions and matrix products, forward and backward. Each reads
 what it is given and writes what it gives, once. All the rest (batch norm, ReLU, losses, the update) is taken as free:
 it could be fused into them. So the roof is above what any program reaches.
+(Williams, Waterman and Patterson, Roofline, Communications of the ACM 2009.)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,7 +91,12 @@ def count(function: Callable[[], Any]) -> Work:
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The rates of this device, the best of several."""
+    """The rates of this device with as many threads as torch has now, the best of several; measured once a process."""
+    return _measure(device, dtype, torch.get_num_threads())
+
+
+@cache
+def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     on_cuda = device.type == "cuda"
     side, length = (8192, 2**28) if on_cuda else (2048, 2**26)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
