@@ -17,7 +17,7 @@ def to_csv(reports: Sequence[Report]) -> str:
     """All measurements of the reports, with what tells the reports apart in the first columns.
 
     The columns have the names of the fields in report.json: those of the report, the measurement, its side (`side` is
-    `teacher` or `student`), its comparison and its conditions. What is not known is empty.
+    `teacher` or `student`), its comparison and its conditions (`gpu_` before those of the GPU). What is not known is empty.
     """
     rows = [
         _row(report, measurement, side)
@@ -45,7 +45,7 @@ def _row(report: Report, measurement: Measurement, side: str) -> dict[str, Any]:
         **told[side],
         **told["comparison"],
         **told["conditions"],
-        **(told["conditions"]["gpu"] or {}),
+        **{f"gpu_{name}": value for name, value in (told["conditions"]["gpu"] or {}).items()},
     }
     del flat["gpu"]
     return {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in flat.items()}

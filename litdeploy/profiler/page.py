@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from litdeploy.bundle import Accuracy
     from litdeploy.profiler.report import Measurement, Report
 
+# Findings that put the figures themselves in doubt: they are told beside the verdict.
+DISTURBANCES = ("throttled", "noisy neighbour", "drift", "behind pace")
+
 Drawn = tuple[str, Markup]  # a chart with its heading
 
 
@@ -52,6 +55,7 @@ def render(report: Report) -> str:
             for each in report.measurements
             if each.comparison.processes
         ],
+        disturbances=[each for each in report.findings if each.kind in DISTURBANCES],
         drawn=charts is not None,
         accuracy_split=accuracy_split(report.teacher.accuracy, report.student.accuracy),
         phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],

@@ -114,13 +114,13 @@ def _row(key: tuple[str, str, int], a: Measurement | None, b: Measurement | None
     runner, precision, batch_size = key
     latency = speedup = None
     if a and b:
-        latency = _ratio(*((x.median_ms, x.median_low_ms, x.median_high_ms) for x in (a.student, b.student)))
-        speedup = _ratio(*((x.speedup, x.speedup_low, x.speedup_high) for x in (b.comparison, a.comparison)))
+        latency = ratio_of(*((x.median_ms, x.median_low_ms, x.median_high_ms) for x in (a.student, b.student)))
+        speedup = ratio_of(*((x.speedup, x.speedup_low, x.speedup_high) for x in (b.comparison, a.comparison)))
     return Row(runner=runner, precision=precision, batch_size=batch_size, a=a, b=b, latency=latency, speedup=speedup)
 
 
-def _ratio(above: tuple[float, float | None, float | None], below: tuple[float, float | None, float | None]) -> Ratio:
-    """The ratio of two positive figures, each with its interval."""
+def ratio_of(above: tuple[float, float | None, float | None], below: tuple[float, float | None, float | None]) -> Ratio:
+    """The ratio of two positive figures, each (figure, low, high) with its 95 % interval."""
     (x, x_low, x_high), (y, y_low, y_high) = above, below
     low = high = None
     if x_low and x_high and y_low and y_high:

@@ -154,7 +154,7 @@ def sections(report: Report) -> Table:
         )
         rows.append((Cell(teacher.name), Cell(blocks), *(Cell(change, kind="breaks") for change in changes)))
     heads = columns("section", "blocks", *(f"ms, batch {size}" for size in batch_sizes), "parameters", "FLOPs an image")
-    return Table("By section: teacher → student", heads, (tuple(rows),), narrow=True)
+    return Table("By section: teacher → student", heads, (tuple(rows),), narrow=len(batch_sizes) < 2)
 
 
 def fidelity(report: Report) -> Table | None:
