@@ -119,18 +119,17 @@ def show(report: Report, bundle: Path) -> None:
         title=f"{report.student.name} against {report.teacher.name}, {report.environment.device_name}", box=None
     )
     table.add_column("runner")
-    for name in ("batch", "teacher ms", "p90", "student ms", "p90", "images/s", "speed-up", "verdict"):
+    for name in ("batch", "teacher ms", "student ms", "images/s", "speed-up", "95 %", "verdict"):
         table.add_column(name, justify="right")
     for found in report.measurements:
         table.add_row(
             found.runner,
             str(found.batch_size),
             f"{found.teacher.median_ms:.2f}",
-            _ms(found.teacher.p90_ms),
             f"{found.student.median_ms:.2f}",
-            _ms(found.student.p90_ms),
             f"{found.student.images_per_second:.0f}",
-            _speedup(found.comparison),
+            f"{found.comparison.speedup:.2f}×",
+            _interval(found.comparison),
             found.comparison.verdict,
         )
     output.print(table)
@@ -157,7 +156,7 @@ def show_prediction(prediction: Prediction) -> None:
     for name in ("depth", "FLOPs ÷"):
         table.add_column(name, justify="right")
     table.add_column("runner")
-    for name in ("batch", "teacher ms", "student ms", "images/s", "speed-up", "verdict"):
+    for name in ("batch", "teacher ms", "student ms", "speed-up", "95 %", "verdict"):
         table.add_column(name, justify="right")
     for student in prediction.students:
         for row, found in enumerate(student.measurements):
@@ -168,19 +167,14 @@ def show_prediction(prediction: Prediction) -> None:
                 str(found.batch_size),
                 f"{found.teacher.median_ms:.2f}",
                 f"{found.student.median_ms:.2f}",
-                f"{found.student.images_per_second:.0f}",
-                _speedup(found.comparison),
+                f"{found.comparison.speedup:.2f}×",
+                _interval(found.comparison),
                 found.comparison.verdict,
             )
     output.print(table)
 
 
-def _speedup(comparison: Comparison) -> str:
-    """`2.68× (2.61–2.75)`."""
+def _interval(comparison: Comparison) -> str:
+    """`2.61–2.75`."""
     low, high = comparison.speedup_low, comparison.speedup_high
-    interval = "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
-    return f"{comparison.speedup:.2f}×{interval}"
-
-
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if low is None or high is None else f"{low:.2f}–{high:.2f}"
