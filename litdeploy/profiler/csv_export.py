@@ -17,7 +17,8 @@ def to_csv(reports: Sequence[Report]) -> str:
     """All measurements of the reports, with what tells the reports apart in the first columns.
 
     The columns have the names of the fields in report.json: those of the report, the measurement, its side (`side` is
-    `teacher` or `student`), its comparison and its conditions (`gpu_` before those of the GPU). What is not known is empty.
+    `teacher` or `student`), its comparison and its conditions (`gpu_` before
+    those of the GPU). What is not known is empty.
     """
     rows = [
         _row(report, measurement, side)

@@ -56,6 +56,7 @@ _CALL: tuple[Column[SideTiming], ...] = (
     ("p95", _ms("p95_ms")),
     ("p99", _ms("p99_ms")),
     ("p99.9", _ms("p99_9_ms")),
+    ("processor time", _ms("cpu_ms")),
     ("launch", _ms("launch_ms")),
     ("copy in", _ms("copy_in_ms")),
     ("copy out", _ms("copy_out_ms")),

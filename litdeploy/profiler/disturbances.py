@@ -50,9 +50,13 @@ def _neighbour(each: Measurement) -> _Weighed:
         f"core on the {cores} core{'s' * (cores != 1)} that this process was on"
         + (f", it took the core away {seen.preemptions:,} times" if seen.preemptions else "")
         + (f", and the hypervisor gave {stolen:.0%} of the time to other machines" if stolen >= _STOLEN_FROM else "")
-        + ". Times are longer and less steady than on a quiet machine; the ratio suffers less, since both took turns."
+        + ". Times are longer and less steady than on a quiet machine."
     )
     figures = {"other_load_cores": load, "stolen_share": stolen, "preemptions": float(seen.preemptions or 0)}
+    cpu = each.comparison.cpu_speedup
+    if cpu is not None:
+        told += f" In processor time, which other work hardly changes, the student is {times(cpu)} as fast."
+        figures |= {"speedup": each.comparison.speedup, "cpu_speedup": cpu}
     return load + stolen, found("noisy neighbour", each, told, figures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -134,7 +135,9 @@ def _measurement(
         conditions=timed.conditions,
         teacher=_side(pair.teacher, teacher, timed.teacher, batch_size),
         student=_side(pair.student, student, timed.student, batch_size),
-        comparison=compare(timed.teacher.milliseconds, timed.student.milliseconds),
+        comparison=compare(
+            timed.teacher.milliseconds, timed.student.milliseconds, timed.teacher.cpu_ms, timed.student.cpu_ms
+        ),
     )
 
 
@@ -142,6 +145,7 @@ def _side(program: Program, runner: Runner, samples: Samples, batch_size: int) -
     return SideTiming(
         **summarise(samples.milliseconds, batch_size).model_dump(),
         launch_ms=_median(samples.launch_ms),
+        cpu_ms=_median(samples.cpu_ms),
         load_seconds=runner.describe().build_seconds,
         build_seconds=program.build_seconds,
         first_run_ms=samples.first_run_ms,
@@ -150,7 +154,7 @@ def _side(program: Program, runner: Runner, samples: Samples, batch_size: int) -
 
 
 def _median(values: tuple[float, ...]) -> float | None:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5)) if values else None
+    return median(values) if values else None
 
 
 def _line(measured: Measurement) -> str:

@@ -64,7 +64,7 @@ def _side(sides: Sequence[SideTiming], samples: Sequence[Samples], measurement: 
         # The median of all samples is not quite the mean of their medians.
         low, high = min(low, summary["median_ms"]), max(high, summary["median_ms"])
     summary |= {"median_low_ms": low, "median_high_ms": high}
-    medians = ("launch_ms", "copy_in_ms", "copy_out_ms", "end_to_end_ms", "captured_ms", "energy_joules")
+    medians = ("launch_ms", "cpu_ms", "copy_in_ms", "copy_out_ms", "end_to_end_ms", "captured_ms", "energy_joules")
     return sides[0].model_copy(
         update={
             **summary,
@@ -80,12 +80,15 @@ def _side(sides: Sequence[SideTiming], samples: Sequence[Samples], measurement: 
 def _comparison(each: Sequence[Comparison], raw: Sequence[RawSamples]) -> Comparison:
     speedup, low, high = across_processes([(one.speedup, one.speedup_low, one.speedup_high) for one in each])
     paired, _, _ = across_processes([(one.paired_speedup, None, None) for one in each])
-    verdict, reason = judge(low, high, sum(len(one.timed.teacher.milliseconds) for one in raw))
+    cpu = _of(each, lambda one: one.cpu_speedup, median)
+    samples = sum(len(one.timed.teacher.milliseconds) for one in raw)
+    verdict, reason = judge(speedup, low, high, samples, cpu)
     return Comparison(
         speedup=speedup,
         speedup_low=low,
         speedup_high=high,
         paired_speedup=paired,
+        cpu_speedup=cpu,
         verdict=verdict,
         reason=reason,
         processes=tuple(one.speedup for one in each),

@@ -60,6 +60,8 @@ class SideTiming(Summary):
     Attributes:
         launch_ms: host time until the call returned, the median; None where the call returns when it is done (on a
             CPU). About as long as `median_ms` or longer, the host is what the device waits for.
+        cpu_ms: processor time of a call, of all threads, the median; None on the device's clock. Well below
+            `median_ms` times the threads, calls wait: for the core, where other work has it, or for one another.
         copy_in_ms, copy_out_ms: to copy a batch to the device and its logits back, the medians; None where nothing is
             copied.
         end_to_end_ms: host time from a batch in host memory to logits in host memory, the median; None likewise.
@@ -77,6 +79,7 @@ class SideTiming(Summary):
     """
 
     launch_ms: float | None = None
+    cpu_ms: float | None = None
     copy_in_ms: float | None = None
     copy_out_ms: float | None = None
     end_to_end_ms: float | None = None

@@ -48,7 +48,7 @@ class Rates:
     """What the device was measured to do.
 
     Attributes:
-        operations: a second, of a large matrix product.
+        operations: a second, of a matrix product.
         bytes: a second, read and written by a large copy.
     """
 
@@ -98,13 +98,17 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
 @cache
 def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     on_cuda = device.type == "cuda"
-    side, length = (8192, 2**28) if on_cuda else (2048, 2**26)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    sides, length = ((8192,), 2**28) if on_cuda else ((512, 1024, 2048), 2**26)
     source = torch.zeros(length, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _fastest(lambda: a @ b, device)
     copy = _fastest(lambda: target.copy_(source), device)
-    return Rates(2 * side**3 / product, 2 * length / copy)
+    return Rates(max(_product_rate(side, device, dtype) for side in sides), 2 * length / copy)
+
+
+def _product_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second. Large products occupy all threads; small ones end before other work takes the core away."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _fastest(lambda: a @ b, device)
 
 
 def roof(work: Work, rates: Rates) -> Roof:

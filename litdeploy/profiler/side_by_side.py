@@ -126,7 +126,7 @@ def ratio_of(above: tuple[float, float | None, float | None], below: tuple[float
     if x_low and x_high and y_low and y_high:
         low = x / y * math.exp(-math.hypot(math.log(x / x_low), math.log(y_high / y)))
         high = x / y * math.exp(math.hypot(math.log(x_high / x), math.log(y / y_low)))
-    verdict, _ = judge(low, high, 0)
+    verdict, _ = judge(x / y, low, high, 0)
     return Ratio(ratio=x / y, low=low, high=high, verdict=verdict)
 
 

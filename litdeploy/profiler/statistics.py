@@ -25,6 +25,9 @@ _CALLS_A_SIDE_AND_BLOCK = 2
 _LEAST_DIFFERENCE = 1.02
 _SAME_WITHIN = 1.05
 
+# A speed-up by the clock on the wall that is so many times that in processor time is not the programs' own.
+_FAR_FROM_CPU = 1.25
+
 _RESAMPLES = 2_000
 _CONFIDENCE = 0.95
 
@@ -65,8 +68,10 @@ class Comparison(Record):
             several processes it holds the spread between them too. None from fewer than 4 blocks.
         paired_speedup: the same ratio within each block, the median over the blocks. Where it is far from `speedup`,
             the machine did not hold still.
+        cpu_speedup: the ratio of the medians of processor time; None on the device's clock.
         verdict: `faster` or `slower` where all of the interval is 2 % or more from 1; `same` where all of it is within
-            5 % of 1; else `unclear`.
+            5 % of 1; else `unclear`. So is a speed-up that is far from that in processor time: other work had the core
+            for much of the time, and long calls lose it more often than short ones.
         reason: why it is `unclear`; None elsewhere.
         processes: the speed-up in each fresh process; empty where there was one process.
     """
@@ -75,6 +80,7 @@ class Comparison(Record):
     speedup_low: float | None
     speedup_high: float | None
     paired_speedup: float
+    cpu_speedup: float | None = None
     verdict: Verdict
     reason: str | None
     processes: tuple[float, ...] = ()
@@ -138,20 +144,31 @@ def _long_run_deviation(values: np.ndarray) -> tuple[float, int]:
     return float(np.sqrt(np.mean(projected**2))), terms
 
 
-def compare(teacher: Sequence[float], student: Sequence[float]) -> Comparison:
+def compare(
+    teacher: Sequence[float],
+    student: Sequence[float],
+    teacher_cpu: Sequence[float] = (),
+    student_cpu: Sequence[float] = (),
+) -> Comparison:
     """The ratio of two sides that were timed in blocks of two calls each.
 
     Args:
         teacher, student: milliseconds in the order in which they were measured; as many each, an even number.
+        teacher_cpu, student_cpu: the processor time of each call; empty where it is not known.
     """
     a, b = (np.asarray(side, dtype=float).reshape(-1, _CALLS_A_SIDE_AND_BLOCK) for side in (teacher, student))
     low, high = ratio_interval(a, b) or (None, None)
-    verdict, reason = judge(low, high, a.size)
+    speedup = float(np.median(a) / np.median(b))
+    cpu_speedup = None
+    if len(teacher_cpu) and len(student_cpu) and (had := float(np.median(student_cpu))) > 0:
+        cpu_speedup = float(np.median(teacher_cpu)) / had
+    verdict, reason = judge(speedup, low, high, a.size, cpu_speedup)
     return Comparison(
-        speedup=float(np.median(a) / np.median(b)),
+        speedup=speedup,
         speedup_low=low,
         speedup_high=high,
         paired_speedup=float(np.median(a.sum(axis=1) / b.sum(axis=1))),
+        cpu_speedup=cpu_speedup,
         verdict=verdict,
         reason=reason,
     )
@@ -239,14 +256,22 @@ def across_processes(
     return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
 
 
-def judge(low: float | None, high: float | None, samples: int) -> tuple[Verdict, str | None]:
-    """Verdict on an interval of the speed-up, and the reason where it is `unclear`.
+def judge(
+    speedup: float, low: float | None, high: float | None, samples: int, cpu_speedup: float | None = None
+) -> tuple[Verdict, str | None]:
+    """Verdict on a speed-up and its interval, and the reason where it is `unclear`.
 
     Args:
         samples: a side; too few, where there is no interval.
+        cpu_speedup: the same in processor time.
     """
     if low is None or high is None:
         return "unclear", f"there are only {samples} samples a side"
+    if cpu_speedup and not 1 / _FAR_FROM_CPU <= speedup / cpu_speedup <= _FAR_FROM_CPU:
+        return "unclear", (
+            f"in processor time it is {cpu_speedup:.2f}×: calls waited for the core, which other work had; measure "
+            "again on a quieter machine"
+        )
     if low >= _LEAST_DIFFERENCE:
         return "faster", None
     if high <= 1 / _LEAST_DIFFERENCE:

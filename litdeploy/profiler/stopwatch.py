@@ -24,11 +24,13 @@ class Reading:
         start_seconds: when the host made it, by the stopwatch's `now`.
         milliseconds: that it took.
         launch_ms: host time until it returned, where the device runs on by itself; None where `milliseconds` is that.
+        cpu_ms: processor time of all threads of this process meanwhile, on the host's clock; None on the device's.
     """
 
     start_seconds: float
     milliseconds: float
     launch_ms: float | None = None
+    cpu_ms: float | None = None
 
 
 class Stopwatch(Protocol):
@@ -68,6 +70,8 @@ class WallStopwatch:
 
     Args:
         now_ns: nanoseconds from some beginning, never running backwards.
+        sleep: for so many seconds.
+        cpu_ns: nanoseconds of processor time that this process has had.
     """
 
     clock: Clock = "wall"
@@ -77,8 +81,9 @@ class WallStopwatch:
         self,
         now_ns: Callable[[], int] = time.perf_counter_ns,
         sleep: Callable[[float], None] = time.sleep,
+        cpu_ns: Callable[[], int] = time.process_time_ns,
     ) -> None:
-        self._now_ns = now_ns
+        self._now_ns, self._cpu_ns = now_ns, cpu_ns
         self.sleep = sleep
 
     def now(self) -> float:
@@ -90,14 +95,15 @@ class WallStopwatch:
 
     def time(self, calls: Sequence[Call], before: Call | None = None) -> list[Reading]:
         """See `Stopwatch.time`."""
-        now_ns, readings = self._now_ns, []
+        now_ns, cpu_ns, readings = self._now_ns, self._cpu_ns, []
         for call in calls:
             if before is not None:
                 before()
+            worked = cpu_ns()
             start = now_ns()
             call()
             end = now_ns()
-            readings.append(Reading(start / 1e9, (end - start) / 1e6))
+            readings.append(Reading(start / 1e9, (end - start) / 1e6, cpu_ms=(cpu_ns() - worked) / 1e6))
         return readings
 
 

@@ -43,11 +43,13 @@ class Samples:
         first_run_ms: the very first call with this batch, in milliseconds; compiles, plans or allocates.
         milliseconds: one a timed call, in the order in which they were made.
         launch_ms: host time until each of them returned; empty where they return when they are done.
+        cpu_ms: processor time of each of them; empty on the device's clock.
     """
 
     first_run_ms: float
     milliseconds: tuple[float, ...]
     launch_ms: tuple[float, ...] = ()
+    cpu_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,12 @@ def first_run_ms(call: Call, stopwatch: Stopwatch) -> float:
 
 def _samples(first: float, readings: list[Reading], order: str, wanted: str) -> Samples:
     mine = [reading for reading, side in zip(readings, order, strict=True) if side == wanted]
-    launches = tuple(reading.launch_ms for reading in mine if reading.launch_ms is not None)
-    return Samples(first, tuple(reading.milliseconds for reading in mine), launches)
+    return Samples(
+        first,
+        tuple(reading.milliseconds for reading in mine),
+        tuple(reading.launch_ms for reading in mine if reading.launch_ms is not None),
+        tuple(reading.cpu_ms for reading in mine if reading.cpu_ms is not None),
+    )
 
 
 def _warm_up(call: Call, stopwatch: Stopwatch, timing: Timing) -> None:

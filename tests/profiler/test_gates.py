@@ -34,6 +34,14 @@ def test_without_an_interval_no_speedup_is_shown(report: Report) -> None:
         check_gates(found, min_speedup=1)
 
 
+def test_a_speedup_that_the_processor_time_contradicts_keeps_no_limit(report: Report) -> None:
+    found = with_speedup(report, 11.9, 7.5, 18.9)
+    comparison = found.headline.comparison.model_copy(update={"verdict": "unclear", "reason": "calls waited"})
+    headline = found.headline.model_copy(update={"comparison": comparison})
+    with pytest.raises(GateError, match=r"not to be trusted \(calls waited\)"):
+        check_gates(found.model_copy(update={"measurements": (headline,)}), min_speedup=3)
+
+
 @pytest.mark.parametrize(("drop", "kept"), [(0.4, True), (0.38, True), (0.37, False), (0, False)])
 def test_the_accuracy_drop_is_the_one_that_is_shown(report: Report, drop: float, kept: bool) -> None:
     assert round(100 * (0.8944 - 0.8906), 2) == 0.38

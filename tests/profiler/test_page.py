@@ -9,9 +9,7 @@ import pytest
 from litdeploy.profiler.page import render
 from litdeploy.profiler.report import Report
 
-from .conftest import parity
-
-HOSTILE = '"><script>alert("$x$")</script>ß漢'
+from .conftest import hostile
 
 
 class Outline(HTMLParser):
@@ -82,25 +80,7 @@ def test_every_chart_has_a_name_and_a_description_and_the_pages_colours(report: 
 
 
 def test_what_comes_from_files_is_escaped(report: Report) -> None:
-    side = report.teacher.model_copy(update={"name": HOSTILE, "path": HOSTILE, "network": HOSTILE})
-    part = report.teacher.breakdown.parts[0].model_copy(update={"name": HOSTILE})
-    sizes = report.teacher.breakdown.model_copy(update={"parts": (part, report.teacher.breakdown.parts[1])})
-    hostile = report.model_copy(
-        update={
-            "verdict": f"{HOSTILE} <b> {HOSTILE}",
-            "bundle": HOSTILE,
-            "teacher": side.model_copy(update={"breakdown": sizes}),
-            "student": side,
-            "measurements": tuple(each.model_copy(update={"mode": HOSTILE}) for each in report.measurements),
-            "parity": parity().model_copy(update={"reference": HOSTILE, "candidate": HOSTILE}),
-            "training": ({"phase": HOSTILE, "epoch": 1, "loss": 1.0}, {"phase": "x", "epoch": 2, "loss": HOSTILE}),
-            "commands": (HOSTILE,),
-            "environment": report.environment.model_copy(update={"system": HOSTILE, "versions": {HOSTILE: HOSTILE}}),
-            "data": report.data.model_copy(update={"source": HOSTILE, "images": {HOSTILE: 1}}),
-            "recipe": report.recipe.model_copy(update={"network": HOSTILE}),
-        }
-    )
-    page = render(hostile)
+    page = render(hostile(report))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not outline(page).open
