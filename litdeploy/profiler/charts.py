@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from litdeploy.profiler.drawing import FIRST, MUTED, SECOND, TEXT, Bar, pairs, panel, svg
+from litdeploy.profiler.drawing import FIRST, LETTER, MUTED, SECOND, TEXT, Bar, pairs, panel, svg
 from litdeploy.profiler.figures import accuracy_interval, relative_error, runner_of, short
 from litdeploy.profiler.verdict import milliseconds
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from litdeploy.profiler.section_times import SectionTime
 
 _LINES = 230  # height of a chart of lines
+_PLOT = 300  # width that is left to what is drawn, about
+_TICK = 18  # letters of a name on an axis
 _LEGEND_COLUMNS = 2
 _MARKERS = "osD^vP"
 
@@ -102,22 +105,25 @@ def section_sizes(quantity: str, title: str, parts: Sequence[tuple[Part, Part]])
 
 def fidelity(found: Fidelity) -> Markup:
     """The error of each part by itself as bars, and along the student's own chain as a line, in percent."""
-    names = [each.name for each in found.deviations]
+    names = [each.name if len(each.name) <= _TICK else f"…{each.name[1 - _TICK :]}" for each in found.deviations]
     alone, chain = (
         [float("nan") if value is None else 100 * value for value in values]
         for values in zip(*((each.on_teacher, each.on_own) for each in found.deviations), strict=True)
     )
-    with panel(_LINES + 30) as (figure, axes):
+    slanted = max(map(len, names)) * LETTER > _PLOT / len(names)
+    # Slanted names reach down, and to the left of their bar.
+    reach = max(map(len, names)) * LETTER * math.sqrt(0.5) if slanted else 0
+    with panel(_LINES + 30 + reach) as (figure, axes):
         axes.bar(range(len(names)), alone, 0.5, color=FIRST)
         axes.plot(range(len(names)), chain, color=SECOND, lw=1.8, marker="o")
         axes.set_ylim(bottom=0)
         axes.set_xlim(-0.5, len(names) - 0.5)
-        slanted = sum(map(len, names)) > 40
-        axes.set_xticks(range(len(names)), names, rotation=30 if slanted else 0, ha="right" if slanted else "center")
+        axes.set_xticks(range(len(names)), names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 5, 10)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
         _grid(axes)
-        figure.subplots_adjust(left=0.15, right=0.985, top=0.96, bottom=0.34 if slanted else 0.13)
+        bottom = (34 + reach) / (_LINES + 30 + reach)
+        figure.subplots_adjust(left=max(0.15, 0.72 * reach / _PLOT), right=0.985, top=0.96, bottom=bottom)
     told = "; ".join(
         f"{each.name}: {relative_error(each.on_teacher)} on the teacher's input, "
         f"{relative_error(each.on_own)} in the own chain"
@@ -197,7 +203,9 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     margin = max((high / low) ** 0.08, 1.05)
     axes.set_xlim(low / margin, high * margin)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    ratio = high / low
+    subs = (1,) if ratio > 500 else (1, 2, 5) if ratio > 4 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 

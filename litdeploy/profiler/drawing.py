@@ -45,6 +45,7 @@ _STYLE = {
 }
 _ROW_UNITS = 74  # height of one pair of bars with its name
 _BAR = 0.26  # of a row
+LETTER = 0.62 * _FONT_SIZE  # about as wide as one is
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def pairs(
             axes.text(0, row - 0.36, label, va="center", color=MUTED)
             for offset, bar, colour in zip((-0.08, 0.22), bars, (FIRST, SECOND), strict=True):
                 _draw(axes, row + offset, bar, colour, missing)
-        longest = max((bar.end for _, *bars in rows for bar in bars if bar), default=0)
-        axes.set_xlim(0, 1.36 * longest or 1)  # room for the label of the longest bar
+        shown = [bar for _, *bars in rows for bar in bars if bar]
+        # As wide as the bar that reaches furthest together with its figure, which does not shrink with the scale.
+        ends = (bar.end / (1 - (LETTER * len(bar.text) + 10) * _UNIT / _WIDTH) for bar in shown)
+        axes.set_xlim(0, max(ends, default=0) or 1)
         axes.set_ylim(len(rows) - 0.45, -0.6)
         figure.subplots_adjust(left=0.003, right=1, top=1, bottom=0)
     told = "; ".join(

@@ -14,10 +14,9 @@ from markupsafe import Markup
 
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
-from litdeploy.profiler.verdict import accuracy_split, decimals, milliseconds, points, times
+from litdeploy.profiler.verdict import accuracy_split, milliseconds, times
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Accuracy
     from litdeploy.profiler.report import Measurement, Report
 
 # Findings that put the figures themselves in doubt: they are told beside the verdict.
@@ -166,18 +165,13 @@ def _strip(report: Report) -> list[tuple[str, str, str]]:
         ("Latency", f"{teacher_ms} → {student_ms} ms", where),
     ]
     if split := accuracy_split(report.teacher.accuracy, report.student.accuracy):
+        before, after = report.teacher.accuracy[split], report.student.accuracy[split]
         strip.append(
-            ("Accuracy", *_accuracy_change(report.teacher.accuracy[split], report.student.accuracy[split], split))
+            ("Accuracy", tables.accuracy_change(before, after), f"{percent(before)} → {percent(after)}, {split}")
         )
     a, b = report.teacher.breakdown, report.student.breakdown
     strip.append(("Parameters", f"÷ {report.parameter_ratio:.2f}", f"{short(a.parameters)} → {short(b.parameters)}"))
     return strip
-
-
-def _accuracy_change(before: Accuracy, after: Accuracy, split: str) -> tuple[str, str]:
-    places = decimals(min(before.images, after.images))
-    change = f"{points(before, after):+.{places}f} points".replace("-", "−")
-    return change, f"{percent(before)} → {percent(after)}, {split}"
 
 
 def _scenario(measurement: Measurement) -> str:

@@ -10,6 +10,7 @@ from litdeploy.profiler.figures import in_bytes, percent, relative_error, runner
 from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
+    from litdeploy.bundle import Accuracy
     from litdeploy.profiler.report import Measurement, Report, SideTiming
     from litdeploy.profiler.statistics import Comparison
 
@@ -82,6 +83,14 @@ def grouped(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
     return list(groups.values())
 
 
+def accuracy_change(before: Accuracy, after: Accuracy) -> str:
+    """Points from one accuracy to another: `−2.05 points`."""
+    change = points(before, after)
+    if not change:
+        return "±0 points"
+    return f"{change:+.{decimals(min(before.images, after.images))}f} points".replace("-", "−")
+
+
 def sizes(report: Report) -> Table:
     """Accuracy, depth, parameters, FLOPs and file of both networks."""
     teacher, student = report.teacher, report.student
@@ -90,7 +99,7 @@ def sizes(report: Report) -> Table:
         before, after = teacher.accuracy.get(split), student.accuracy.get(split)
         change = NOTHING
         if before and after:
-            change = f"{points(before, after):+.{decimals(min(before.images, after.images))}f} points".replace("-", "−")
+            change = accuracy_change(before, after)
         rows.append((f"Accuracy, {split}", percent(before), percent(after), change))
     a, b = teacher.breakdown, student.breakdown
     rows.append((f"Depth, {a.depth_unit}", str(a.depth), str(b.depth), f"÷ {report.depth_ratio:.2f}"))
