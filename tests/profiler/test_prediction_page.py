@@ -12,8 +12,8 @@ def test_each_runner_and_batch_size_has_a_curve_and_a_group_of_rows() -> None:
     assert "Latency against depth in onnxruntime at batch size 8" in page
     groups = latencies(found).groups
     assert [len(group) for group in groups] == [3, 3, 3, 3]
-    assert [cell.text for cell in groups[0][0]][:6] == ["eager", "1", "8", "9.00", "1.00", "9.0×"]
-    assert [cell.text for cell in groups[3][2]][:6] == ["onnxruntime", "8", "32", "71.9", "40.0", "1.80×"]
+    assert [cell.text for cell in groups[0][1]][:6] == ["eager", "1", "20", "9.00", "3.00", "3.0×"]
+    assert [cell.text for cell in groups[3][2]][:6] == ["onnxruntime", "8", "32", "72.0", "40.0", "1.80×"]
 
 
 def test_a_failure_of_every_depth_is_told_once() -> None:
