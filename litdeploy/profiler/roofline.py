@@ -101,10 +101,8 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
 @cache
 def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     on_cuda = device.type == "cuda"
-    if on_cuda:
-        sides, length = (8192,), 2**28
-    else:
-        sides, length = ((512, 1024) if threads <= _FEW_THREADS else (2048,)), 2**26
+    on_processor = (512, 1024) if threads <= _FEW_THREADS else (2048,)
+    sides, length = ((8192,), 2**28) if on_cuda else (on_processor, 2**26)
     source = torch.zeros(length, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = _fastest(lambda: target.copy_(source), device)
