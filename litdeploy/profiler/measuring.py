@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from litdeploy.errors import LitdeployError, RunnerError
 from litdeploy.exporter import FORMS
 from litdeploy.networks import Network
+from litdeploy.profiler.device_times import device_times
+from litdeploy.profiler.memory import MemoryMeter
 from litdeploy.profiler.report import Failure, Measurement, RawSamples, SideTiming
 from litdeploy.profiler.scenarios import scenario_of
 from litdeploy.profiler.statistics import compare, summarise
@@ -103,26 +107,38 @@ def measure_runners(pairs: Callable[[str], Pair], target: Target, device: torch.
 def _measure_runner(
     name: str, pair: Pair, target: Target, device: torch.device, results: Results, say: Progress
 ) -> None:
-    with pair.teacher.open(name, device, target) as teacher, pair.student.open(name, device, target) as student:
+    meters = MemoryMeter(device), MemoryMeter(device)
+    with ExitStack() as stack:
+        runners = []
+        for program, meter in zip((pair.teacher, pair.student), meters, strict=True):
+            with meter.adding():
+                runners.append(stack.enter_context(program.open(name, device, target)))
+        teacher, student = runners
         for batch_size in target.batch_sizes:
             batch = pair.student.network.example(batch_size).to(device)
             try:
-                timed = measure(teacher, student, batch, target.timing)
+                timed = measure(teacher, student, batch, target.timing, memory=meters)
+                sides = [
+                    _side(program, runner, samples, batch, meter)
+                    for program, runner, samples, meter in zip(
+                        (pair.teacher, pair.student), runners, (timed.teacher, timed.student), meters, strict=True
+                    )
+                ]
             except _FAILURES as error:
                 _fail(results, name, batch_size, error, say)
                 continue
-            measurement = _measurement(pair, teacher, student, timed, batch_size, target)
+            measurement = _measurement(name, student, timed, batch_size, sides, target)
             results.measurements.append(measurement)
             results.samples.append(RawSamples(runner=name, batch_size=batch_size, timed=timed))
             say(_line(measurement))
 
 
 def _measurement(
-    pair: Pair, teacher: Runner, student: Runner, timed: Timed, batch_size: int, target: Target
+    name: str, student: Runner, timed: Timed, batch_size: int, sides: list[SideTiming], target: Target
 ) -> Measurement:
     described = student.describe()
     return Measurement(
-        runner=described.runner,
+        runner=name,
         mode=described.mode,
         device=str(student.device),
         precision=described.precision,
@@ -133,22 +149,24 @@ def _measurement(
         stopped=timed.stopped,
         overhead_ms=timed.overhead_ms,
         conditions=timed.conditions,
-        teacher=_side(pair.teacher, teacher, timed.teacher, batch_size),
-        student=_side(pair.student, student, timed.student, batch_size),
+        teacher=sides[0],
+        student=sides[1],
         comparison=compare(
             timed.teacher.milliseconds, timed.student.milliseconds, timed.teacher.cpu_ms, timed.student.cpu_ms
         ),
     )
 
 
-def _side(program: Program, runner: Runner, samples: Samples, batch_size: int) -> SideTiming:
+def _side(program: Program, runner: Runner, samples: Samples, batch: Tensor, meter: MemoryMeter) -> SideTiming:
     return SideTiming(
-        **summarise(samples.milliseconds, batch_size).model_dump(),
+        **summarise(samples.milliseconds, len(batch)).model_dump(),
+        **asdict(device_times(runner, batch)),
         launch_ms=_median(samples.launch_ms),
         cpu_ms=_median(samples.cpu_ms),
         load_seconds=runner.describe().build_seconds,
         build_seconds=program.build_seconds,
         first_run_ms=samples.first_run_ms,
+        peak_memory_bytes=meter.peak_bytes,
         artefact=None if program.path is None else str(program.path),
     )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.profiler.conditions import Conditions, Watch
+from litdeploy.profiler.memory import MemoryMeter
 from litdeploy.profiler.scenarios import preparation
 from litdeploy.profiler.statistics import median_interval
 from litdeploy.profiler.stopwatch import Call, Clock, Reading, Stopwatch, overhead_ms, stopwatch_of
@@ -83,6 +84,7 @@ def measure(
     timing: Timing,
     seed: int = 0,
     stopwatch: Stopwatch | None = None,
+    memory: tuple[MemoryMeter, MemoryMeter] | None = None,
 ) -> Timed:
     """Times two runners in turn on one batch, in randomised blocks TSST or STTS, until it settles or a limit is met.
 
@@ -93,6 +95,7 @@ def measure(
             run, which may compile. At least one block is timed whatever the limit.
         seed: of the blocks' order.
         stopwatch: None: the one for the batch's device.
+        memory: to which the first runs of teacher and student count.
 
     Raises:
         RunnerError: a runner cannot run this batch.
@@ -100,7 +103,11 @@ def measure(
     stopwatch = stopwatch or stopwatch_of(batch.device)
     calls: dict[str, Call] = {"T": lambda: teacher.run(batch), "S": lambda: student.run(batch)}
     with torch.no_grad():
-        first = {side: first_run_ms(call, stopwatch) for side, call in calls.items()}
+        meters = memory or (MemoryMeter(batch.device), MemoryMeter(batch.device))
+        first = {
+            side: _first_run_ms(call, stopwatch, meter)
+            for (side, call), meter in zip(calls.items(), meters, strict=True)
+        }
         started = stopwatch.now()
         before = preparation(timing, batch.device, stopwatch)
         for call in calls.values():
@@ -115,12 +122,13 @@ def measure(
     return Timed(stopwatch.clock, order, starts, sides["T"], sides["S"], stopped, overhead, watch.conditions)
 
 
-def first_run_ms(call: Call, stopwatch: Stopwatch) -> float:
+def _first_run_ms(call: Call, stopwatch: Stopwatch, meter: MemoryMeter) -> float:
     """Host time of a call until the device is done with it, in milliseconds."""
-    start = stopwatch.now()
-    call()
-    stopwatch.wait()
-    return (stopwatch.now() - start) * 1e3
+    with meter.adding():
+        start = stopwatch.now()
+        call()
+        stopwatch.wait()
+        return (stopwatch.now() - start) * 1e3
 
 
 def _samples(first: float, readings: list[Reading], order: str, wanted: str) -> Samples:
