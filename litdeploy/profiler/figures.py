@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from scipy.stats import binomtest
+from scipy.special import ndtri
 
 from litdeploy.profiler.verdict import decimals
 
@@ -50,5 +51,7 @@ def runner_of(measurement: Measurement) -> str:
 
 def accuracy_interval(accuracy: Accuracy) -> tuple[float, float]:
     """95 % interval of an accuracy on so many images, 0–1 (Wilson, J. Am. Stat. Assoc. 1927)."""
-    found = binomtest(round(accuracy.top1 * accuracy.images), accuracy.images).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    n, p, z = accuracy.images, accuracy.top1, float(ndtri(0.975))
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
