@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import interleaved, roof
+from benchmarks import interleaved
 from litdeploy.data import Crops, augment, draw_crops, pixel_scale, standardise
+from litdeploy.profiler import roofline
 from litdeploy.recipe import Augmentation
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.runtime.compilation import compiled
@@ -237,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     device = resolve_device(arguments.device)
     precision = resolve_precision(arguments.precision, device)
     torch.manual_seed(0)
-    rate = roof.measure(device, DTYPES[precision]).bytes
+    rate = roofline.measure(device, DTYPES[precision]).bytes
     print(
         f"{device_name(device)}, {precision}, torch {torch.__version__}; copying moves {rate / 1e9:,.1f} GB/s. "
         "Medians with 95 % intervals."

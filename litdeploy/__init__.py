@@ -6,6 +6,7 @@ The public verbs, imported when they are first used:
     compress(teacher, ...)     → Bundle       a shallower student, trained
     export(bundle, ...)        → Manifest     ONNX, held against PyTorch
     profile(bundle, ...)       → Report       teacher and student in every runner
+    predict(teacher, ...)      → Prediction   students of several depths in every runner, before they are trained
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from litdeploy.exporter.exporter import export as export
     from litdeploy.networks.load import load as load
+    from litdeploy.profiler.prediction import predict as predict
     from litdeploy.profiler.profiler import profile as profile
     from litdeploy.trainer.compress import compress as compress
 
@@ -25,9 +27,10 @@ _VERBS = {
     "load": "litdeploy.networks",
     "compress": "litdeploy.trainer",
     "export": "litdeploy.exporter",
+    "predict": "litdeploy.profiler",
     "profile": "litdeploy.profiler",
 }
-__all__ = ["compress", "export", "load", "profile"]
+__all__ = ["compress", "export", "load", "predict", "profile"]
 
 
 def __getattr__(name: str) -> Any:

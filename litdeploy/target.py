@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +19,39 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 class Timing(Settings):
     """When to measure, and how much.
 
+    A measurement ends when both medians' 95 % intervals are within `half_width` of their middle, once it has
+    `min_samples` and took `min_seconds`; else at `samples` or `max_seconds`.
+
     Attributes:
         warmup_ms: least time that each runner is warmed up for, in milliseconds.
-        samples: calls timed a side and batch size, unless `max_seconds` comes first.
+        half_width: of the intervals, relative to their middle; 0: it never ends by them.
+        min_samples: calls timed a side and batch size before it may end by its intervals.
+        min_seconds: the same in seconds, both sides together: what disturbs a machine comes and goes in longer waves.
+        samples: most calls timed a side and batch size.
         max_seconds: limit for one runner and batch size, both sides together.
+        cold_cache: whether the caches are emptied before each call.
+        pace: calls a second, at even times; None: one after the other.
+        processes: fresh processes in which the whole is repeated, one after the other; 1: all in this process.
     """
 
     warmup_ms: float = Field(200.0, ge=0)
-    samples: int = Field(200, ge=8)
+    half_width: float = Field(0.01, ge=0, lt=1)
+    min_samples: int = Field(64, ge=8)
+    min_seconds: float = Field(1.0, ge=0)
+    samples: int = Field(5_000, ge=8)
     max_seconds: float = Field(20.0, gt=0)
+    cold_cache: bool = False
+    pace: float | None = Field(None, gt=0)
+    processes: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_scenario(self) -> Timing:
+        if self.cold_cache and self.pace is not None:
+            raise ValueError(
+                "cold_cache and pace exclude each other, since caches cool by themselves between paced calls; leave "
+                "one of the two out (--cold-cache, --pace)"
+            )
+        return self
 
 
 class Tolerance(Settings):
@@ -132,3 +157,16 @@ def read_target(name_or_path: str | Path) -> Target:
         SettingsError: see `settings.read`.
     """
     return settings.read(Target, name_or_path, "profiles")
+
+
+def with_timing(target: Target, changes: Mapping[str, Any]) -> Target:
+    """The target with some fields of its timing changed; None leaves one as it is.
+
+    Raises:
+        SettingsError: an unknown field, or a wrong value.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    if not given:
+        return target
+    timing = settings.parse(Timing, {**target.timing.model_dump(mode="json"), **given}, "timing")
+    return target.model_copy(update={"timing": timing})

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, training_progress
+from litdeploy.cli.console import note, output, percent, print_table, training_progress
 
 if TYPE_CHECKING:
     from litdeploy.comparison import MethodComparison
@@ -69,16 +68,11 @@ def command(
 
 def show(result: MethodComparison, out: Path) -> None:
     """Prints the table, what is missing, and where the page is."""
-    table = Table(title=f"Test accuracy of students of {result.teacher_name}", box=None)
-    for name in ("depth", "method", "mean", "95 % interval", "seeds", "training, s"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in result.rows:
-        interval = "–" if row.low is None or row.high is None else f"{100 * row.low:.2f}–{100 * row.high:.2f}"
-        seconds = f"{row.seconds:.0f}"
-        table.add_row(str(row.depth), row.method, f"{row.mean:.2%}", interval, str(len(row.seeds)), seconds)
-    output.print(table)
+    from litdeploy.comparison.page import accuracies
+
+    print_table(accuracies(result))
     if result.teacher_accuracy is not None:
-        output.print(f"teacher: {result.teacher_accuracy.top1:.2%}", highlight=False)
+        output.print(f"{result.teacher_name}, the teacher: {percent(result.teacher_accuracy)}", highlight=False)
     for name, why in result.failed.items():
         note(f"{name} failed: {why}")
     if result.missing:

@@ -8,10 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as Printed
 from rich.text import Text
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Accuracy
+    from litdeploy.profiler.tables import Table
     from litdeploy.trainer import Progress
 
 # What a terminal takes as a command, and what turns the direction of reading.
@@ -28,6 +31,8 @@ class _Plain(Console):
 output = _Plain(soft_wrap=True, markup=False, emoji=False)
 errors = _Plain(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
+_WIDEST = 1_000
+
 
 def print_json(content: Any) -> None:
     """One JSON document on standard output, and nothing else there."""
@@ -37,6 +42,27 @@ def print_json(content: Any) -> None:
 def note(text: str) -> None:
     """A line on standard error."""
     errors.print(text, markup=False, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """A table of the profiler's, to standard output: within a terminal's width; elsewhere as wide as it is."""
+    printed = _printed(table, "{} ({})")
+    wide = Measurement.get(output, output.options.update(max_width=_WIDEST), printed).maximum
+    if not output.is_terminal:
+        Console(width=max(wide, output.width)).print(printed)
+    elif wide > output.width:
+        output.print(_printed(table, "{}\n{}"))
+    else:
+        output.print(printed)
+
+
+def _printed(table: Table, with_small: str) -> Printed:
+    printed = Printed(title=table.caption, title_justify="left", title_style="bold", box=None)
+    for index, head in enumerate(table.columns):
+        printed.add_column(Text(head.text), justify="right" if index else "left", overflow="fold")
+    for row in table.rows:
+        printed.add_row(*(Text(with_small.format(cell.text, cell.small) if cell.small else cell.text) for cell in row))
+    return printed
 
 
 def percent(accuracy: Accuracy | None) -> str:

@@ -13,7 +13,8 @@ from litdeploy.comparison.grid import Cell, Grid, cells_of
 from litdeploy.comparison.page import render
 from litdeploy.comparison.result import MethodComparison, Outcome, as_csv, rows_of
 from litdeploy.errors import BundleError, TrainingError
-from litdeploy.networks import Network, find_sections, title
+from litdeploy.networks import Network, find_sections
+from litdeploy.profiler.breakdown import break_down, name_of
 from litdeploy.profiler.environment import look_around
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_device
@@ -178,11 +179,11 @@ def _gather(
             f"{grid.path}: its cells were trained on different data ({', '.join(cell.name for cell in outcomes)}). "
             "Remove those of the wrong data, and call again."
         )
-    sections = find_sections(teacher.module, teacher.example())
+    sections = [section.name for section in find_sections(teacher.module, teacher.example())]
     tested = [manifest.metrics["teacher"]["test"] for manifest in manifests.values()]
     result = MethodComparison(
         teacher=record,
-        teacher_name=title(teacher, sum(section.blocks for section in sections)),
+        teacher_name=name_of(teacher, break_down(teacher, sections)),
         teacher_accuracy=tested[0] if tested else None,
         data=next(iter(data.values()), None),
         recipe=grid.recipe,

@@ -1,6 +1,6 @@
 """What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
 
-from litdeploy.networks.identify import describe, title
+from litdeploy.networks.identify import describe
 from litdeploy.networks.load import build, load, new
 from litdeploy.networks.network import Network, logits_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, request
@@ -18,5 +18,4 @@ __all__ = [
     "logits_of",
     "new",
     "request",
-    "title",
 ]

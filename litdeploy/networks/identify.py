@@ -6,7 +6,6 @@ import re
 
 from litdeploy.errors import NetworkError
 from litdeploy.networks.family import Arguments, Reading, Weights
-from litdeploy.networks.network import Network
 from litdeploy.networks.registry import FAMILIES, Request
 
 
@@ -46,18 +45,6 @@ def describe(name: str, arguments: Arguments) -> str:
     """A network as `--network` takes it: `resnet,depth=56,classes=10,shortcut=A`."""
     values = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in arguments.items())
     return ",".join([name, *(f"{key}={value}" for key, value in values)])
-
-
-def title(network: Network, blocks: int) -> str:
-    """A network as people call it: `ResNet-56`; one that is not of our families by its blocks.
-
-    Args:
-        blocks: in all sections together.
-    """
-    family = FAMILIES.get(network.spec.name)
-    if family is None:
-        return f"{network.spec.name} of {blocks} blocks"
-    return f"{type(network.module).__name__}-{family.depth(blocks)}"
 
 
 def _not_recognised(weights: Weights, source: str) -> str:

@@ -92,5 +92,13 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
     )
 
 
+def name_of(network: Network, breakdown: Breakdown) -> str:
+    """The network's name for people: `ResNet-20`; `my.Net of 4 blocks`, where it is of no family."""
+    name = network.spec.name
+    if name in FAMILIES:
+        return f"{type(network.module).__name__}-{breakdown.depth}"
+    return f"{name} of {breakdown.depth} blocks"
+
+
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

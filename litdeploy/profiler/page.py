@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import groupby
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from litdeploy.bundle import Accuracy
-from litdeploy.profiler.verdict import decimals, milliseconds, points, times
+from litdeploy.profiler import detail_tables, tables
+from litdeploy.profiler.figures import percent, runner_of, short
+from litdeploy.profiler.verdict import accuracy_split, milliseconds, times
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.report import Report
+    from litdeploy.profiler.report import Measurement, Report
 
-_SPACE = "\N{NO-BREAK SPACE}"
+# Findings that put the figures themselves in doubt: they are told beside the verdict.
+DISTURBANCES = ("throttled", "noisy neighbour", "drift", "behind pace")
+
+Drawn = tuple[str, Markup]  # a chart with its heading
 
 
 def render(report: Report) -> str:
@@ -25,40 +30,58 @@ def render(report: Report) -> str:
 
     Without matplotlib, or the Pillow that it needs, the page has no charts and says so.
     """
-    charts = _charts()
+    charts = chart_module()
+    groups = tables.grouped(report.measurements)
+    return fill(
+        "report.html.j2",
+        report=report,
+        verdict=unbroken(report.verdict, (report.teacher.name, report.student.name)),
+        strip=_strip(report),
+        tables={
+            "latency": tables.latency(report),
+            "sections": tables.sections(report),
+            "fidelity": tables.fidelity(report),
+            "sizes": tables.sizes(report),
+            "start": detail_tables.start(report),
+            "calls": detail_tables.calls(report),
+            "conditions": detail_tables.conditions(report),
+        },
+        runners=groups,
+        scenario=_scenario(report.headline),
+        few=any(each.comparison.speedup_low is None for each in report.measurements),
+        processes=[
+            (each, ", ".join(map(times, each.comparison.processes)))
+            for each in report.measurements
+            if each.comparison.processes
+        ],
+        disturbances=[each for each in report.findings if each.kind in DISTURBANCES],
+        drawn=charts is not None,
+        accuracy_split=accuracy_split(report.teacher.accuracy, report.student.accuracy),
+        phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
+        recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+        **_drawings(charts, report, groups),
+    )
+
+
+def fill(template: str, package: str = "litdeploy.profiler", /, **values: Any) -> str:
+    """A template with its values, each escaped unless it is `Markup`.
+
+    Args:
+        package: that has the template; what it extends and includes may be of this one.
+    """
     environment = Environment(
-        loader=PackageLoader("litdeploy.profiler", "templates"),
+        loader=ChoiceLoader([PackageLoader(each, "templates") for each in (package, "litdeploy.profiler")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ms": milliseconds, "times": times, "short": short, "bytes": in_bytes}
-    validation = report.teacher.accuracy.get("validation")
-    told = [side.model_dump(exclude_none=True) for each in report.measurements for side in (each.teacher, each.student)]
-    by_batch = sorted(report.measurements, key=lambda measurement: measurement.batch_size)
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        verdict=_unbroken(report.verdict, (report.teacher.name, report.student.name)),
-        sizes=_sizes(report),
-        sections=list(zip(report.teacher.breakdown.parts, report.student.breakdown.parts, strict=True)),
-        latency=[
-            (batch_size, charts.latency(batch_size, list(members)))
-            for batch_size, members in groupby(by_batch, lambda measurement: measurement.batch_size)
-            if charts
-        ],
-        runners=[list(members) for _, members in groupby(report.measurements, lambda measurement: measurement.runner)],
-        tails=[name for name in ("p90", "p95", "p99") if any(f"{name}_ms" in side for side in told)],
-        drawn=charts is not None,
-        loss=charts and charts.training_loss(report.training),
-        accuracy=charts and charts.validation_accuracy(report.training, validation.top1 if validation else None),
-        teacher_validation=validation,
-        phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
-        recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
-    )
+    environment.filters |= {"ms": milliseconds, "short": short}
+    return environment.get_template(template).render(**values)
 
 
-def _charts() -> ModuleType | None:
+def chart_module() -> ModuleType | None:
+    """`charts`; None where matplotlib cannot be imported."""
     try:
         from litdeploy.profiler import charts
     except ImportError:
@@ -66,44 +89,100 @@ def _charts() -> ModuleType | None:
     return charts
 
 
-def _unbroken(text: str, names: tuple[str, str]) -> Markup:
+def unbroken(text: str, names: Sequence[str]) -> Markup:
     """The text, escaped, with the names marked, so that no line breaks at their hyphens."""
     split = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
     return Markup("").join(Markup("<span>{}</span>").format(part) if part in names else part for part in split)
 
 
-def short(number: float) -> str:
-    """A count for people: `856 k`, `1.27 M`, `251 M`, with a space that no line breaks at."""
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            value = number / factor
-            return (f"{value:.3g}" if value < 999.5 else f"{value:.0f}") + _SPACE + letter
-    return f"{number:g}"
+def _drawings(
+    charts: ModuleType | None, report: Report, groups: list[list[Measurement]]
+) -> dict[str, list[Drawn] | Markup | None]:
+    """Every chart of the report by its name in the template; nothing where there is nothing to draw."""
+    names = ("latency", "throughput", "section_charts", "training")
+    if charts is None:
+        return {**{name: [] for name in names}, "fidelity": None, "accuracy_latency": None}
+    by_batch = sorted(report.measurements, key=lambda each: each.batch_size)
+    return {
+        "latency": [
+            (f"Batch size {size}", charts.latency(size, list(members)))
+            for size, members in groupby(by_batch, lambda each: each.batch_size)
+        ],
+        "throughput": [
+            (f"{runner_of(members[0])}, images/s", charts.throughput(f"throughput-{index}", members))
+            for index, members in enumerate(groups)
+            if len(members) > 1
+        ],
+        "section_charts": _section_drawings(charts, report),
+        "fidelity": charts.fidelity(report.fidelity) if report.fidelity else None,
+        "accuracy_latency": _accuracy_latency(charts, report),
+        "training": _training_drawings(report),
+    }
 
 
-def in_bytes(number: int) -> str:
-    """Bytes for people, in powers of 1000: `3.45 MB`."""
-    text = short(number)
-    return f"{text}B" if _SPACE in text else f"{text}{_SPACE}B"
+def _section_drawings(charts: ModuleType, report: Report) -> list[Drawn]:
+    parts = list(zip(report.teacher.breakdown.parts, report.student.breakdown.parts, strict=True))
+    times = [
+        (f"Time of a call, batch size {size}", charts.section_times(size, list(members)))
+        for size, members in groupby(report.section_times, lambda each: each.batch_size)
+    ]
+    drawn = [
+        ("Parameters", charts.section_sizes("parameters", "Parameters by section", parts)),
+        ("FLOPs an image", charts.section_sizes("flops", "FLOPs by section", parts)),
+    ]
+    return [*times, *drawn]
 
 
-def _sizes(report: Report) -> list[tuple[str, str, str, str]]:
-    """Rows (what, teacher, student, change) of the first table."""
-    teacher, student = report.teacher, report.student
-    rows = []
-    for split in sorted(teacher.accuracy.keys() | student.accuracy.keys()):
-        before, after = teacher.accuracy.get(split), student.accuracy.get(split)
-        change = "–"
-        if before and after:
-            change = f"{points(before, after):+.{decimals(min(before.images, after.images))}f} points".replace("-", "−")
-        rows.append((f"Accuracy, {split}", _percent(before), _percent(after), change))
-    a, b = teacher.breakdown, student.breakdown
-    rows.append((f"Depth, {a.depth_unit}", str(a.depth), str(b.depth), f"÷ {report.depth_ratio:.2f}"))
-    rows.append(("Parameters", short(a.parameters), short(b.parameters), f"÷ {report.parameter_ratio:.2f}"))
-    rows.append(("FLOPs an image", short(a.flops), short(b.flops), f"÷ {report.flop_ratio:.2f}"))
-    rows.append(("File", in_bytes(teacher.bytes), in_bytes(student.bytes), f"÷ {teacher.bytes / student.bytes:.2f}"))
-    return rows
+def _accuracy_latency(charts: ModuleType, report: Report) -> Markup | None:
+    split = accuracy_split(report.teacher.accuracy, report.student.accuracy)
+    if split is None:
+        return None
+    at_headline = [each for each in report.measurements if each.batch_size == report.headline.batch_size]
+    drawing: Markup = charts.accuracy_latency(
+        at_headline, report.teacher.accuracy[split], report.student.accuracy[split]
+    )
+    return drawing
 
 
-def _percent(accuracy: Accuracy | None) -> str:
-    return "not measured" if accuracy is None else f"{100 * accuracy.top1:.{decimals(accuracy.images)}f} %"
+def _training_drawings(report: Report) -> list[Drawn]:
+    from litdeploy.profiler import training_charts
+
+    validation = report.teacher.accuracy.get("validation")
+    drawn = (
+        ("Training loss", training_charts.training_loss(report.training)),
+        (
+            "Validation accuracy, %",
+            training_charts.validation_accuracy(report.training, validation.top1 if validation else None),
+        ),
+    )
+    return [(title, drawing) for title, drawing in drawn if drawing is not None]
+
+
+def _strip(report: Report) -> list[tuple[str, str, str]]:
+    """(name, figure, what is small beside it) of the figures that one looks for first."""
+    headline = report.headline
+    gained = tables.speedup(headline.comparison)
+    where = f"{runner_of(headline)}, batch {headline.batch_size}"
+    teacher_ms, student_ms = (milliseconds(side.median_ms) for side in (headline.teacher, headline.student))
+    strip = [
+        ("Speed-up", gained.text, f"95 %: {gained.small}" if gained.small else "no interval: too few samples"),
+        ("Latency", f"{teacher_ms} → {student_ms} ms", where),
+    ]
+    if split := accuracy_split(report.teacher.accuracy, report.student.accuracy):
+        before, after = report.teacher.accuracy[split], report.student.accuracy[split]
+        strip.append(
+            ("Accuracy", tables.accuracy_change(before, after), f"{percent(before)} → {percent(after)}, {split}")
+        )
+    a, b = report.teacher.breakdown, report.student.breakdown
+    strip.append(("Parameters", f"÷ {report.parameter_ratio:.2f}", f"{short(a.parameters)} → {short(b.parameters)}"))
+    return strip
+
+
+def _scenario(measurement: Measurement) -> str:
+    match measurement.scenario:
+        case "cold cache":
+            return "Each call on cold caches: they were emptied before it."
+        case "paced":
+            return f"Calls at even times, {measurement.pace:g} a second, with idle time between them."
+        case _:
+            return "Calls one after the other, on warm caches."

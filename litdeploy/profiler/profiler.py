@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from litdeploy.batch import moved
+from litdeploy.batch import forward
 from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
-from litdeploy.errors import BundleError
-from litdeploy.exporter import FORMS, Parity
-from litdeploy.exporter.forms import runs_here
+from litdeploy.errors import BundleError, DataError
+from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
-from litdeploy.exporter.teacher import load_teacher
-from litdeploy.networks import Network, NetworkName, describe, find_sections, load, title
-from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.networks import Network, NetworkName, describe, find_sections
+from litdeploy.profiler import roofline
+from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
+from litdeploy.profiler.diagnosis import Finding, bounds, copy_bound, ideal_ratio, launch_bound
+from litdeploy.profiler.disturbances import disturbances
 from litdeploy.profiler.environment import Environment, look_around
-from litdeploy.profiler.report import Measurement, RawSamples, Report, Side, SideTiming, headline, read_training, write
-from litdeploy.profiler.statistics import compare, summarise
-from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_package
-from litdeploy.profiler.timing import measure
-from litdeploy.profiler.verdict import milliseconds, sentence, times
-from litdeploy.runtime import open_runner, resolve_device, resolve_target
-from litdeploy.target import Target
+from litdeploy.profiler.fidelity import measure_fidelity
+from litdeploy.profiler.measuring import Progress, Results, measure_runners
+from litdeploy.profiler.pairs import BundlePairs, folder_argument, load_both
+from litdeploy.profiler.pinning import pinned
+from litdeploy.profiler.processes import measure_in_processes
+from litdeploy.profiler.report import Measurement, Report, Side, headline, read_training, write
+from litdeploy.profiler.section_times import SectionTime, measure_sections
+from litdeploy.profiler.trace import check_trace_path, write_trace
+from litdeploy.profiler.verdict import sentence
+from litdeploy.runtime import resolve_device, resolve_target
+from litdeploy.target import Target, Timing, with_timing
 
-Progress = Callable[[str], None]
-
-# Runners that take an exported file and not the module, each with the form of export that makes it.
-_FORMS = {**{form.runner: name for name, form in FORMS.items()}, "onnxruntime-graph": "onnx", "tensorrt-graph": "trt"}
+# Whose ceilings are measured; ONNX Runtime's int8 has none in torch.
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def profile(
@@ -40,7 +43,9 @@ def profile(
     teacher: str | Path | None = None,
     target: Target | str | Path | None = None,
     network: NetworkName | None = None,
+    trace: str | Path | None = None,
     progress: Progress | None = None,
+    **timing: Any,
 ) -> Report:
     """Times teacher and student in every runner of a target, and reports it with all that belongs to it.
 
@@ -51,23 +56,27 @@ def profile(
         teacher: the teacher's file, where it is no longer where it was.
         target: a target, or the name or path of one; None: the one for this machine.
         network: the network, where it is code of the user's.
+        trace: a file for a trace of a few calls, for Perfetto; see `trace.write_trace`.
         progress: is given a line for each step.
+        **timing: fields of `target.Timing` in place of the target's own; None: its own.
 
     Raises:
-        BundleError: no complete bundle, one that another process is at work on, no exported student, or the teacher's
-            file is gone or is another one.
-        SettingsError: no such target.
+        BundleError: no complete bundle, one that another process is at work on, or the teacher's file is gone or is
+            another one.
+        SettingsError: no such target, wrong `timing`, or the trace cannot be written there.
         DeviceError: the target's device is not there.
-        RunnerError: a runner cannot run a network.
+        RunnerError: nothing could be measured. What cannot be, beside something that can, is in the report's failures.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     say = progress or (lambda line: None)
+    if trace is not None:
+        check_trace_path(Path(trace))
     bundle.read_complete()
-    chosen = resolve_target(target)
+    chosen = with_timing(resolve_target(target), timing)
     device = resolve_device(chosen.device)
     with bundle.lock():
         tidy(bundle.profile_path)
-        return _profile(bundle, teacher, chosen, target, device, network, say)
+        return _profile(bundle, teacher, chosen, target, device, network, trace, say)
 
 
 def _profile(
@@ -77,124 +86,53 @@ def _profile(
     target: Target | str | Path | None,
     device: torch.device,
     network: NetworkName | None,
+    trace: str | Path | None,
     say: Progress,
 ) -> Report:
     manifest = bundle.read_complete()
     environment = look_around(device)
 
-    networks = {
-        "teacher": load_teacher(bundle, manifest, teacher, network),
-        "student": load(bundle.student_path, network=network),
-    }
+    networks = load_both(bundle, manifest, teacher, network)
     sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
-    files = {
-        runner: _files(runner, bundle, manifest, networks["teacher"], device, say)
-        for runner in chosen.runners
-        if runner in _FORMS
-    }
 
-    measured: list[tuple[Measurement, RawSamples]] = []
-    for runner in chosen.runners:
-        measured += _measure_runner(runner, networks, files.get(runner, {}), chosen, device, say)
-
-    report = _report(bundle, manifest, sides, [measurement for measurement, _ in measured], environment, chosen, target)
-    write(report, [samples for _, samples in measured], bundle.profile_path)
+    if chosen.timing.processes > 1:
+        results = measure_in_processes(bundle, networks["teacher"].source, chosen, network, say)
+    else:
+        with pinned(torch.get_num_threads()):
+            results = measure_runners(BundlePairs(bundle, manifest, networks, device, say), chosen, device, say)
+    results.check()
+    with pinned(torch.get_num_threads()):
+        say("each section in eager PyTorch")
+        ends = sorted({chosen.batch_sizes[0], chosen.batch_sizes[-1]})
+        section_times = measure_sections(networks["teacher"], networks["student"], sections, ends, device)
+        findings = _findings(sides, networks["student"], results, section_times, device)
+    report = _report(bundle, manifest, sides, results, environment, chosen, target).model_copy(
+        update={"section_times": section_times, "findings": findings}
+    )
+    say("fidelity of the sections")
+    report = report.model_copy(update=_fidelity(manifest, networks, sections, device))
+    write(report, results.samples, bundle.profile_path)
+    if trace is not None:
+        say(f"trace of both sides in {trace}")
+        write_trace(Path(trace), networks, sections, device, report.headline.batch_size)
     return report
 
 
-def _files(
-    runner: str, bundle: Bundle, manifest: Manifest, teacher: Network, device: torch.device, say: Progress
-) -> dict[str, Path]:
-    """Both sides' exported files for a runner that takes such."""
-    form = _FORMS[runner]
-    if form not in manifest.artefacts:
-        raise BundleError(
-            f"{bundle.path}: holds no exported student, which the target's runner {runner} takes. "
-            f"Run `litdeploy export{_folder(bundle)} --{form}` first."
-        )
-    artefact = manifest.artefacts[form]
-    student = bundle.artefact_path(artefact)
-    digest = manifest.teacher.sha256
-    if not runs_here(artefact):
-        raise BundleError(
-            f"{student}: was built ahead of time for GPUs elsewhere. Export it on the machine that it is profiled on: "
-            f"litdeploy export{_folder(bundle)} --{form}"
-        )
-    if form == "trt":
-        say("teacher as TensorRT engine")
-        return {"teacher": teacher_engine(bundle, teacher, digest, artefact, device), "student": student}
-    if form == "aoti":
-        say("teacher as AOTInductor package")
-        return {"teacher": teacher_package(bundle, teacher, digest, device), "student": student}
-    say("teacher as ONNX")
-    return {"teacher": teacher_onnx(bundle, teacher, digest, artefact.opset()), "student": student}
-
-
-def _measure_runner(
-    name: str,
-    networks: dict[str, Network],
-    files: dict[str, Path],
-    target: Target,
-    device: torch.device,
-    say: Progress,
-) -> list[tuple[Measurement, RawSamples]]:
-    """Both sides in one runner, at every batch size.
-
-    Args:
-        files: role → file that runs in the network's place; empty where the runner takes the module.
-    """
-    sources: dict[str, dict[str, Any]] = {
-        role: {FORMS[_FORMS[name]].source: files[role]} if files else {"network": network}
-        for role, network in networks.items()
-    }
-    results = []
-    how: dict[str, Any] = {
-        "device": device,
-        "compile_mode": target.compile_mode,
-        "memory_limit": target.memory_limit,
-    }
-    with (
-        open_runner(name, **sources["teacher"], **how) as teacher,
-        open_runner(name, **sources["student"], **how) as student,
-    ):
-        for batch_size in target.batch_sizes:
-            timed = measure(teacher, student, moved(networks["student"].example(batch_size), device), target.timing)
-            runners = {"teacher": teacher.describe(), "student": student.describe()}
-            timings = {
-                role: SideTiming(
-                    **summarise(samples.milliseconds, batch_size).model_dump(),
-                    first_run_ms=samples.first_run_ms,
-                    build_seconds=runners[role].build_seconds,
-                    artefact=str(files[role]) if files else None,
-                )
-                for role, samples in (("teacher", timed.teacher), ("student", timed.student))
-            }
-            comparison = compare(timed.teacher.milliseconds, timed.student.milliseconds)
-            measurement = Measurement(
-                runner=name,
-                mode=runners["student"].mode,
-                device=str(device),
-                precision=runners["student"].precision,
-                batch_size=batch_size,
-                clock=timed.clock,
-                teacher=timings["teacher"],
-                student=timings["student"],
-                comparison=comparison,
-            )
-            results.append((measurement, RawSamples(runner=name, batch_size=batch_size, timed=timed)))
-            say(
-                f"{name}, batch {batch_size}: teacher {milliseconds(timings['teacher'].median_ms)} ms, "
-                f"student {milliseconds(timings['student'].median_ms)} ms, {times(comparison.speedup)} "
-                f"({comparison.verdict})"
-            )
-    return results
+def _fidelity(
+    manifest: Manifest, networks: dict[str, Network], sections: list[str], device: torch.device
+) -> dict[str, object]:
+    """The report's fields on fidelity. Data that are gone cost these figures and not the whole report."""
+    try:
+        return {"fidelity": measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)}
+    except DataError as error:
+        return {"fidelity_missing": str(error)}
 
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
     return Side(
-        name=title(network, sum(part.blocks or 0 for part in breakdown.parts)),
+        name=name_of(network, breakdown),
         network=describe(spec.name, spec.arguments),
         plan=spec.plan,
         path=network.source,
@@ -205,11 +143,44 @@ def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown)
     )
 
 
+def _findings(
+    sides: dict[str, Side],
+    student: Network,
+    results: Results,
+    section_times: tuple[SectionTime, ...],
+    device: torch.device,
+) -> tuple[Finding, ...]:
+    """The diagnosis."""
+    measured = results.measurements
+    headlined = headline(measured)
+    works: dict[int, roofline.Work] = {}
+
+    def ceilings(measurement: Measurement) -> tuple[roofline.Work, roofline.Rates] | None:
+        dtype = _DTYPES.get(measurement.precision)
+        if dtype is None:
+            return None
+        size = measurement.batch_size
+        if size not in works:
+            with torch.inference_mode():
+                works[size] = roofline.count(lambda: forward(student.module, student.example(size)))
+        # What moves is as many numbers in each precision, and fewer bytes.
+        work = replace(works[size], bytes=works[size].bytes * dtype.itemsize / torch.float32.itemsize)
+        return work, roofline.measure(device, dtype)
+
+    return (
+        *ideal_ratio(sides["teacher"], sides["student"], headlined, section_times),
+        *bounds(measured, ceilings),
+        *launch_bound(measured),
+        *copy_bound(measured),
+        *disturbances(measured, results.samples),
+    )
+
+
 def _report(
     bundle: Bundle,
     manifest: Manifest,
     sides: dict[str, Side],
-    measurements: Sequence[Measurement],
+    results: Results,
     environment: Environment,
     target: Target,
     asked: Target | str | Path | None,
@@ -217,7 +188,7 @@ def _report(
     teacher, student = sides["teacher"], sides["student"]
     onnx = manifest.artefacts.get("onnx")
     return Report(
-        verdict=sentence(teacher, student, headline(measurements), environment.device_name),
+        verdict=sentence(teacher, student, headline(results.measurements), environment.device_name),
         bundle=str(bundle.path),
         student_sha256=manifest.student_sha256,
         onnx_sha256=onnx.sha256 if onnx else None,
@@ -226,7 +197,10 @@ def _report(
         depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
-        measurements=tuple(measurements),
+        measurements=tuple(results.measurements),
+        failures=tuple(results.failures),
+        section_times=(),
+        findings=(),
         parity=_parity(bundle, onnx) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,
@@ -234,7 +208,7 @@ def _report(
         environment=environment,
         recipe=manifest.recipe,
         target=target,
-        commands=_commands(bundle, teacher.path, asked),
+        commands=_commands(bundle, teacher.path, asked, target.timing),
     )
 
 
@@ -244,20 +218,18 @@ def _parity(bundle: Bundle, artefact: Artefact) -> Parity:
     except ValidationError:
         raise BundleError(
             f"{bundle.manifest_path}: does not say how {artefact.path} was held against PyTorch. Export it again: "
-            f"litdeploy export{_folder(bundle)} --onnx"
+            f"litdeploy export{folder_argument(bundle)} --onnx"
         ) from None
 
 
-def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None) -> tuple[str, ...]:
+def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None, timing: Timing) -> tuple[str, ...]:
     """What to type to do it all again; a target that was made in Python has no name to be typed."""
     named = f" --target {shlex.quote(str(target))}" if isinstance(target, str | Path) else ""
     out = "" if bundle.path == DEFAULT_PATH else f" --out {shlex.quote(str(bundle.path))}"
+    how = (" --cold-cache" if timing.cold_cache else "") + (f" --pace {timing.pace:g}/s" if timing.pace else "")
+    how += f" --processes {timing.processes}" if timing.processes > 1 else ""
     return (
         f"litdeploy compress {shlex.quote(teacher)} --recipe recipe.yaml{out}",
-        f"litdeploy export{_folder(bundle)} --onnx{named}",
-        f"litdeploy profile{_folder(bundle)} --teacher {shlex.quote(teacher)}{named}",
+        f"litdeploy export{folder_argument(bundle)} --onnx{named}",
+        f"litdeploy profile{folder_argument(bundle)} --teacher {shlex.quote(teacher)}{named}{how}",
     )
-
-
-def _folder(bundle: Bundle) -> str:
-    return "" if bundle.path == DEFAULT_PATH else f" {shlex.quote(str(bundle.path))}"

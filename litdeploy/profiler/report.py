@@ -14,10 +14,16 @@ from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
 from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
 from litdeploy.profiler.breakdown import Breakdown
+from litdeploy.profiler.conditions import Conditions
+from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
+from litdeploy.profiler.fidelity import Fidelity
 from litdeploy.profiler.page import render
+from litdeploy.profiler.scenarios import Scenario
+from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import Comparison, Summary
-from litdeploy.profiler.timing import Clock, Timed
+from litdeploy.profiler.stopwatch import Clock
+from litdeploy.profiler.timing import Stopped, Timed
 from litdeploy.recipe import Recipe
 from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
@@ -25,6 +31,7 @@ from litdeploy.target import Target
 _REPORT = "report.json"
 # Beyond it, and for what is not finite, a chart has no place.
 _LARGEST = 1e15
+_SCHEMA_VERSION: Literal[2] = 2
 
 
 class Side(Record):
@@ -53,13 +60,37 @@ class SideTiming(Summary):
     """Times of one side in one runner.
 
     Attributes:
+        launch_ms: host time until the call returned, the median; None where the call returns when it is done (on a
+            CPU). About as long as `median_ms` or longer, the host is what the device waits for.
+        cpu_ms: processor time of a call, of all threads, the median; None on the device's clock. Well below
+            `median_ms` times the threads, calls wait: for the core, where other work has it, or for one another.
+        copy_in_ms, copy_out_ms: to copy a batch to the device and its logits back, the medians; None where nothing is
+            copied.
+        end_to_end_ms: host time from a batch in host memory to logits in host memory, the median; None likewise.
+        captured_ms: device time of the same call replayed as a CUDA graph, the median; None on a CPU, and where it
+            cannot be captured. Never the headline.
+        load_seconds: to open the runner (read the file, place the module); the same for all batch sizes.
+        build_seconds: to make the exported file that was opened, where this profile made it; None elsewhere. What the
+            runner `compiled` compiles is in `first_run_ms`.
         first_run_ms: the first call with this batch size, in milliseconds, apart from all others.
-        build_seconds: to open the runner; the same for all batch sizes.
+        peak_memory_bytes: most memory that this side added, loading and first run with this batch size and those
+            before it: of the process's resident memory on a CPU, of the device's memory on CUDA; None where the system
+            does not tell.
+        energy_joules: of the whole GPU for one call; None without NVML.
         artefact: the exported file that ran; None where the runner took the module.
     """
 
+    launch_ms: float | None = None
+    cpu_ms: float | None = None
+    copy_in_ms: float | None = None
+    copy_out_ms: float | None = None
+    end_to_end_ms: float | None = None
+    captured_ms: float | None = None
+    load_seconds: float
+    build_seconds: float | None = None
     first_run_ms: float
-    build_seconds: float
+    peak_memory_bytes: int | None = None
+    energy_joules: float | None = None
     artefact: str | None
 
 
@@ -70,6 +101,13 @@ class Measurement(Record):
         runner: `eager`, `compiled`, `onnxruntime`.
         mode: what the runner says of how it runs (a provider, a compiler's mode).
         clock: `wall` or `device`; see `timing.Timed`.
+        scenario: how the calls were made: `warm` (one after the other), `cold cache` (the caches are emptied before
+            each) or `paced` (each at its time, with idle time between).
+        pace: calls a second, where paced.
+        stopped: why it ended: `settled` (all 95 % intervals are as narrow as was asked for), `time limit` or
+            `samples` (as many as were asked for).
+        overhead_ms: what the timer measures of a call that does nothing; it is in every sample.
+        conditions: of the machine meanwhile.
     """
 
     runner: str
@@ -78,17 +116,40 @@ class Measurement(Record):
     precision: str
     batch_size: int
     clock: Clock
+    scenario: Scenario
+    pace: float | None
+    stopped: Stopped
+    overhead_ms: float
+    conditions: Conditions
     teacher: SideTiming
     student: SideTiming
     comparison: Comparison
 
 
 class RawSamples(Record):
-    """The samples behind one measurement, in `samples.json`; times are in milliseconds."""
+    """The samples behind one measurement, in `samples.json`; times are in milliseconds.
+
+    Attributes:
+        process: which of several fresh processes made them.
+    """
 
     runner: str
     batch_size: int
+    process: int = 0
     timed: Timed
+
+
+class Failure(Record):
+    """What could not be measured.
+
+    Attributes:
+        batch_size: None where the runner could not be opened at all.
+        message: why, and how to mend it.
+    """
+
+    runner: str
+    batch_size: int | None
+    message: str
 
 
 class Report(Record):
@@ -100,7 +161,12 @@ class Report(Record):
         student_sha256, onnx_sha256: of the student's weights and its exported file (None: there was none); a report
             whose hashes are not the manifest's is out of date.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
-        measurements: by runner, then by batch size, as the target lists them.
+        measurements: by runner, then by batch size, as the target lists them; at least one.
+        failures: runners and batch sizes of the target that are not among them.
+        section_times: each section, then stem and head, in eager PyTorch.
+        findings: the diagnosis: what the speed is bound by, and what disturbed the measurement.
+        fidelity: how closely the student's parts follow their teacher's; None where it could not be measured.
+        fidelity_missing: why not.
         parity: how the exported student was held against PyTorch; None where it was not exported.
         training: the rows of metrics.jsonl; numbers that are not finite are None.
         test_used_once: whether both networks' accuracy on a test split is here; it is computed after the last epoch.
@@ -108,7 +174,7 @@ class Report(Record):
         commands: that repeat the report; `recipe.yaml` in them is `recipe`.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = _SCHEMA_VERSION
     verdict: str
     bundle: str
     student_sha256: str
@@ -119,6 +185,11 @@ class Report(Record):
     parameter_ratio: float
     flop_ratio: float
     measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]
+    section_times: tuple[SectionTime, ...]
+    findings: tuple[Finding, ...]
+    fidelity: Fidelity | None = None
+    fidelity_missing: str | None = None
     parity: Parity | None
     training: tuple[dict[str, Any], ...]
     data: DataRecord
@@ -178,6 +249,41 @@ def read_report(folder: Path) -> Report | None:
         return None
 
 
+def open_report(path: Path) -> Report:
+    """The report in a file, or in a bundle.
+
+    Raises:
+        BundleError: there is none, or none that this version reads; it says what to type.
+    """
+    file = path
+    if path.is_dir():
+        file = next((at / _REPORT for at in (path, path / "profile") if (at / _REPORT).is_file()), path / _REPORT)
+    try:
+        text = read_small(file, MOST_RECORD_BYTES)
+        content = parse_json(text)
+        if isinstance(content, dict) and content.get("schema_version") != _SCHEMA_VERSION:
+            raise BundleError(
+                f"{file}: a report of schema version {content.get('schema_version')}, and this litdeploy reads "
+                f"{_SCHEMA_VERSION}. Profile its bundle again: litdeploy profile"
+            )
+        return Report.model_validate_json(text)
+    except FileNotFoundError:
+        raise BundleError(
+            f"{path}: holds no report. Give a report.json, or a bundle that was profiled: litdeploy profile {path}"
+            if path.is_dir()
+            else f"{path}: no such file. Give a report.json, or a bundle that was profiled."
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (ValueError, ValidationError) as error:
+        what = (
+            f"{error.errors()[0]['msg']} at {error.errors()[0]['loc']}"
+            if isinstance(error, ValidationError)
+            else "no JSON"
+        )
+        raise BundleError(f"{file}: not a report of litdeploy ({what}). Give a report.json, or a bundle.") from None
+
+
 def _plain(value: object, levels: int = 4) -> Any:
     """The same with numbers that a chart can show and texts that a page can hold; None for what is neither."""
     if isinstance(value, str):
@@ -200,7 +306,7 @@ def write(report: Report, samples: Sequence[RawSamples], folder: Path) -> None:
     """Writes samples.json, report.html and, last, report.json, each whole or not at all."""
     texts = {
         "samples.json": json.dumps(
-            {"schema_version": 1, "measurements": [raw.model_dump(mode="json") for raw in samples]}
+            {"schema_version": 2, "measurements": [raw.model_dump(mode="json") for raw in samples]}
         ),
         "report.html": render(report),
         _REPORT: report.model_dump_json(indent=2),

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from litdeploy.bundle import Record
 
-Verdict = Literal["faster", "slower", "no clear difference"]
+Verdict = Literal["faster", "same", "slower", "unclear"]
 
 # Fewest samples from which a percentile is told: with them, some lie beyond it, and not one freak alone.
-_SAMPLES_FOR = {90: 64, 95: 130, 99: 662}
-_CLEAR_SPEEDUP = 1.05
-_SAMPLES_FOR_VERDICT = 8
+_SAMPLES_FOR: dict[float, int] = {90: 64, 95: 130, 99: 662, 99.9: 6_636}
+# From fewer than six samples even the least and the largest hold the median less than 95 times in 100.
+_SAMPLES_FOR_INTERVAL = 6
+_BLOCKS_FOR_INTERVAL = 4
+_CALLS_A_SIDE_AND_BLOCK = 2
+
+# A side is called faster when all of the interval is beyond the first, and both are called the same when all of it is
+# within the second. Two copies of one program differ by up to a percent for good: their memory lies elsewhere.
+_LEAST_DIFFERENCE = 1.02
+_SAME_WITHIN = 1.05
+
+# A speed-up by the clock on the wall that is so many times that in processor time is not the programs' own.
+_FAR_FROM_CPU = 1.25
+
+_RESAMPLES = 2_000
+_CONFIDENCE = 0.95
 
 
 class Summary(Record):
@@ -23,18 +38,23 @@ class Summary(Record):
     Attributes:
         samples: how many calls were timed.
         median_ms: of all samples.
+        median_low_ms, median_high_ms: 95 % interval of the median; None from fewer than 6 samples. See
+            `median_interval`.
         q1_ms, q3_ms: the quartiles; between them lies the middle half of the samples.
-        p90_ms, p95_ms, p99_ms: percentiles; None from fewer than 64, 130 or 662 samples.
+        p90_ms, p95_ms, p99_ms, p99_9_ms: percentiles; None from fewer than 64, 130, 662 or 6,636 samples.
         images_per_second: batch size over median.
     """
 
     samples: int
     median_ms: float
+    median_low_ms: float | None
+    median_high_ms: float | None
     q1_ms: float
     q3_ms: float
     p90_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+    p99_9_ms: float | None
     images_per_second: float
 
 
@@ -42,73 +62,222 @@ class Comparison(Record):
     """Teacher against student.
 
     Attributes:
-        speedup: median of the teacher over median of the student; above 1 the student is faster. The headline.
-        paired_speedup: the same ratio within each block of calls that were made side by side, the median over the
-            blocks. Where it is far from `speedup`, the machine did not hold still.
-        verdict: `no clear difference` where there are fewer than 8 samples a side, where the middle halves of the
-            samples overlap, or where the faster side is less than 1.05 times as fast.
-        reason: which of these it was; None where there is a clear difference.
+        speedup: median of the teacher over median of the student; above 1 the student is faster. The headline. Of
+            several processes, their geometric mean.
+        speedup_low, speedup_high: its 95 % interval, by bootstrap over blocks of calls that were made side by side; of
+            several processes it holds the spread between them too. None from fewer than 4 blocks.
+        paired_speedup: the same ratio within each block, the median over the blocks. Where it is far from `speedup`,
+            the machine did not hold still.
+        cpu_speedup: the ratio of the medians of processor time; None on the device's clock.
+        verdict: `faster` or `slower` where all of the interval is 2 % or more from 1; `same` where all of it is within
+            5 % of 1; else `unclear`. So is a speed-up that is far from that in processor time: other work had the core
+            for much of the time, and long calls lose it more often than short ones.
+        reason: why it is `unclear`; None elsewhere.
+        processes: the speed-up in each fresh process; empty where there was one process.
     """
 
     speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
     paired_speedup: float
+    cpu_speedup: float | None = None
     verdict: Verdict
     reason: str | None
+    processes: tuple[float, ...] = ()
 
 
 def summarise(milliseconds: Sequence[float], batch_size: int) -> Summary:
     """Summary of one side.
 
     Args:
-        milliseconds: one a call, at least one.
+        milliseconds: one a call, in the order of the calls, at least one.
         batch_size: images a call.
     """
     q1, middle, q3 = (float(value) for value in np.percentile(milliseconds, (25, 50, 75)))
+    low, high = median_interval(milliseconds) or (None, None)
     return Summary(
         samples=len(milliseconds),
         median_ms=middle,
+        median_low_ms=low,
+        median_high_ms=high,
         q1_ms=q1,
         q3_ms=q3,
         p90_ms=percentile(milliseconds, 90),
         p95_ms=percentile(milliseconds, 95),
         p99_ms=percentile(milliseconds, 99),
+        p99_9_ms=percentile(milliseconds, 99.9),
         images_per_second=1e3 * batch_size / middle,
     )
 
 
-def percentile(milliseconds: Sequence[float], percent: Literal[90, 95, 99]) -> float | None:
-    """A percentile of the tail; None where there are too few samples to tell it."""
+def percentile(milliseconds: Sequence[float], percent: float) -> float | None:
+    """A percentile of the tail (90, 95, 99 or 99.9); None where there are too few samples to tell it."""
     if len(milliseconds) < _SAMPLES_FOR[percent]:
         return None
     return float(np.percentile(milliseconds, percent))
 
 
-def compare(teacher: Sequence[float], student: Sequence[float]) -> Comparison:
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the median of samples that depend on those before them; None from fewer than 6.
+
+    Two of the samples, in order of size: how far their ranks are from the middle follows from the long-run variance of
+    "this sample is below the median", by the equally weighted cosine estimator with Student's t (Lazarus, Lewis, Stock
+    and Watson, HAR Inference: Recommendations for Practice, J. Bus. Econ. Stat. 2018, section 3).
+    """
+    if len(samples) < _SAMPLES_FOR_INTERVAL:
+        return None
+    values = np.asarray(samples, dtype=float)
+    median = np.median(values)
+    below = (values < median) + 0.5 * (values == median)
+    deviation, terms = _long_run_deviation(below)
+    reach = float(stdtrit(terms, (1 + _CONFIDENCE) / 2)) * deviation / math.sqrt(len(values))
+    low, high = np.quantile(values, np.clip((0.5 - reach, 0.5 + reach), 0, 1))
+    return float(low), float(high)
+
+
+def _long_run_deviation(values: np.ndarray) -> tuple[float, int]:
+    """Square root of the long-run variance, and the degrees of freedom that it was estimated with."""
+    count = len(values)
+    terms = max(1, int(0.41 * count ** (2 / 3)))
+    waves = np.cos(np.pi * np.outer(np.arange(1, terms + 1), np.arange(count) + 0.5) / count)
+    projected = math.sqrt(2 / count) * waves @ (values - values.mean())
+    return float(np.sqrt(np.mean(projected**2))), terms
+
+
+def compare(
+    teacher: Sequence[float],
+    student: Sequence[float],
+    teacher_cpu: Sequence[float] = (),
+    student_cpu: Sequence[float] = (),
+) -> Comparison:
     """The ratio of two sides that were timed in blocks of two calls each.
 
     Args:
         teacher, student: milliseconds in the order in which they were measured; as many each, an even number.
+        teacher_cpu, student_cpu: the processor time of each call; empty where it is not known.
     """
-    a, b = np.asarray(teacher), np.asarray(student)
+    a, b = (np.asarray(side, dtype=float).reshape(-1, _CALLS_A_SIDE_AND_BLOCK) for side in (teacher, student))
+    low, high = ratio_interval(a, b) or (None, None)
     speedup = float(np.median(a) / np.median(b))
-    blocks_a, blocks_b = a.reshape(-1, 2).sum(axis=1), b.reshape(-1, 2).sum(axis=1)
-    reason = _why_unclear(a, b, speedup)
+    cpu_speedup = None
+    if len(teacher_cpu) and len(student_cpu) and (had := float(np.median(student_cpu))) > 0:
+        cpu_speedup = float(np.median(teacher_cpu)) / had
+    verdict, reason = judge(speedup, low, high, a.size, cpu_speedup)
     return Comparison(
         speedup=speedup,
-        paired_speedup=float(np.median(blocks_a / blocks_b)),
-        verdict="no clear difference" if reason else "faster" if speedup > 1 else "slower",
+        speedup_low=low,
+        speedup_high=high,
+        paired_speedup=float(np.median(a.sum(axis=1) / b.sum(axis=1))),
+        cpu_speedup=cpu_speedup,
+        verdict=verdict,
         reason=reason,
     )
 
 
-def _why_unclear(teacher: np.ndarray, student: np.ndarray, speedup: float) -> str | None:
-    """Why no difference can be told; None where one can."""
-    if len(teacher) < _SAMPLES_FOR_VERDICT:
-        return f"there are only {len(teacher)} samples a side"
-    teacher_q1, teacher_q3 = np.percentile(teacher, (25, 75))
-    student_q1, student_q3 = np.percentile(student, (25, 75))
-    if teacher_q1 <= student_q3 and student_q1 <= teacher_q3:
-        return "the middle halves of the samples overlap"
-    if max(speedup, 1 / speedup) < _CLEAR_SPEEDUP:
-        return "the medians are too close"
-    return None
+def ratio_interval(teacher: np.ndarray, student: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the ratio of medians, by block bootstrap; None from fewer than 4 blocks.
+
+    What is resampled is how much each block of calls moves the logarithm of the ratio (the influence function of a
+    median: which side of it a sample is on, over the density there). Resampling the times themselves gives intervals
+    that are too wide where the machine drifts: both medians wander through the drift, each by other samples.
+
+    Args:
+        teacher, student: (blocks, 2) milliseconds.
+    """
+    blocks = len(teacher)
+    if blocks < _BLOCKS_FOR_INTERVAL:
+        return None
+    influence = _influence(np.log(teacher)) - _influence(np.log(student))
+    length = _bootstrap_length(influence)
+    chunks = -(-blocks // length)
+    # Circular, so that each block is drawn as often: Politis and Romano, 1992.
+    sums = np.concatenate(([0.0], np.cumsum(np.concatenate((influence, influence)))))
+    starts = np.random.default_rng(0).integers(blocks, size=(_RESAMPLES, chunks))
+    drawn = (sums[starts + length] - sums[starts]).sum(axis=1) / (chunks * length)
+    low, high = np.quantile(drawn, ((1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2))
+    # Few chunks vary less than they should; and Student's t allows for how badly few of them tell that. Chunks that
+    # overlap are worth half as many again (Meketon and Schmeiser, Overlapping Batch Means, 1984).
+    independent = max(1.5, blocks / length)
+    quantile = (1 + _CONFIDENCE) / 2
+    widening = float(stdtrit(max(1.0, 1.5 * (independent - 1)), quantile) / ndtri(quantile))
+    widening *= math.sqrt(independent / (independent - 1))
+    middle = math.log(np.median(teacher) / np.median(student))
+    return math.exp(middle + widening * low), math.exp(middle + widening * high)
+
+
+def _influence(log_times: np.ndarray) -> np.ndarray:
+    """How much each block moves the median of all samples; their mean is about 0.
+
+    The density at the median is taken from the quantiles beside it (Siddiqui, 1960; bandwidth of Hall and Sheather,
+    1988).
+
+    Args:
+        log_times: (blocks, 2).
+    """
+    values = log_times.ravel()
+    z = float(ndtri((1 + _CONFIDENCE) / 2))
+    bandwidth = min(0.49, len(values) ** (-1 / 3) * z ** (2 / 3) * (0.75 / math.pi) ** (1 / 3))
+    low, median, high = np.quantile(values, (0.5 - bandwidth, 0.5, 0.5 + bandwidth))
+    below = (log_times < median) + 0.5 * (log_times == median)
+    influence: np.ndarray = (0.5 - below).mean(axis=1) * (high - low) / (2 * bandwidth)
+    influence -= influence.mean()
+    return influence
+
+
+def _bootstrap_length(values: np.ndarray) -> int:
+    """Blocks that are resampled together: the more, the longer one moves with the next (Andrews, 1991, by AR(1))."""
+    count = len(values)
+    square = float(values @ values)
+    correlation = min(0.97, max(0.0, float(values[1:] @ values[:-1]) / square)) if square else 0.0
+    alpha: float = 4 * correlation**2 / ((1 - correlation) * (1 + correlation)) ** 2
+    longest = max(1, count // 5)
+    return min(longest, max(round(2 * math.cbrt(count)), round(1.1447 * math.cbrt(alpha * count))))
+
+
+def across_processes(
+    found: Sequence[tuple[float, float | None, float | None]],
+) -> tuple[float, float | None, float | None]:
+    """Geometric mean of what several processes found, and its 95 % interval: None where one of them has none.
+
+    By how much the processes differ from one another (Student's t), and no less than their own intervals allow.
+
+    Args:
+        found: (value, low, high) of each process, all above 0.
+    """
+    logs = np.log([value for value, _, _ in found])
+    middle, count = float(logs.mean()), len(found)
+    reaches = [math.log(high / low) / 2 for _, low, high in found if low is not None and high is not None]
+    if len(reaches) < count:
+        return math.exp(middle), None, None
+    within = math.sqrt(sum(reach**2 for reach in reaches)) / count
+    between = 0.0
+    if count > 1:
+        t = float(stdtrit(count - 1, (1 + _CONFIDENCE) / 2))
+        between = t * float(logs.std(ddof=1)) / math.sqrt(count)
+    reach = max(within, between)
+    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+
+
+def judge(
+    speedup: float, low: float | None, high: float | None, samples: int, cpu_speedup: float | None = None
+) -> tuple[Verdict, str | None]:
+    """Verdict on a speed-up and its interval, and the reason where it is `unclear`.
+
+    Args:
+        samples: a side; too few, where there is no interval.
+        cpu_speedup: the same in processor time.
+    """
+    if low is None or high is None:
+        return "unclear", f"there are only {samples} samples a side"
+    if cpu_speedup and not 1 / _FAR_FROM_CPU <= speedup / cpu_speedup <= _FAR_FROM_CPU:
+        return "unclear", (
+            f"in processor time it is {cpu_speedup:.2f}×: calls waited for the core, which other work had; measure "
+            "again on a quieter machine"
+        )
+    if low >= _LEAST_DIFFERENCE:
+        return "faster", None
+    if high <= 1 / _LEAST_DIFFERENCE:
+        return "slower", None
+    if low >= 1 / _SAME_WITHIN and high <= _SAME_WITHIN:
+        return "same", None
+    return "unclear", f"with 95 % confidence it is only known to be between {low:.2f}× and {high:.2f}×"

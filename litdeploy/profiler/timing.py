@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -14,23 +13,27 @@ from typing import Literal
 import torch
 
 from litdeploy.batch import Batch, device_of
+from litdeploy.profiler.conditions import Conditions, Watch
+from litdeploy.profiler.memory import MemoryMeter
+from litdeploy.profiler.scenarios import preparation
+from litdeploy.profiler.statistics import median_interval
+from litdeploy.profiler.stopwatch import Call, Clock, Reading, Stopwatch, overhead_ms, stopwatch_of
 from litdeploy.runtime import Runner
 from litdeploy.target import Timing
 
-Clock = Literal["wall", "device"]
-Call = Callable[[], object]
+Stopped = Literal["settled", "time limit", "samples"]
 
 # A block is one of these; each side has the same mean position in both, so that a steady drift cancels out.
 _BLOCKS = ("TSST", "STTS")
 _CALLS_A_SIDE_AND_BLOCK = 2
 
-# Device events are read after one synchronisation for this many blocks: waiting after each would put the launch of the
-# next call, which a busy device hides, into every sample.
-_BLOCKS_A_SYNCHRONISATION = 8
-
 _WARM_UP_WINDOW = 10  # calls whose median must agree with that of as many calls before them
 _WARM_UP_AGREEMENT = 0.02
 _WARM_UP_SHARE = 0.1  # of `max_seconds`, for each side: a noisy machine never settles
+
+# The intervals are looked at each time that there are so many times as many samples: looking after each block, one
+# would end at the moment when they happen to be narrow.
+_LOOK_AGAIN = 1.25
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,14 @@ class Samples:
     Attributes:
         first_run_ms: the very first call with this batch, in milliseconds; compiles, plans or allocates.
         milliseconds: one a timed call, in the order in which they were made.
+        launch_ms: host time until each of them returned; empty where they return when they are done.
+        cpu_ms: processor time of each of them; empty on the device's clock.
     """
 
     first_run_ms: float
     milliseconds: tuple[float, ...]
+    launch_ms: tuple[float, ...] = ()
+    cpu_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,121 +60,164 @@ class Timed:
     Attributes:
         clock: `wall` (the host's clock round each call) or `device` (between two events on the device).
         order: T (teacher) or S (student) for each timed call; blocks of four, two calls a side.
+        starts_ms: when the host made each of them, from the first one on.
         teacher, student: as many samples each.
+        stopped: why it ended; see `report.Measurement`.
+        overhead_ms: what the timer measures of a call that does nothing.
+        conditions: of the machine meanwhile.
     """
 
     clock: Clock
     order: str
+    starts_ms: tuple[float, ...]
     teacher: Samples
     student: Samples
+    stopped: Stopped
+    overhead_ms: float
+    conditions: Conditions
 
 
-def measure(teacher: Runner, student: Runner, batch: Batch, timing: Timing, seed: int = 0) -> Timed:
-    """Times two runners in turn on one batch, in randomised blocks TSST or STTS.
+def measure(
+    teacher: Runner,
+    student: Runner,
+    batch: Batch,
+    timing: Timing,
+    seed: int = 0,
+    stopwatch: Stopwatch | None = None,
+    memory: tuple[MemoryMeter, MemoryMeter] | None = None,
+) -> Timed:
+    """Times two runners in turn on one batch, in randomised blocks TSST or STTS, until it settles or a limit is met.
 
     Args:
         teacher, student: on the batch's device.
         batch: what they take.
-        timing: how long to warm up, how many samples a side (rounded up to whole blocks), and the limit on the time
-            from after the first run, which may compile. At least one block is timed whatever the limit.
+        timing: how long to warm up, when to end, and how the calls are made; `max_seconds` counts from after the first
+            run, which may compile. At least one block is timed whatever the limit.
         seed: of the blocks' order.
+        stopwatch: None: the one for the batch's device.
+        memory: to which the first runs of teacher and student count.
 
     Raises:
         RunnerError: a runner cannot run this batch.
     """
-    on_cuda = device_of(batch).type == "cuda"
-    clock = _device_ms if on_cuda else _wall_ms
+    stopwatch = stopwatch or stopwatch_of(device_of(batch))
     calls: dict[str, Call] = {"T": lambda: teacher.run(batch), "S": lambda: student.run(batch)}
     with torch.no_grad():
-        first = {side: _first_run_ms(call, device_of(batch)) for side, call in calls.items()}
-        started = time.perf_counter()
+        meters = memory or (MemoryMeter(device_of(batch)), MemoryMeter(device_of(batch)))
+        first = {
+            side: _first_run_ms(call, stopwatch, meter)
+            for (side, call), meter in zip(calls.items(), meters, strict=True)
+        }
+        started = stopwatch.now()
+        before = preparation(timing, device_of(batch), stopwatch)
         for call in calls.values():
-            _warm_up(call, clock, timing)
-        order, milliseconds = _alternate(
-            calls,
-            clock,
-            timing,
-            deadline=started + timing.max_seconds,
-            group=_BLOCKS_A_SYNCHRONISATION if on_cuda else 1,
-            seed=seed,
-        )
-    sides = {
-        side: Samples(first[side], tuple(ms for made, ms in zip(order, milliseconds, strict=True) if made == side))
-        for side in calls
-    }
-    return Timed("device" if on_cuda else "wall", order, sides["T"], sides["S"])
+            _warm_up(call, stopwatch, timing)
+        overhead = overhead_ms(stopwatch)
+        with Watch(device_of(batch)) as watch:
+            order, readings, stopped = _alternate(
+                calls, stopwatch, timing, before, watch, deadline=started + timing.max_seconds, seed=seed
+            )
+    sides = {side: _samples(first[side], readings, order, side) for side in calls}
+    starts = tuple((reading.start_seconds - readings[0].start_seconds) * 1e3 for reading in readings)
+    return Timed(stopwatch.clock, order, starts, sides["T"], sides["S"], stopped, overhead, watch.conditions)
 
 
-def _first_run_ms(call: Call, device: torch.device) -> float:
-    start = time.perf_counter_ns()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter_ns() - start) / 1e6
+def _first_run_ms(call: Call, stopwatch: Stopwatch, meter: MemoryMeter) -> float:
+    """Host time of a call until the device is done with it, in milliseconds."""
+    with meter.adding():
+        start = stopwatch.now()
+        call()
+        stopwatch.wait()
+        return (stopwatch.now() - start) * 1e3
 
 
-def _warm_up(call: Call, clock: Callable[[Sequence[Call]], list[float]], timing: Timing) -> None:
+def _samples(first: float, readings: list[Reading], order: str, wanted: str) -> Samples:
+    mine = [reading for reading, side in zip(readings, order, strict=True) if side == wanted]
+    return Samples(
+        first,
+        tuple(reading.milliseconds for reading in mine),
+        tuple(reading.launch_ms for reading in mine if reading.launch_ms is not None),
+        tuple(reading.cpu_ms for reading in mine if reading.cpu_ms is not None),
+    )
+
+
+def _warm_up(call: Call, stopwatch: Stopwatch, timing: Timing) -> None:
     """Calls until `warmup_ms` are over and the median of the last calls settled, or a share of `max_seconds` is up."""
-    start = time.perf_counter()
+    start = stopwatch.now()
     enough = timing.warmup_ms / 1e3
     limit = max(enough, _WARM_UP_SHARE * timing.max_seconds)
     before = float("inf")
     while True:
         window: list[float] = []
         while len(window) < _WARM_UP_WINDOW:
-            window += clock([call])
-            if time.perf_counter() - start > limit:
+            window += [reading.milliseconds for reading in stopwatch.time([call])]
+            if stopwatch.now() - start > limit:
                 return
         now = median(window)
         settled = abs(now - before) <= _WARM_UP_AGREEMENT * before
-        if settled and time.perf_counter() - start >= enough:
+        if settled and stopwatch.now() - start >= enough:
             return
         before = now
 
 
 def _alternate(
     calls: dict[str, Call],
-    clock: Callable[[Sequence[Call]], list[float]],
+    stopwatch: Stopwatch,
     timing: Timing,
+    before: Call | None,
+    watch: Watch,
     deadline: float,
-    group: int,
     seed: int,
-) -> tuple[str, list[float]]:
-    """Order and times of all timed calls; `group` blocks are timed between two looks at the clock."""
-    blocks = -(-timing.samples // _CALLS_A_SIDE_AND_BLOCK)
+) -> tuple[str, list[Reading], Stopped]:
+    """Order and times of all timed calls, and why there are no more."""
+    most = -(-timing.samples // _CALLS_A_SIDE_AND_BLOCK)
     generator = random.Random(seed)
     order = ""
-    milliseconds: list[float] = []
+    readings: list[Reading] = []
+    settled = _Settled(timing, stopwatch.now)
+    stopped: Stopped | None = None
     with _no_garbage_collection():
-        while blocks > 0:
-            now = "".join(generator.choice(_BLOCKS) for _ in range(min(group, blocks)))
-            milliseconds += clock([calls[side] for side in now])
-            order += now
-            blocks -= group
-            if time.perf_counter() > deadline:
-                break
-    return order, milliseconds
+        while stopped is None:
+            done = len(order) // 4
+            block = "".join(generator.choice(_BLOCKS) for _ in range(min(stopwatch.at_once, most - done)))
+            readings += stopwatch.time([calls[side] for side in block], before)
+            order += block
+            watch.look()
+            if len(order) // 4 >= most:
+                stopped = "samples"
+            elif settled(order, readings):
+                stopped = "settled"
+            elif stopwatch.now() > deadline:
+                stopped = "time limit"
+    return order, readings, stopped
 
 
-def _wall_ms(calls: Sequence[Call]) -> list[float]:
-    """Milliseconds of each call by the host's clock."""
-    times = []
-    for call in calls:
-        start = time.perf_counter_ns()
-        call()
-        times.append((time.perf_counter_ns() - start) / 1e6)
-    return times
+class _Settled:
+    """Whether both medians are known as well as was asked for."""
+
+    def __init__(self, timing: Timing, now: Callable[[], float]) -> None:
+        self._half_width = timing.half_width
+        self._look_at = timing.min_samples
+        self._now, self._not_before = now, now() + timing.min_seconds
+
+    def __call__(self, order: str, readings: list[Reading]) -> bool:
+        samples = len(order) // 2
+        if not self._half_width or samples < self._look_at or self._now() < self._not_before:
+            return False
+        self._look_at = int(_LOOK_AGAIN * samples) + 1
+        return all(
+            _half_width([reading.milliseconds for reading, mine in zip(readings, order, strict=True) if mine == side])
+            <= self._half_width
+            for side in "TS"
+        )
 
 
-def _device_ms(calls: Sequence[Call]) -> list[float]:
-    """Milliseconds of each call between two events on the device, all read after one synchronisation."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * len(calls))]  # type: ignore[no-untyped-call]
-    for call, start, end in zip(calls, events[::2], events[1::2], strict=True):
-        start.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in zip(events[::2], events[1::2], strict=True)]
+def _half_width(milliseconds: list[float]) -> float:
+    interval = median_interval(milliseconds)
+    if interval is None:
+        return float("inf")
+    low, high = interval
+    return (high - low) / (high + low)
 
 
 @contextmanager

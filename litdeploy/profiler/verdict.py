@@ -22,7 +22,9 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
             speed = f"{student.name} answers {ratio} as fast as {teacher.name} {where}"
         case "slower":
             speed = f"{student.name} is slower than {teacher.name}: {ratio} as fast {where}"
-        case _:
+        case "same":
+            speed = f"{student.name} is as fast as {teacher.name}: {ratio} {where}"
+        case "unclear":
             speed = (
                 f"No clear difference in speed between {student.name} and {teacher.name} {where} (the ratio of the "
                 f"medians is {ratio}, but {measurement.comparison.reason})"
@@ -46,8 +48,13 @@ def points(teacher: Accuracy, student: Accuracy) -> float:
     return round(round(100 * student.top1, places) - round(100 * teacher.top1, places), places)
 
 
+def accuracy_split(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str | None:
+    """The split by which both are judged: `test`, else `validation`; None where no split has both accuracies."""
+    return next((name for name in ("test", "validation") if name in teacher and name in student), None)
+
+
 def _cost(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str:
-    split = next((name for name in ("test", "validation") if name in teacher and name in student), None)
+    split = accuracy_split(teacher, student)
     if split is None:
         return "and what that cost in accuracy was not measured"
     before, after = teacher[split], student[split]

@@ -36,9 +36,12 @@ def test_compress_export_profile_with_the_default_folder(
     answer = run("export", "--onnx", "--target", target)
     assert answer.code == 0, answer.err
     assert "largest difference" in answer.out
-    answer = run("profile", "--target", target)
-    assert answer.code == 0, answer.err
+    answer = run("profile", "--target", target, "--csv", "out/x.csv", "--trace", "out/t.json.gz", "--min-speedup", "99")
+    assert answer.code == 3
+    assert "--min-speedup 99" in answer.err
     assert "onnxruntime" in answer.out
+    assert (tmp_path / "out" / "x.csv").read_text().startswith("bundle,")
+    assert (tmp_path / "out" / "t.json.gz").is_file()
     assert (tmp_path / "deploy" / "profile" / "report.html").is_file()
 
     accuracies = {}

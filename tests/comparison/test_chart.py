@@ -35,7 +35,7 @@ def test_each_method_has_a_line_and_each_training_a_circle(result: MethodCompari
 def test_the_page_lends_its_colours_and_a_file_has_its_own(result: MethodComparison) -> None:
     drawing = accuracy_over_depth(result)
     assert drawing is not None
-    assert "var(--student)" in drawing.inline
+    assert "var(--second)" in drawing.inline
     assert "var(--series-1)" in drawing.inline
     assert "var(" not in drawing.alone
     assert not re.search(r"#0[ac]0[bd]0", drawing.inline + drawing.alone)

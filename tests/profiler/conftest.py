@@ -16,8 +16,13 @@ from litdeploy.checkpoint import write_checkpoint
 from litdeploy.exporter import BatchParity, Parity
 from litdeploy.networks import build, new
 from litdeploy.profiler.breakdown import Breakdown, Part
+from litdeploy.profiler.conditions import Conditions
+from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
-from litdeploy.profiler.report import Measurement, Report, Side, SideTiming
+from litdeploy.profiler.fidelity import Deviation, Fidelity
+from litdeploy.profiler.prediction import PredictedStudent, Prediction
+from litdeploy.profiler.report import Failure, Measurement, Report, Side, SideTiming
+from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.verdict import sentence
 from litdeploy.recipe import DataSettings, Recipe
@@ -31,6 +36,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+HOSTILE = '"><script>alert("$x$")</script>ß漢'
 
 
 def row(epoch: int, **values: object) -> dict[str, object]:
@@ -76,7 +84,7 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
     artefact = "deploy/export/student.onnx" if runner == "onnxruntime" else None
     teacher, student = (
         SideTiming(
-            **summarise(each, batch_size).model_dump(), first_run_ms=2 * each[0], build_seconds=0.1, artefact=artefact
+            **summarise(each, batch_size).model_dump(), first_run_ms=2 * each[0], load_seconds=0.1, artefact=artefact
         )
         for each in samples
     )
@@ -87,9 +95,27 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
         precision="fp32",
         batch_size=batch_size,
         clock="wall",
+        scenario="warm",
+        pace=None,
+        stopped="settled",
+        overhead_ms=0.0004,
+        conditions=Conditions(seconds=2.0, other_load=0.1, preemptions=3),
         teacher=teacher,
         student=student,
         comparison=compare(*samples),
+    )
+
+
+def fidelity() -> Fidelity:
+    return Fidelity(
+        images=256,
+        deviations=(
+            Deviation(name="stem", on_teacher=0.0, on_own=0.0),
+            Deviation(name="layer1", on_teacher=0.13, on_own=0.13),
+            Deviation(name="logits", on_teacher=0.0, on_own=0.21),
+        ),
+        same_class_on_teacher=1.0,
+        same_class_on_own=0.88,
     )
 
 
@@ -101,8 +127,88 @@ def parity() -> Parity:
     return Parity(reference="eager", candidate="onnxruntime", tolerance=Tolerance(), batches=batches, within=False)
 
 
+def hostile(report: Report) -> Report:
+    """Whatever comes from files is a script."""
+    side = report.teacher.model_copy(update={"name": HOSTILE, "path": HOSTILE, "network": HOSTILE})
+    part = report.teacher.breakdown.parts[0].model_copy(update={"name": HOSTILE})
+    sizes = report.teacher.breakdown.model_copy(update={"parts": (part, report.teacher.breakdown.parts[1])})
+    return report.model_copy(
+        update={
+            "verdict": f"{HOSTILE} <b> {HOSTILE}",
+            "bundle": HOSTILE,
+            "teacher": side.model_copy(update={"breakdown": sizes}),
+            "student": side,
+            "measurements": tuple(each.model_copy(update={"mode": HOSTILE}) for each in report.measurements),
+            "parity": parity().model_copy(update={"reference": HOSTILE, "candidate": HOSTILE}),
+            "training": ({"phase": HOSTILE, "epoch": 1, "loss": 1.0}, {"phase": "x", "epoch": 2, "loss": HOSTILE}),
+            "section_times": (report.section_times[0].model_copy(update={"name": HOSTILE}), report.section_times[1]),
+            "failures": (Failure(runner=HOSTILE, batch_size=1, message=HOSTILE),),
+            "findings": (report.findings[0].model_copy(update={"sentence": HOSTILE, "runner": HOSTILE}),),
+            "fidelity": fidelity().model_copy(
+                update={"deviations": (Deviation(name=HOSTILE, on_teacher=0.1, on_own=None), *fidelity().deviations)}
+            ),
+            "commands": (HOSTILE,),
+            "environment": report.environment.model_copy(update={"system": HOSTILE, "versions": {HOSTILE: HOSTILE}}),
+            "data": report.data.model_copy(update={"source": HOSTILE, "images": {HOSTILE: 1}}),
+            "recipe": report.recipe.model_copy(update={"network": HOSTILE}),
+        }
+    )
+
+
+def prediction() -> Prediction:
+    """Students of three depths in two runners at two batch sizes, and one that failed."""
+    teacher = side("ResNet-56", 56, 9, 0.9)
+    failure = Failure(runner="compiled", batch_size=None, message="there is no compiler here")
+    students = tuple(
+        PredictedStudent(
+            name=f"ResNet-{depth}",
+            depth=depth,
+            plan={"layer1": tuple(range(blocks))},
+            breakdown=side("", depth, blocks, 0.9).breakdown,
+            depth_ratio=56 / depth,
+            parameter_ratio=9 / blocks,
+            flop_ratio=9 / blocks,
+            measurements=tuple(
+                measurement(runner, batch_size, 9.0 * batch_size, blocks * batch_size)
+                for runner in ("eager", "onnxruntime")
+                for batch_size in (1, 8)
+            ),
+            failures=(failure,),
+        )
+        for depth, blocks in ((8, 1), (20, 3), (32, 5))
+    )
+    return Prediction(
+        teacher=teacher.name,
+        path="teacher.pt",
+        breakdown=teacher.breakdown,
+        students=students,
+        environment=environment(),
+        target=Target(),
+    )
+
+
+def environment() -> Environment:
+    return Environment(
+        device="cpu",
+        device_name="a processor",
+        cores=2,
+        threads=2,
+        load_average=0.4,
+        system="Linux",
+        python="3.11",
+        litdeploy="0.1.0",
+        versions={"torch": "2.13"},
+        date="2026-01-02T03:04:05+00:00",
+    )
+
+
 @pytest.fixture
 def report() -> Report:
+    return whole_report()
+
+
+def whole_report() -> Report:
+    """With something in every part."""
     teacher, student = side("ResNet-56", 56, 9, 0.8944), side("ResNet-20", 20, 3, 0.8906)
     measurements = tuple(
         measurement(runner, batch_size, base * batch_size**0.9, base * batch_size**0.9 / 2.6)
@@ -120,22 +226,24 @@ def report() -> Report:
         parameter_ratio=3.0,
         flop_ratio=2.9,
         measurements=measurements,
+        failures=(),
+        section_times=(
+            SectionTime(name="layer1", batch_size=1, teacher_ms=12.0, student_ms=4.0),
+            SectionTime(name="stem and head", batch_size=1, teacher_ms=2.0, student_ms=2.0),
+        ),
+        findings=(
+            Finding(
+                kind="ideal ratio",
+                sentence="A ratio of FLOPs of 2.90 made 2.60 in time.",
+                figures={"flop_ratio": 2.9, "speedup": 2.6},
+            ),
+        ),
+        fidelity=fidelity(),
         parity=parity(),
         training=tuple(row(epoch) for epoch in range(1, 6)),
         data=DataRecord(source="digits", fingerprint="ab", images={"train": 1_400, "test": 360}),
         test_used_once=True,
-        environment=Environment(
-            device="cpu",
-            device_name="a processor",
-            cores=2,
-            threads=2,
-            load_average=0.4,
-            system="Linux",
-            python="3.11",
-            litdeploy="0.1.0",
-            versions={"torch": "2.13"},
-            date="2026-01-02T03:04:05+00:00",
-        ),
+        environment=environment(),
         recipe=Recipe(student_depth=20),
         target=Target(),
         commands=("litdeploy profile",),

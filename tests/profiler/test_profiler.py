@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from litdeploy.bundle import Artefact
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, RunnerError
 from litdeploy.exporter import export
 from litdeploy.profiler import profile, read_report
+from litdeploy.recipe import DataSettings
 from litdeploy.target import Target, Timing
 
 from .conftest import Made
@@ -26,7 +28,7 @@ def test_eager(made: Made) -> None:
     report = profile(made.bundle, target=EAGER, progress=lines.append)
 
     assert [(each.runner, each.batch_size) for each in report.measurements] == [("eager", 1), ("eager", 2)]
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert all(each.teacher.samples == each.student.samples >= 2 for each in report.measurements)
     assert all(each.student.median_ms > 0 and each.comparison.speedup > 0 for each in report.measurements)
     assert (report.teacher.name, report.student.name) == ("ResNet-14", "ResNet-8")
@@ -39,6 +41,9 @@ def test_eager(made: Made) -> None:
     assert report.headline.device == "cpu"
     assert report.commands[-1].endswith(f"--teacher {made.teacher}")
 
+    assert report.fidelity is not None
+    assert [each.name for each in report.fidelity.deviations][1:-1] == ["layer1", "layer2", "layer3"]
+
     folder = made.bundle.profile_path
     assert read_report(folder) == report
     assert report.headline.runner in (folder / "report.html").read_text(encoding="utf-8")
@@ -49,6 +54,17 @@ def test_eager(made: Made) -> None:
 def test_without_a_training_record(made: Made) -> None:
     made.bundle.metrics_path.unlink()
     assert profile(made.bundle.path, target=EAGER).training == ()
+
+
+def test_data_that_are_gone_cost_the_fidelity_and_no_more(made: Made, tmp_path: Path) -> None:
+    manifest = made.bundle.read()
+    gone = manifest.recipe.model_copy(update={"data": DataSettings(source=str(tmp_path / "gone"))})
+    made.bundle.write(manifest.model_copy(update={"recipe": gone}))
+    trace = tmp_path / "trace.json"
+    report = profile(made.bundle, target=EAGER.model_copy(update={"batch_sizes": (1,)}), trace=trace)
+    assert report.fidelity is None
+    assert "gone" in (report.fidelity_missing or "")
+    assert trace.is_file()
 
 
 def test_a_teacher_that_moved(made: Made) -> None:
@@ -65,8 +81,20 @@ def test_another_teacher_is_refused(made: Made) -> None:
 
 
 def test_onnxruntime_needs_an_export(made: Made) -> None:
-    with pytest.raises(BundleError, match=r"litdeploy export .*deploy --onnx"):
+    with pytest.raises(RunnerError, match=r"onnxruntime: .*litdeploy export .*deploy --onnx"):
         profile(made.bundle, target=ONNX)
+
+
+def test_a_runner_that_fails_is_reported_and_the_others_are_measured(made: Made) -> None:
+    lines: list[str] = []
+    target = EAGER.model_copy(update={"runners": ("onnxruntime", "eager")})
+    report = profile(made.bundle, target=target, progress=lines.append)
+    assert [(each.runner, each.batch_size) for each in report.measurements] == [("eager", 1), ("eager", 2)]
+    [failure] = report.failures
+    assert (failure.runner, failure.batch_size) == ("onnxruntime", None)
+    assert "--onnx" in failure.message
+    assert any("left out" in line for line in lines)
+    assert read_report(made.bundle.profile_path) == report
 
 
 def test_onnxruntime_runs_what_ships(made: Made) -> None:
@@ -82,7 +110,7 @@ def test_onnxruntime_runs_what_ships(made: Made) -> None:
 @pytest.mark.slow
 def test_inductor_runs_a_package_of_each_side(made: Made) -> None:
     target = EAGER.model_copy(update={"runners": ("inductor",)})
-    with pytest.raises(BundleError, match=r"litdeploy export .*deploy --aoti"):
+    with pytest.raises(RunnerError, match=r"inductor: .*litdeploy export .*deploy --aoti"):
         profile(made.bundle, target=target)
     export(made.bundle, onnx=False, aoti=True, target=target)
     report = profile(made.bundle, target=target)
@@ -105,5 +133,5 @@ def test_an_altered_export_is_refused(made: Made) -> None:
     details = {"opset": 20}
     artefact = Artefact(path="export/student.onnx", sha256="0f" * 32, precision="fp32", versions={}, details=details)
     made.bundle.add_artefact("onnx", artefact)
-    with pytest.raises(BundleError, match="altered since it was exported"):
+    with pytest.raises(RunnerError, match="altered since it was exported"):
         profile(made.bundle, target=ONNX)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.report import RawSamples, Report, headline, read_report, read_training, write
 from litdeploy.profiler.timing import Samples, Timed
 
@@ -16,7 +17,16 @@ def test_a_report_survives_json(report: Report) -> None:
 
 
 def test_files_are_written_whole_and_nothing_beside_them(report: Report, tmp_path: Path) -> None:
-    timed = Timed("wall", "TSST", Samples(3.0, (1.5, 1.25)), Samples(2.0, (0.5, 0.75)))
+    timed = Timed(
+        clock="wall",
+        order="TSST",
+        starts_ms=(0.0, 1.5, 2.0, 2.75),
+        teacher=Samples(3.0, (1.5, 1.25)),
+        student=Samples(2.0, (0.5, 0.75)),
+        stopped="samples",
+        overhead_ms=0.0004,
+        conditions=Conditions(seconds=0.004),
+    )
     write(report, [RawSamples(runner="eager", batch_size=1, timed=timed)], tmp_path / "profile")
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {"report.json", "report.html", "samples.json"}
     assert read_report(tmp_path / "profile") == report
@@ -27,7 +37,7 @@ def test_files_are_written_whole_and_nothing_beside_them(report: Report, tmp_pat
 
 def test_a_report_of_another_version_is_none(report: Report, tmp_path: Path) -> None:
     assert read_report(tmp_path) is None
-    (tmp_path / "report.json").write_text(report.model_dump_json().replace('"schema_version":1', '"schema_version":2'))
+    (tmp_path / "report.json").write_text(report.model_dump_json().replace('"schema_version":2', '"schema_version":1'))
     assert read_report(tmp_path) is None
 
 

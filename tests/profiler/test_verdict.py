@@ -29,11 +29,18 @@ def test_slower_is_said() -> None:
 
 
 def test_no_clear_difference_is_said() -> None:
-    said = sentence(TEACHER, STUDENT, measurement("eager", 8, 1.02, 1.0), "a processor")
+    made = measurement("eager", 8, 1.02, 1.0)
+    unclear = made.comparison.model_copy(update={"verdict": "unclear", "reason": "it was noisy"})
+    said = sentence(TEACHER, STUDENT, made.model_copy(update={"comparison": unclear}), "a processor")
     assert said.startswith(
         "No clear difference in speed between ResNet-20 and ResNet-56 in eager at batch 8 on a processor "
-        "(the ratio of the medians is 1.02×, but the middle halves of the samples overlap), at "
+        "(the ratio of the medians is 1.02×, but it was noisy), at "
     )
+
+
+def test_the_same_is_said() -> None:
+    said = sentence(TEACHER, STUDENT, measurement("eager", 8, 1.0, 1.0), "a processor")
+    assert said.startswith("ResNet-20 is as fast as ResNet-56: 1.00× in eager at batch 8 on a processor, at ")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""The roof: how fast a piece of work could run at the most on this device, by what it computes and what it moves.
+"""The roofline: how fast a piece of work could run at the most on this device, by what it computes and what it moves.
 
 Counted are the operations that cannot be left out: convolutions and matrix products, forward and backward. Each reads
 what it is given and writes what it gives, once. All the rest (batch norm, ReLU, losses, the update) is taken as free:
 it could be fused into them. So the roof is above what any program reaches.
+(Williams, Waterman and Patterson, Roofline, Communications of the ACM 2009.)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+# Few threads are as fast in a product of 1,024 rows as in one of 2,048, which takes eight times as long.
+_FEW_THREADS = 4
 
 _COUNTED = {
     torch.ops.aten.convolution.default,
@@ -46,7 +51,7 @@ class Rates:
     """What the device was measured to do.
 
     Attributes:
-        operations: a second, of a large matrix product.
+        operations: a second, of a matrix product.
         bytes: a second, read and written by a large copy.
     """
 
@@ -89,15 +94,25 @@ def count(function: Callable[[], Any]) -> Work:
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The rates of this device, the best of several."""
+    """The rates of this device with as many threads as torch has now, the best of several; measured once a process."""
+    return _measure(device, dtype, torch.get_num_threads())
+
+
+@cache
+def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     on_cuda = device.type == "cuda"
-    side, length = (8192, 2**28) if on_cuda else (2048, 2**26)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    on_processor = (512, 1024) if threads <= _FEW_THREADS else (2048,)
+    sides, length = ((8192,), 2**28) if on_cuda else (on_processor, 2**26)
     source = torch.zeros(length, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _fastest(lambda: a @ b, device)
     copy = _fastest(lambda: target.copy_(source), device)
-    return Rates(2 * side**3 / product, 2 * length / copy)
+    return Rates(max(_product_rate(side, device, dtype) for side in sides), 2 * length / copy)
+
+
+def _product_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second. Large products occupy all threads; small ones end before other work takes the core away."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _fastest(lambda: a @ b, device)
 
 
 def roof(work: Work, rates: Rates) -> Roof:

@@ -1,0 +1,157 @@
+"""Where the student's error enters, and how it compounds: each section on its teacher's input and in its own chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litdeploy.batch import Batch, forward, size_of
+from litdeploy.bundle import Manifest, Record
+from litdeploy.data import prepared
+from litdeploy.errors import DataError
+from litdeploy.exporter.exporter import open_test_data
+from litdeploy.networks import Network, logits_of
+from litdeploy.networks.sections import container, recording, run_section
+from litdeploy.runtime.eager import placed
+
+STEM = "stem"
+LOGITS = "logits"
+
+_IMAGES = 256
+_BATCH_SIZE = 64
+
+
+class Deviation(Record):
+    """How far the student's output is from its teacher's at one place, over all elements of all images.
+
+    Both are relative RMS errors (also: relative L2 errors), √(Σ(s − t)² / Σt²): 0 is equal, 1 as far off as zeros are.
+
+    Attributes:
+        name: a section; `stem` for what enters the first section; `logits` for the network's output.
+        on_teacher: of this part alone, on the teacher's input to it: S_i(T_{i−1}) against T_i. None where it is not
+            finite, or where the teacher's output is zero throughout.
+        on_own: of the student's own chain up to here: S_i(S_{i−1}(…)) against T_i. None likewise.
+    """
+
+    name: str
+    on_teacher: float | None
+    on_own: float | None
+
+
+class Fidelity(Record):
+    """How closely the student's parts follow their teacher's, in float32, on images of the test split.
+
+    Attributes:
+        images: how many, evenly spaced over the split.
+        deviations: in the data's way: the stem, the sections, the logits.
+        same_class_on_teacher: share of images on which the student's head, given the teacher's last section, names the
+            teacher's class, 0–1.
+        same_class_on_own: share of images on which the student names the teacher's class, 0–1.
+    """
+
+    images: int
+    deviations: tuple[Deviation, ...]
+    same_class_on_teacher: float
+    same_class_on_own: float
+
+
+def measure_fidelity(
+    manifest: Manifest, teacher: Network, student: Network, sections: Sequence[str], device: torch.device
+) -> Fidelity:
+    """Measures fidelity on test images of the bundle's own dataset.
+
+    Args:
+        sections: the teacher's, in its order.
+
+    Raises:
+        DataError: the dataset is not to be had, or has no test images.
+    """
+    # Of a large split only what is compared is decoded, and in this process.
+    settings = manifest.recipe.data.model_copy(update={"resident": False, "workers": 0})
+    data = open_test_data(manifest, settings, student, device)
+    split = data.test
+    if not len(split):
+        raise DataError(f"{data.source}: its test split is empty.")
+    rows = torch.linspace(0, len(split) - 1, min(len(split), _IMAGES)).round().long()
+    images = (prepared(picked.images(), student.spec.input) for picked in split.pick(torch.split(rows, _BATCH_SIZE)))
+    return compare_sections(placed(teacher, device, "fp32"), placed(student, device, "fp32"), sections, images)
+
+
+@torch.no_grad()
+def compare_sections(
+    teacher: nn.Module, student: nn.Module, sections: Sequence[str], batches: Iterable[Batch]
+) -> Fidelity:
+    """Compares a student with its teacher, place by place.
+
+    Args:
+        teacher, student: in eval mode, on the batches' device.
+        sections: at least one; the student has a container of each name too.
+        batches: what both take, at least one.
+    """
+    places = {place: (_Difference(), _Difference()) for place in (STEM, *sections, LOGITS)}
+    count, same_on_teacher, same_on_own = 0, 0, 0
+    with recording(teacher, sections) as whole, recording(student, sections) as own:
+        for batch in batches:
+            logits_NK, own_logits_NK = logits_of(forward(teacher, batch)), logits_of(forward(student, batch))
+            # The student's own chain first: running its parts by themselves records anew.
+            for name in sections:
+                places[name][1].add(own[name].output, whole[name].output)
+            for difference in places[STEM]:  # both sides have the images themselves as its input
+                difference.add(own[sections[0]].input, whole[sections[0]].input)
+            for name in sections:
+                alone = run_section(list(container(student, name)), whole[name].input, whole[name].arguments)
+                places[name][0].add(alone, whole[name].output)
+            with _giving(container(student, sections[-1])[-1], whole[sections[-1]].output):
+                head_logits_NK = logits_of(forward(student, batch))
+            for difference, found_NK in zip(places[LOGITS], (head_logits_NK, own_logits_NK), strict=True):
+                difference.add(found_NK, logits_NK)
+            classes_N = logits_NK.argmax(1)
+            same_on_teacher += int((head_logits_NK.argmax(1) == classes_N).sum())
+            same_on_own += int((own_logits_NK.argmax(1) == classes_N).sum())
+            count += size_of(batch)
+    return Fidelity(
+        images=count,
+        deviations=tuple(
+            Deviation(name=name, on_teacher=alone.relative(), on_own=chain.relative())
+            for name, (alone, chain) in places.items()
+        ),
+        same_class_on_teacher=same_on_teacher / count,
+        same_class_on_own=same_on_own / count,
+    )
+
+
+@dataclass
+class _Difference:
+    """Squares summed over batches, in double precision."""
+
+    error: float = 0.0
+    reference: float = 0.0
+
+    def add(self, found: Tensor, reference: Tensor) -> None:
+        self.error += float((found - reference).double().square().sum())
+        self.reference += float(reference.double().square().sum())
+
+    def relative(self) -> float | None:
+        if not self.reference or not math.isfinite(self.error) or not math.isfinite(self.reference):
+            return None
+        return math.sqrt(self.error / self.reference)
+
+
+@contextmanager
+def _giving(block: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """While it is open, the block returns this hidden state in place of its own."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,98 @@
+"""What Linux tells of processors and of this process. Nothing, where the system is another."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_STAT = Path("/proc/stat")
+_CPUINFO = Path("/proc/cpuinfo")
+_FREQUENCY = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_cur_freq"
+# In the order of /proc/stat: user nice system idle iowait irq softirq steal; a guest's time is in user's.
+_BUSY = (0, 1, 2, 5, 6)
+_STEAL = 7
+
+
+def busy_seconds(cores: Iterable[int]) -> dict[int, float]:
+    """Core → seconds since the start that it worked for anybody; empty where the system does not tell."""
+    return {core: sum(times[place] for place in _BUSY) for core, times in _times(set(cores)).items()}
+
+
+def stolen_seconds(cores: Iterable[int]) -> float | None:
+    """Seconds of these cores since the start that the hypervisor gave to other machines."""
+    times = _times(set(cores))
+    return sum(each[_STEAL] for each in times.values()) if times else None
+
+
+def all_cores() -> set[int]:
+    """Every core of the machine, also those that this process may not use."""
+    return set(_times(None))
+
+
+def _times(cores: set[int] | None) -> dict[int, list[float]]:
+    try:
+        lines = _STAT.read_text(encoding="ascii").splitlines()
+        tick = 1 / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return {}
+    found = {}
+    for line in lines:
+        match = re.match(r"cpu(\d+) (.*)", line)
+        if match and (cores is None or int(match[1]) in cores):
+            found[int(match[1])] = [int(value) * tick for value in match[2].split()[: _STEAL + 1]]
+    return found
+
+
+def preemptions() -> int | None:
+    """Times that this process lost its core to another in the midst of work (involuntary context switches)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def quota_seconds() -> float | None:
+    """Seconds that this process's control group was stopped for, having used up its quota; None where it has none."""
+    group = _own_group()
+    for path, key, unit in (
+        (Path(f"/sys/fs/cgroup{group}/cpu.stat"), "throttled_usec", 1e-6),
+        (Path("/sys/fs/cgroup/cpu.stat"), "throttled_usec", 1e-6),
+        (Path("/sys/fs/cgroup/cpu/cpu.stat"), "throttled_time", 1e-9),
+    ):
+        try:
+            found = re.search(rf"^{key} (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1]) * unit
+    return None
+
+
+def _own_group() -> str:
+    try:
+        found = re.search(r"^0::(.*)$", Path("/proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return ""
+    return "" if found is None or found[1] == "/" else found[1]
+
+
+def clocks_mhz(cores: Iterable[int]) -> list[float]:
+    """The frequency of each of these cores now; empty where the system does not tell."""
+    wanted = set(cores)
+    found = []
+    for core in wanted:
+        try:
+            found.append(int(Path(_FREQUENCY.format(core)).read_text(encoding="ascii")) / 1e3)
+        except (OSError, ValueError):
+            break
+    if len(found) == len(wanted):
+        return found
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    pairs = re.findall(r"^processor\s*:\s*(\d+)$.*?^cpu MHz\s*:\s*([\d.]+)$", text, re.MULTILINE | re.DOTALL)
+    return [float(mhz) for core, mhz in pairs if int(core) in wanted]
