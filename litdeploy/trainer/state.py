@@ -18,8 +18,9 @@ from torch import Tensor
 
 from litdeploy.errors import BundleError, TrainingError
 from litdeploy.trainer.checkpoints import Saved, same_bits
+from litdeploy.trainer.live import Live
 from litdeploy.trainer.refill import refill
-from litdeploy.trainer.run import Live, Position, Run
+from litdeploy.trainer.run import Position, Run
 
 
 def due(run: Run) -> bool:
@@ -41,6 +42,8 @@ def checkpoint(run: Run, live: Live | None) -> None:
     """
     if run.checkpoints is None:
         return
+    if live is not None:
+        live.watch.look()
     position, saved = run.position, take(run, live)
     if live is None:
         run.checkpoints.write(position.epochs_done, position.step, saved)
