@@ -49,7 +49,10 @@ def command(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Make a trained network shallower, by LIT."""
+    """Make a trained network shallower, by LIT.
+
+    Ctrl-C and SIGTERM leave a checkpoint; the same command with --resume goes on from there.
+    """
     from litdeploy.trainer import compress
     from litdeploy.trainer.parallel import launched
 

@@ -38,6 +38,7 @@ def command(
     skip_bad: o.SkipBad = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="What it does anyway, unless told to --overwrite.")] = False,
     checkpoint_every: o.CheckpointEvery = "10min",
     json: o.Json = False,
 ) -> None:

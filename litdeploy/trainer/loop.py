@@ -106,8 +106,10 @@ def _train_epoch(run: Run, live: Live) -> None:
                 raise KeyboardInterrupt  # `guarded` writes a checkpoint
             if write:
                 checkpoint(run, live)
-    live.watch.look()
+    (stop,) = live.watch.look(run.interruption.asked)
     position.seconds = time.perf_counter() - clock
+    if stop:
+        raise KeyboardInterrupt
 
 
 def _synchronises(run: Run) -> bool:

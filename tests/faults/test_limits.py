@@ -112,7 +112,7 @@ def test_memory_that_does_not_suffice_is_told(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[Path]:
-    """A folder that may not be written to, with a folder of litdeploy's in it. Root may always write: it steps aside."""
+    """A folder that may not be written to. Root may always write: it steps back."""
     if os.geteuid() != 0:
         pytest.skip("only root can make itself somebody else")
     with tempfile.TemporaryDirectory() as name:

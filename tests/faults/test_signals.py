@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from litdeploy.bundle import Bundle
+from litdeploy.checkpoint import read_checkpoint
 from litdeploy.errors import BundleError, InterruptedRun
-from litdeploy.trainer import loop
-from tests.faults.conftest import STEPS, Compress, Watching, assert_same
+from litdeploy.pipeline import deploy
+from litdeploy.recipe import Recipe
+from litdeploy.target import Target, Timing
+from litdeploy.trainer import loop, train
+from tests.faults.conftest import QUICK, STEPS, Compress, Watching, assert_same, result
 
 FORMS: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -179,3 +184,45 @@ def test_the_command_ends_with_130(teacher_path: Path, data_path: Path, tmp_path
     assert "--resume" in told
     assert "Traceback" not in told
     assert Bundle(tmp_path / "deploy").read().status == "interrupted"
+
+
+def test_a_training_from_new_weights_ends_bit_equal(data_path: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"recipe": "digits-resnet-teacher", "data": str(data_path), "device": "cpu", "epochs": 3}
+    given |= {"batch_size": 16, "precision": "fp32"}
+    whole = train("resnet8,width=4", out=tmp_path / "whole.safetensors", **given)
+    with pytest.raises(InterruptedRun, match="after 1 of 3 epochs and 2 steps"):
+        train("resnet8,width=4", out=tmp_path / "new.safetensors", progress=stop(STEPS + 2, signal.SIGINT), **given)
+    with pytest.raises(BundleError, match="--resume"):
+        train("resnet8,width=4", out=tmp_path / "new.safetensors", **given)
+    found = train("resnet8,width=4", out=tmp_path / "new.safetensors", resume=True, **given)
+    weights = read_checkpoint(whole.path).weights
+    assert all(value.equal(weights[name]) for name, value in read_checkpoint(found.path).weights.items())
+    assert (found.validation, found.test) == (whole.validation, whole.test)
+    assert not (tmp_path / "new.checkpoints").exists()
+
+
+def test_deploy_goes_on_with_the_training(teacher_path: Path, data_path: Path, tmp_path: Path) -> None:
+    target = Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8))
+    given = {**QUICK, "data": {"source": str(data_path)}, "out": tmp_path / "deploy", "target": target}
+    recipe = Recipe().with_(main=given.pop("main"), finetune=given.pop("finetune"))
+    with pytest.raises(InterruptedRun):
+        deploy(teacher_path, recipe=recipe, progress=stop(2 * STEPS + 1, signal.SIGTERM), **given)
+    again = Watching(lambda done: signal.raise_signal(signal.SIGTERM) if done == 5 else None)
+    with pytest.raises(InterruptedRun, match="after 2 of 4 epochs and 5 steps"):
+        deploy(teacher_path, recipe=recipe, progress=again, **given)
+
+
+@pytest.mark.gpu
+def test_a_captured_run_is_gone_on_with(tiny: Compress, tmp_path: Path) -> None:
+    """Steps beyond the capture, before and after: the learning rate and the momentum go on, and so do the losses."""
+    given = {"device": "cuda", "main": {"epochs": 4, "learning_rate": 0.05}}
+    whole = tiny(tmp_path / "whole", **given)
+    with pytest.raises(InterruptedRun):
+        tiny(tmp_path / "deploy", progress=stop(2 * STEPS + 2, signal.SIGTERM), **given)
+    found = tiny(tmp_path / "deploy", resume=True, **given)
+    (weights, rows, _), (others, other_rows, _) = result(found), result(whole)
+    for row, other in zip(rows, other_rows, strict=True):
+        assert row["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-6)
+        assert row["loss"] == pytest.approx(other["loss"], rel=0.02)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=0.05, atol=0.02, msg=name)
