@@ -192,14 +192,16 @@ def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, pl
                 fit(run)
                 run.progress.note("testing teacher and student on the test split, once")
                 teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
+                metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
+                with run.interruption.held():
+                    run.ranks.on_first(_finish, bundle, run, teacher, plan, metrics, "complete")
         except KeyboardInterrupt:
-            if run.ranks.first and not run.interruption.twice:
+            # A run that was not put back yet has the weights that it began with.
+            if run.ranks.first and run.saved is None and not run.interruption.twice:
                 if run.trained:
                     checkpoint(run, None)
                 _finish(bundle, run, teacher, plan, {"teacher": teacher_accuracy}, "interrupted")
             raise interrupted(run, bundle.path) from None
-        metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
-        run.ranks.on_first(_finish, bundle, run, teacher, plan, metrics, "complete")
     return bundle
 
 
