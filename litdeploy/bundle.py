@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from litdeploy.atomic import PARTIAL, remove_partial
+from litdeploy.atomic import remove as remove
+from litdeploy.atomic import sha256_of as sha256_of
+from litdeploy.atomic import write_whole as write_whole
 from litdeploy.errors import BundleError
-from litdeploy.files import PARTIAL, is_file, is_inside, read_small, remove_partial
-from litdeploy.files import remove as remove
-from litdeploy.files import sha256_of as sha256_of
-from litdeploy.files import write_whole as write_whole
+from litdeploy.files import is_file, is_inside, read_small
 from litdeploy.lock import locked
 from litdeploy.recipe import Recipe
 from litdeploy.spec import NetworkSpec

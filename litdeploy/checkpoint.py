@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -82,12 +83,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def write_checkpoint(path: Path, weights: Mapping[str, Tensor], spec: NetworkSpec) -> str:
-    """Writes `.safetensors` whose header rebuilds the network. Returns the file's SHA-256."""
+    """Writes `.safetensors` whose header rebuilds the network. Returns the file's SHA-256. Raises as `write_whole`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with write_whole(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt", _METADATA_KEY: spec.model_dump_json()})
+        try:
+            save_file(tensors, temporary, {"format": "pt", _METADATA_KEY: spec.model_dump_json()})
+        except SafetensorError as error:  # of the disk, which it tells in words
+            raise OSError(errno.EIO, str(error)) from error
     return sha256_of(path)
 
 

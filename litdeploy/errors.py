@@ -6,8 +6,8 @@
     ├── StudentError               a depth, plan or initialisation that the teacher does not allow
     ├── DataError                  a dataset that is missing, malformed, or not the teacher's
     ├── SettingsError              a recipe or target with an unknown key or a wrong value
-    ├── TrainingError              a run that cannot go on: no whole batch, a loss that is not finite, a rank lost
-    ├── BundleError                a folder that is no bundle, holds another run, or was altered
+    ├── TrainingError              a run that cannot go on: a loss that is not finite, no memory, a rank lost
+    ├── BundleError                a folder that is no bundle, holds another run, was altered, is locked or unwritable
     ├── DeviceError                a device that is not there
     ├── RunnerError                a backend that cannot run what it was given
     ├── CompilationError           a function that torch.compile cannot compile here
@@ -16,7 +16,8 @@
     │   └── ParityError            an artefact that does not compute what the student computes
     └── InterruptedRun             exit code 130: stopped by the user; what was done is kept
 
-A message says what was wrong, what was found, what would be right, and what to type.
+A message says what was wrong, what was found, what would be right, and what to type. How a run that was stopped is gone
+on with is told in the error's notes.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class DataSettings(Settings):
         image_column, label_column: named where the columns' types do not tell.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
         validation: share of the training images held out where the dataset has no validation split of its own.
+        skip_bad: images that cannot be decoded and are left out; with one more there is an error.
         resident: decode everything once into device memory; None where that is decided by the memory there is.
     """
 
@@ -36,6 +37,7 @@ class DataSettings(Settings):
     label_column: str | None = None
     image_size: tuple[int, int] | None = None
     validation: float = Field(0.05, gt=0, lt=1)
+    skip_bad: int = Field(0, ge=0)
     resident: bool | None = None
     workers: int = Field(2, ge=0)
 

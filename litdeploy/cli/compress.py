@@ -41,6 +41,7 @@ def command(
     label_column: o.LabelColumn = None,
     image_size: o.ImageSize = None,
     workers: o.Workers = None,
+    skip_bad: o.SkipBad = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
@@ -48,14 +49,17 @@ def command(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Make a trained network shallower, by LIT."""
+    """Make a trained network shallower, by LIT.
+
+    Ctrl-C and SIGTERM leave a checkpoint; the same command with --resume goes on from there.
+    """
     from litdeploy.trainer import compress
     from litdeploy.trainer.parallel import launched
 
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(data, image_column, label_column, image_size, workers),
+        "data": o.data_settings(data, image_column, label_column, image_size, workers, skip_bad),
         "method": method,
         "init": init,
         "epochs": epochs,

@@ -35,8 +35,10 @@ def command(
     label_column: o.LabelColumn = None,
     image_size: o.ImageSize = None,
     workers: o.Workers = None,
+    skip_bad: o.SkipBad = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="What it does anyway, unless told to --overwrite.")] = False,
     checkpoint_every: o.CheckpointEvery = "10min",
     json: o.Json = False,
 ) -> None:
@@ -46,7 +48,7 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(data, image_column, label_column, image_size, workers),
+        "data": o.data_settings(data, image_column, label_column, image_size, workers, skip_bad),
         "method": method,
         "epochs": epochs,
         "batch_size": batch_size,

@@ -53,6 +53,9 @@ ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this 
 Workers = Annotated[
     int | None, typer.Option(help="Processes that decode, where the images do not fit in memory.", min=0)
 ]
+SkipBad = Annotated[
+    int | None, typer.Option(help="Leave out as many images that cannot be decoded; each is named.", min=0)
+]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="A recipe's name or path, :paper behind it for the published settings.")
 ]
@@ -127,7 +130,12 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def data_settings(
-    source: str | None, image_column: str | None, label_column: str | None, image_size: str | None, workers: int | None
+    source: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    image_size: str | None,
+    workers: int | None,
+    skip_bad: int | None = None,
 ) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
     size = None if image_size is None else list(whole_numbers(image_size, "--image-size", "32,32", 2))
@@ -137,6 +145,7 @@ def data_settings(
         "label_column": label_column,
         "image_size": size,
         "workers": workers,
+        "skip_bad": skip_bad,
     }
     return {key: value for key, value in given.items() if value is not None}
 

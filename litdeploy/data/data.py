@@ -70,6 +70,10 @@ class Store(Protocol):
         """
         ...
 
+    def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
+        """Those of the rows whose images cannot be decoded, and why."""
+        ...
+
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
         """The same rows as a split whose batches are read when they are asked for."""
         ...
@@ -126,6 +130,7 @@ class Data:
         self._settings = settings
         self._device = device
         self._seed = seed
+        self._bad: dict[str, dict[int, str]] = {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -165,9 +170,36 @@ class Data:
         return DataRecord(
             source=self.source,
             fingerprint=self._fingerprint,
-            images={split: len(self._rows(split)[1]) for split in present},
+            images={split: len(self._rows(split)[1]) - len(self._bad.get(split, ())) for split in present},
             test_is_held_out="test" not in self._own,
         )
+
+    def left_out(self) -> list[str]:
+        """Of all splits, the images that cannot be decoded, each with the reason; none is looked for without
+        `settings.skip_bad`. To be asked before a training: the test split is used after it.
+
+        Raises:
+            DataError: they are more than that.
+        """
+        if not self._settings.skip_bad:
+            return []
+        return self._allowed([why for split in SPLITS for why in self._undecodable(split).values()])
+
+    def _allowed(self, faults: list[str]) -> list[str]:
+        most = self._settings.skip_bad
+        if len(faults) > most:
+            raise DataError(
+                f"{self.source}: {len(faults)} images cannot be decoded, and --skip-bad allows {most}:\n  "
+                + "\n  ".join(faults[:3])
+                + f"\nMend or remove them, or leave out as many: --skip-bad {len(faults)}"
+            )
+        return faults
+
+    def _undecodable(self, split: str) -> dict[int, str]:
+        if split not in self._bad:
+            self._bad[split] = self._store.undecodable(*self._rows(split))
+            self._allowed(list(self._bad[split].values()))
+        return self._bad[split]
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -227,6 +259,8 @@ class Data:
 
     def _split(self, split: str) -> Split:
         own, rows = self._rows(split)
+        if self._settings.skip_bad:
+            rows = rows[~np.isin(rows, list(self._undecodable(split)))]
         resident = self._settings.resident
         if resident is None:
             resident = len(rows) * int(np.prod(self.shape)) <= free_memory(self._device) // 2

@@ -31,6 +31,7 @@ class Encoded:
         self.test_share = source.test_share
         self._source = source
         self._image_size = settings.image_size
+        self._skip_bad = settings.skip_bad
         self._loaded: dict[str, Any] = {}
         self._tables: dict[str, Table] = {}
         self._first = next(split for split in SPLITS if split in source.splits)
@@ -41,7 +42,7 @@ class Encoded:
     @cached_property
     def shape(self) -> tuple[int, int, int]:
         """See `Store.shape`; told by the first image."""
-        return find_shape(self._table(self._first), self._image_size)
+        return find_shape(self._table(self._first), self._image_size, self._skip_bad)
 
     def fingerprint(self) -> str:
         """See `Store.fingerprint`; of the files as they are, whatever the columns and the size."""
@@ -54,6 +55,10 @@ class Encoded:
     def pixels(self, split: str, rows: NDArray[np.int64], device: device) -> Tensor:
         """See `Store.pixels`."""
         return self._images(split).decode_all(rows, device)
+
+    def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
+        """See `Store.undecodable`."""
+        return self._images(split).undecodable(rows)
 
     def streamed(self, split: str, rows: NDArray[np.int64], device: device, workers: int) -> Split:
         """See `Store.streamed`."""

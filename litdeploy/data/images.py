@@ -77,6 +77,20 @@ class Images:
                 raise
         return images_NCHW
 
+    def undecodable(self, rows: NDArray[np.int64]) -> dict[int, str]:
+        """Those of the rows that cannot be decoded, and why; all are tried, by all processors at once."""
+
+        def fault(row: int) -> str | None:
+            try:
+                self.decode([row])
+            except DataError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            faults = zip(rows.tolist(), pool.map(fault, rows.tolist()), strict=True)
+            return {row: why for row, why in faults if why is not None}
+
     def _fitted(self, image: Image.Image, row: int, cell: dict[str, Any]) -> Image.Image:
         channels, height, width = self.shape
         mode = "L" if channels == 1 else "RGB"
@@ -99,17 +113,25 @@ class Images:
         return image
 
 
-def find_shape(table: Table, image_size: tuple[int, int] | None) -> tuple[int, int, int]:
+def find_shape(table: Table, image_size: tuple[int, int] | None, skip_bad: int = 0) -> tuple[int, int, int]:
     """(channels, height, width) of a dataset, told by its first image.
 
     Args:
         image_size: (height, width) that images will be resized to; None for the image's own.
+        skip_bad: so many may be undecodable; the first one that is not tells.
 
     Raises:
         DataError: the image is missing or cannot be decoded.
     """
-    [cell] = table.cells([0])
-    image = _open(table, 0, cell)
+    [cell] = table.cells([row := 0])
+    while True:
+        try:
+            image = _open(table, row, cell)
+            break
+        except DataError:
+            if row >= min(skip_bad, len(table) - 1):
+                raise
+            [cell] = table.cells([row := row + 1])
     height, width = image_size or (image.height, image.width)
     return (1 if image.mode in _GREY_MODES else 3), height, width
 
@@ -126,7 +148,8 @@ def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
             turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     except Exception as error:  # Pillow's decoders fail in as many ways as files can be torn
         raise DataError(
-            f"{table.where(row, cell['path'])}: cannot be decoded as an image ({error}). Mend or remove it."
+            f"{table.where(row, cell['path'])}: cannot be decoded as an image ({error}). Mend or remove it, or "
+            "leave such out: --skip-bad 1"
         ) from error
     if turned.mode.startswith(_DEEP_MODES):
         raise DataError(

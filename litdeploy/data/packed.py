@@ -160,6 +160,10 @@ class Packed:
         """See `Store.pixels`."""
         return self._images(split).index_select(0, torch.from_numpy(rows)).to(device)
 
+    def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
+        """See `Store.undecodable`; they are decoded already."""
+        return {}
+
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
         """See `Store.streamed`; from the file as it is mapped into memory, so that there is no work for workers."""
         labels_N = torch.from_numpy(self._labels[split][rows]).to(device)

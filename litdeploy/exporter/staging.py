@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from litdeploy.atomic import remove_partial, sync_folder
 from litdeploy.bundle import Artefact, remove, sidecar_of
 from litdeploy.errors import BundleError
-from litdeploy.files import remove_partial, sync_folder
 
 # What an unfinished file's folder is called.
 _PARTIAL = ".partial-"

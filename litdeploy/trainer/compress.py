@@ -32,6 +32,7 @@ from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.spec import DepthPlan
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every
+from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES
@@ -39,7 +40,7 @@ from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.resume import claim, identity_of
 from litdeploy.trainer.run import Position, Run
-from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student
+from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student, tell_left_out
 from litdeploy.trainer.state import checkpoint, position_of
 
 
@@ -105,6 +106,7 @@ def compress(
     check_recipe(resolved, ranks, names, feature_cache_dir is not None)
     data = open_data(resolved.data, where, resolved.seed)
     check_against(data, loaded.spec, loaded.class_count())
+    tell_left_out(data, progress.note)
     steps_an_epoch(data.train, resolved.batch_size)
     student = start_student(loaded, plan, resolved, network)
     bundle = Bundle(out)
@@ -184,22 +186,23 @@ def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, pl
     teacher_accuracy: dict[str, Accuracy] = {}
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained = False
-    try:
-        with run.interruption.heard():
-            teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
-            fit(run)
-            trained = True
-            run.progress.note("testing teacher and student on the test split, once")
-            teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
-    except KeyboardInterrupt:
-        if run.ranks.first and not run.interruption.twice:
-            if trained:
-                checkpoint(run, None)
-            _finish(bundle, run, teacher, plan, {"teacher": teacher_accuracy}, "interrupted")
-        raise interrupted(run, bundle.path) from None
-    metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
-    run.ranks.on_first(_finish, bundle, run, teacher, plan, metrics, "complete")
+    with resumable(run):
+        try:
+            with run.interruption.heard():
+                teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
+                fit(run)
+                run.progress.note("testing teacher and student on the test split, once")
+                teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
+                metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
+                with run.interruption.held():
+                    run.ranks.on_first(_finish, bundle, run, teacher, plan, metrics, "complete")
+        except KeyboardInterrupt:
+            # A run that was not put back yet has the weights that it began with.
+            if run.ranks.first and run.saved is None and not run.interruption.twice:
+                if run.trained:
+                    checkpoint(run, None)
+                _finish(bundle, run, teacher, plan, {"teacher": teacher_accuracy}, "interrupted")
+            raise interrupted(run, bundle.path) from None
     return bundle
 
 

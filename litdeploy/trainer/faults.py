@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 
 from litdeploy.data import worker_died
-from litdeploy.errors import DataError, LitdeployError
+from litdeploy.errors import DataError, InterruptedRun, LitdeployError
+from litdeploy.trainer.live import Live
 from litdeploy.trainer.memory import refuses_memory
-from litdeploy.trainer.run import Live, Run
+from litdeploy.trainer.run import Run
 from litdeploy.trainer.state import checkpoint
 
 
@@ -22,6 +23,8 @@ def resumable(run: Run) -> Iterator[None]:
         run.checkpoints.begin(run.position.epochs_done, run.position.steps_done)
     try:
         yield
+    except InterruptedRun:  # says so itself
+        raise
     except LitdeployError as error:
         if run.checkpoints is not None and run.ranks.first:
             error.add_note(run.checkpoints.told())

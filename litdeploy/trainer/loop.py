@@ -18,14 +18,15 @@ from litdeploy.runtime import accuracy
 from litdeploy.spec import AnyInput
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.epoch import Epochs
-from litdeploy.trainer.faults import guarded, resumable
+from litdeploy.trainer.faults import guarded
+from litdeploy.trainer.live import Live
 from litdeploy.trainer.memory import out_of_host_memory, out_of_memory, trial
 from litdeploy.trainer.metrics import Row
 from litdeploy.trainer.objectives import LitSections, TrainingPhase
 from litdeploy.trainer.optimiser import new_optimiser, new_schedule, steps_an_epoch
 from litdeploy.trainer.parallel import ALONE, divide
 from litdeploy.trainer.plan import compiles_step, fallback, forward_flops, section_flops
-from litdeploy.trainer.run import Live, Run, Share
+from litdeploy.trainer.run import Run, Share
 from litdeploy.trainer.state import checkpoint, due, put_back
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.watch import Watch
@@ -43,7 +44,7 @@ def fit(run: Run) -> None:
         KeyboardInterrupt: the user's wish; there is a checkpoint.
     """
     exchanging = synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext()
-    with resumable(run), run.interruption.held(), exchanging:
+    with run.interruption.held(), exchanging:
         for number, phase in enumerate(run.phases):
             if number > run.position.phase:
                 run.position.enter(number)
@@ -93,22 +94,23 @@ def _epoch(run: Run, live: Live) -> None:
 def _train_epoch(run: Run, live: Live) -> None:
     """The epoch's steps. Their losses stay on the device, and are looked at every now and then."""
     position, alone = run.position, run.ranks.size == 1
-    watch = Watch(run, live)
     clock = time.perf_counter() - position.seconds
     for losses in live.passes.run(run.data.train, position.step):
         live.schedule.step()
-        watch.add(losses)
+        live.watch.add(losses)
         position.count_step(run.recipe.batch_size)
         run.progress.advance(run.recipe.batch_size)
-        if watch.full or (alone and (run.interruption.asked or due(run))):
-            stop, write = watch.look(run.interruption.asked, due(run))
+        if live.watch.full or (alone and (run.interruption.asked or due(run))):
+            stop, write = live.watch.look(run.interruption.asked, due(run))
             position.seconds = time.perf_counter() - clock
             if stop:
                 raise KeyboardInterrupt  # `guarded` writes a checkpoint
             if write:
                 checkpoint(run, live)
-    watch.look()
+    (stop,) = live.watch.look(run.interruption.asked)
     position.seconds = time.perf_counter() - clock
+    if stop:
+        raise KeyboardInterrupt
 
 
 def _synchronises(run: Run) -> bool:
@@ -143,7 +145,7 @@ def _live(run: Run, share: Share, step: Step) -> Live:
     passes = Epochs(
         step, teacher, cache, optimiser, run.input, run.recipe, run.order, run.draws, _captures(run), share.ranks
     )
-    return Live(share, optimiser, schedule, passes)
+    return Live(share, optimiser, schedule, passes, Watch(run, share, optimiser))
 
 
 def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Accuracy:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from litdeploy.trainer.epoch import Epochs
-from litdeploy.trainer.run import Live, Run
+from litdeploy.trainer.live import Live
+from litdeploy.trainer.run import Run
 
 
 def refill(run: Run, live: Live) -> None:

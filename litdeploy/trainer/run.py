@@ -18,7 +18,6 @@ from litdeploy.recipe import Recipe
 from litdeploy.spec import AnyInput
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.checkpoints import Checkpoints, Saved
-from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.interruption import Interruption
 from litdeploy.trainer.metrics import MetricsLog, Progress, Row
 from litdeploy.trainer.objectives import TrainingPhase
@@ -124,6 +123,11 @@ class Run:
         return sum(phase.settings.epochs for phase in self.phases)
 
     @property
+    def trained(self) -> bool:
+        """Whether all phases are over."""
+        return self.position.epochs_done == self.epochs
+
+    @property
     def elapsed(self) -> float:
         """Seconds of wall-clock time, in all processes that the run was in."""
         return self.position.elapsed + time.perf_counter() - self.clock
@@ -144,13 +148,3 @@ class Share:
     sections: Sequence[str]
     ranks: Ranks
     owners: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Live:
-    """What changes with the steps of a phase, beside the student."""
-
-    share: Share
-    optimiser: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    passes: Epochs

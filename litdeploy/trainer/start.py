@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
 from litdeploy.bundle import Bundle, TeacherRecord
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.data import Data
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, request
 from litdeploy.networks.registry import is_code
@@ -22,6 +24,8 @@ from litdeploy.trainer.run import Run
 from litdeploy.trainer.state import views_saved
 from litdeploy.trainer.step import inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher
+
+_MOST_TOLD = 10
 
 
 def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthPlan:
@@ -38,6 +42,19 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
             "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
         )
     return plan_for_depth(sections, recipe.student_depth, family)
+
+
+def tell_left_out(data: Data, note: Callable[[str], None]) -> None:
+    """Says which images are left out, as they cannot be decoded.
+
+    Raises:
+        DataError: they are more than the recipe allows.
+    """
+    faults = data.left_out()
+    for why in faults[:_MOST_TOLD]:
+        note(f"warning: left out: {why}")
+    if len(faults) > _MOST_TOLD:
+        note(f"warning: left out: {len(faults) - _MOST_TOLD} more images")
 
 
 def load_teacher(

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from litdeploy.errors import BundleError, TrainingError
 from litdeploy.trainer.checkpoints import Saved, same_bits
+from litdeploy.trainer.live import Live
 from litdeploy.trainer.refill import refill
-from litdeploy.trainer.run import Live, Position, Run
+from litdeploy.trainer.run import Position, Run
 
 
 def due(run: Run) -> bool:
@@ -41,6 +42,8 @@ def checkpoint(run: Run, live: Live | None) -> None:
     """
     if run.checkpoints is None:
         return
+    if live is not None:
+        live.watch.look()
     position, saved = run.position, take(run, live)
     if live is None:
         run.checkpoints.write(position.epochs_done, position.step, saved)
@@ -120,7 +123,7 @@ def put_back(run: Run, live: Live | None) -> None:
         if live is None:
             run.saved = None
             return
-        _put_back_optimiser(live, tensors, facts)
+        _put_back_optimiser(run, live, tensors, facts)
         for name, generator in (("order", run.order), ("draws", run.draws)):
             generator.set_state(tensors[f"random/{name}"])
         torch.set_rng_state(tensors["random/torch"])
@@ -136,9 +139,9 @@ def put_back(run: Run, live: Live | None) -> None:
 def _tensors(run: Run, live: Live | None) -> dict[str, Tensor]:
     found = {f"student/{key}": value for key, value in run.student.state_dict().items()} | _parameters(run)
     if live is not None:
-        for index, parameter in enumerate(_trained(live)):
+        for name, parameter in _trained(run, live).items():
             state = live.optimiser.state.get(parameter, {})
-            found |= {f"optimiser/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            found |= {f"optimiser/{key}/{name}": value for key, value in state.items() if isinstance(value, Tensor)}
         # Of the order, what the pass under way began with: its first steps are drawn again, and left out.
         before = live.passes.before
         found["random/order"] = run.order.get_state() if before is None else before[0]
@@ -160,8 +163,11 @@ def _parameters(run: Run) -> dict[str, Tensor]:
     }
 
 
-def _trained(live: Live) -> list[Tensor]:
-    return [parameter for group in live.optimiser.param_groups for parameter in group["params"]]
+def _trained(run: Run, live: Live) -> dict[str, Tensor]:
+    """Parameters that this rank trains in this phase, by names that all ranks have in common."""
+    names = {id(parameter): f"student/{name}" for name, parameter in run.student.named_parameters()}
+    names |= {id(parameter): name for name, parameter in _parameters(run).items()}
+    return {names[id(each)]: each for group in live.optimiser.param_groups for each in group["params"]}
 
 
 @torch.no_grad()
@@ -172,16 +178,17 @@ def _fill(live: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         tensor.copy_(saved[name])
 
 
-def _put_back_optimiser(live: Live, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    trained = _trained(live)
+def _put_back_optimiser(run: Run, live: Live, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    trained = _trained(run, live)
     for key, value in tensors.items():
-        if not key.startswith("optimiser/"):
+        kind, _, rest = key.partition("/")
+        buffer, _, name = rest.partition("/")
+        parameter = trained.get(name)
+        if kind != "optimiser" or parameter is None:  # of the first rank's own sections, say
             continue
-        _, index, name = key.split("/", 2)
-        parameter = trained[int(index)]
         # In the parameter's own memory format: other strides are other instructions, which round otherwise.
         like = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else None
-        live.optimiser.state[parameter][name] = value.clone() if like is None else like.copy_(value)
+        live.optimiser.state[parameter][buffer] = value.clone() if like is None else like.copy_(value)
     # All else of a schedule follows from the recipe.
     steps = int(facts["schedule"])
     live.schedule.load_state_dict({"last_epoch": steps, "_step_count": steps + 1})

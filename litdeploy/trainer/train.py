@@ -22,6 +22,7 @@ from litdeploy.runtime import resolve_precision
 from litdeploy.spec import NetworkSpec
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.compress import interrupted, resolve_recipe
+from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy
@@ -29,6 +30,7 @@ from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.resume import identity_of_new
 from litdeploy.trainer.run import Position, Run
+from litdeploy.trainer.start import tell_left_out
 from litdeploy.trainer.state import position_of
 
 
@@ -88,6 +90,7 @@ def train(
         seed=resolved.seed,
     )
     check_against(data, made.spec, made.class_count())
+    tell_left_out(data, told.note)
     steps_an_epoch(data.train, resolved.batch_size)
     precision = resolve_precision(resolved.precision, where)
     (phase,) = CrossEntropy.phases(resolved, ())
@@ -117,13 +120,14 @@ def train(
             saved=saved,
             position=position,
         )
-        try:
-            with run.interruption.heard():
-                fit(run)
-        except KeyboardInterrupt:
-            raise interrupted(run, path) from None
-        assert run.position.validation is not None
-        test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
+        with resumable(run):
+            try:
+                with run.interruption.heard():
+                    fit(run)
+            except KeyboardInterrupt:
+                raise interrupted(run, path) from None
+            assert run.position.validation is not None
+            test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
     return Trained(path, run.position.validation, test)
 
 

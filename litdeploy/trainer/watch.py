@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.errors import TrainingError
-from litdeploy.trainer.run import Live, Run
+from litdeploy.trainer.run import Run, Share
 
 # Steps between two looks. Meanwhile the losses stay on the device: reading them waits for all that is queued there.
 INTERVAL = 20
@@ -19,14 +19,13 @@ _DIVERGED = 1000.0
 
 
 class Watch:
-    """The losses of an epoch's steps since the last look. Of several ranks, each looks at the same steps."""
+    """The losses of a phase's steps since the last look. Of several ranks, each looks at the same steps."""
 
-    def __init__(self, run: Run, live: Live) -> None:
-        self._run = run
-        self._live = live
+    def __init__(self, run: Run, share: Share, optimiser: torch.optim.Optimizer) -> None:
         self._position = run.position
-        self._share = live.share
         self._ranks = run.ranks
+        self._share = share
+        self._optimiser = optimiser
         self._names: list[str] = []
         self._rows: list[Tensor] = []
 
@@ -90,7 +89,7 @@ class Watch:
 
     def _astray(self, step: int, what: str) -> TrainingError:
         phase = self._share.phase
-        rate = float(self._live.optimiser.param_groups[0]["lr"])
+        rate = float(self._optimiser.param_groups[0]["lr"])
         return TrainingError(
             f"epoch {self._position.epochs_done + 1}, step {step} ({phase.name}): {what}, at a learning rate of about "
             f"{rate:.3g}. Try a lower one, in a new run: --learning-rate {phase.settings.learning_rate / 3:.2g} "

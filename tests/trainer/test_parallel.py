@@ -23,7 +23,7 @@ from litdeploy.recipe import Recipe
 from litdeploy.trainer import compress, train
 from litdeploy.trainer.parallel import ALONE, Launch, Ranks, check_recipe, divide, launched
 from tests.trainer.test_golden import networks, transcription
-from tests.trainer.two_ranks import DATA, NEW, SECTIONS, ten_steps
+from tests.trainer.two_ranks import DATA, NEW, SECTIONS, STOPPED, ten_steps
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -101,6 +101,14 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 def test_an_error_of_the_first_rank_is_the_error_of_all(two: Path) -> None:
     assert sorted(path.name for path in two.glob("refused-*")) == ["refused-0", "refused-1"]
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_two_ranks_that_were_stopped_end_bit_equal(two: Path, name: str) -> None:
+    found, expected = (Bundle(two / f"{kind}-{name}") for kind in ("stopped", "whole"))
+    assert found.read_complete().metrics == expected.read_complete().metrics
+    weights = read_checkpoint(expected.student_path).weights
+    assert all(value.equal(weights[key]) for key, value in read_checkpoint(found.student_path).weights.items())
 
 
 def test_a_killed_rank_ends_the_job_of_torchrun(teacher_path: Path, tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ Its functions are also what one process alone is compared by.
 from __future__ import annotations
 
 import copy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from litdeploy.bundle import Bundle
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, InterruptedRun
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.batchnorm import average_statistics, synchronised
@@ -47,6 +49,32 @@ DATA: dict[str, Any] = {
     "main": {"epochs": 1, "learning_rate": 0.05},
     "finetune": {"epochs": 1, "learning_rate": 0.01},
 }
+
+
+# Stopped in the middle of an epoch: each rank has statistics, or sections, that the other has not.
+STOPPED: dict[str, dict[str, Any]] = {
+    "parts": {**DIGITS, "batch_size": 32, "main": DATA["main"], "finetune": SECTIONS["finetune"]},
+    "divided": {**SECTIONS, "batch_size": 32, "main": DATA["main"]},
+}
+
+
+class Stopping(Progress):
+    """Sends a signal to this process, the first rank, in the third step."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def advance(self, images: int) -> None:
+        self.calls += 1
+        if self.calls == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def stopped(teacher: str, out: Path, given: dict[str, Any]) -> None:
+    """A run that one rank's signal stops on both, and that both go on with."""
+    with pytest.raises(InterruptedRun, match="0 of 1 epochs and 20 steps"):
+        compress(teacher, out=out, progress=Stopping(), **given)
+    compress(teacher, out=out, resume=True, **given)
 
 
 def ten_steps(ranks: Ranks) -> dict[str, Tensor]:
@@ -131,6 +159,9 @@ def main(teacher: str, out: Path) -> None:
     assert bundle.read_complete().run.ranks == 2  # written before any rank goes on
     train("resnet8,width=4", out=out / "new.safetensors", epochs=1, **NEW)
     assert (out / "new.safetensors").is_file()
+    for name, given in STOPPED.items():
+        compress(teacher, out=out / f"whole-{name}", **given)
+        stopped(teacher, out / f"stopped-{name}", given)
     try:
         compress(teacher, out=out / "data", **DATA)
     except BundleError:
