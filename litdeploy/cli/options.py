@@ -48,6 +48,8 @@ Data = Annotated[
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
+TextColumn = Annotated[str | None, typer.Option(help="The column that holds the texts.")]
+TextLength = Annotated[int | None, typer.Option(help="Characters that texts are cut or padded to; else 1,014.", min=1)]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
 ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this height and width.", metavar="H,W")]
 Workers = Annotated[
@@ -118,13 +120,21 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def data_settings(
-    source: str | None, image_column: str | None, label_column: str | None, image_size: str | None, workers: int | None
+    source: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    image_size: str | None,
+    workers: int | None,
+    text_column: str | None = None,
+    text_length: int | None = None,
 ) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
     size = None if image_size is None else list(_whole_numbers(image_size, "--image-size", 2, "32,32"))
     given = {
         "source": source,
         "image_column": image_column,
+        "text_column": text_column,
+        "text_length": text_length,
         "label_column": label_column,
         "image_size": size,
         "workers": workers,

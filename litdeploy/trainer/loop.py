@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward
 from litdeploy.bundle import Accuracy
-from litdeploy.data import Data, Split, normalised_batches
+from litdeploy.data import Data, Split, normalised_batches, prepared
 from litdeploy.errors import TrainingError
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
@@ -153,10 +153,12 @@ def _attempt(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Cal
 
     def attempt(images: int) -> None:
         images = max(1, images // share.ranks.size)
-        images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
+        stored = torch.zeros(images, *run.input.shape, dtype=torch.uint8, device=run.device)
+        batch = prepared(stored, run.input)
+        assert isinstance(batch, Tensor)  # no data of several tensors is read
         labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
-        features = None if teacher is None else teacher.eager(images_NCHW)
-        step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
+        features = None if teacher is None else teacher.eager(batch)
+        step.losses(batch, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
 
     return attempt
 

@@ -12,11 +12,11 @@ from litdeploy.errors import StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, request
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe
-from litdeploy.spec import DepthPlan
+from litdeploy.spec import DepthPlan, InputSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.loop import Run
 from litdeploy.trainer.objectives import OBJECTIVES
-from litdeploy.trainer.plan import compiles_teacher, fallback, forward_flops, plan_cache
+from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache
 from litdeploy.trainer.step import inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher
 
@@ -100,7 +100,8 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
     layout = Layout.of(run.teacher.template, inputs, outputs)
-    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size)
+    views = AUTO_VIEWS if isinstance(run.input, InputSpec) else 1  # a text is the same each time
+    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size, views)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return
