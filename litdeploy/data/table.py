@@ -116,17 +116,20 @@ def _choose(dataset: Any, source: str, role: str, named: str | None, feature: st
     )
 
 
-def class_names(dataset: Any, source: str, split: str, columns: Columns) -> tuple[str, ...]:
+def class_names(dataset: Any, source: str, split: str, columns: Columns, any_numbers: bool = False) -> tuple[str, ...]:
     """Names of the classes, in the order of the labels.
 
     A `ClassLabel` brings them; strings are sorted; whole numbers are named by themselves.
+
+    Args:
+        any_numbers: whether those need not count from 0 without a gap: stars, which reviews have from 1 to 5.
 
     Raises:
         DataError: labels of another kind, or numbers that do not count from 0 without a gap.
     """
     codes, names = _coded(dataset, source, split, columns)
     feature = dataset.features[columns.label]
-    if not hasattr(feature, "names") and feature.dtype not in _STRINGS:
+    if not any_numbers and not hasattr(feature, "names") and feature.dtype not in _STRINGS:
         numbers = tuple(str(number) for number in range(len(names)))
         if names != numbers:
             raise DataError(

@@ -44,7 +44,7 @@ class Texts:
         self._labels: dict[str, NDArray[np.int64]] = {}
         first = next(split for split in SPLITS if split in source.splits)
         self.columns: Columns = find_text_columns(self._load(first), self.name, settings)
-        self.classes = class_names(self._load(first), self.name, first, self.columns)
+        self.classes = class_names(self._load(first), self.name, first, self.columns, any_numbers=True)
 
     def fingerprint(self) -> str:
         """See `Store.fingerprint`; of the files as they are, whatever the columns and the length."""

@@ -214,7 +214,7 @@ def test_an_exported_file_that_is_torn_or_of_something_else(
         (b"text,label\ncaf\xe9,0\nfine,1\n", (), "Write it again in UTF-8"),
         (b"text,label\n" + b"fine,0\n ,1\n" * 40, (), "has no text in column 'text'"),
         (b"text,label\n" + b"fine,0\nbad,1\n" * 40, ("--text-length", "32"), "--text-length 64"),
-        (b"text,label\n" + b"fine,0\nbad,3\n" * 40, (), "labels count from 0 without a gap"),
+        (b"text,label\n" + b"fine,0\nbad,0\n" * 40, (), "at least two classes are needed"),
         (b"text,label\n" + b"fine,0\nbad,1\n" * 40, ("--normalise", "half"), "Leave --normalise out"),
         (b"words,label\n" + b"fine,0\nbad,1\n" * 40, (), "--image-column words"),
     ],

@@ -90,6 +90,12 @@ def test_columns_by_name(tmp_path: Path) -> None:
         opened(path, text_column="body", image_size=(8, 8))
 
 
+def test_stars_are_classes_in_their_order(tmp_path: Path) -> None:
+    rows = [(f"film {row}", ("10", "1", "7")[row % 3]) for row in range(30)]
+    data = opened(table(tmp_path / "train.csv", rows, header=("text", "rating")), label_column="rating")
+    assert data.classes == ("1", "7", "10")
+
+
 def test_numbers_are_no_texts(tmp_path: Path) -> None:
     path = table(tmp_path / "train.csv", [(str(row), "ab"[row % 2]) for row in range(20)])
     with pytest.raises(DataError, match=r"holds int64, and texts are needed"):
