@@ -115,7 +115,7 @@ def _parquet(folder: Path) -> None:
 def _decode(source: Path) -> None:
     store = open_store(DataSettings(source=str(source), image_size=(8, 8)))
     for split in store.splits:
-        store.pixels(split, np.arange(len(store.labels(split))), _CPU)
+        store.stored(split, np.arange(len(store.labels(split))), _CPU)
 
 
 def _packed(folder: Path) -> None:

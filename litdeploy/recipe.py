@@ -20,13 +20,14 @@ Choice = Literal["auto", "on", "off"]
 
 
 class DataSettings(Settings):
-    """Where the images come from.
+    """Where the images or texts come from.
 
     Attributes:
         source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, a packed file
             (`litdeploy data pack`), or `digits`.
-        image_column, label_column: named where the columns' types do not tell.
+        image_column, text_column, label_column: named where the columns' types and names do not tell.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
+        text_length: characters that texts are cut or padded to; None: 1,014, as published for VDCNN.
         validation: share of the training images held out where the dataset has no validation split of its own.
         skip_bad: images that cannot be decoded and are left out; with one more there is an error.
         resident: decode everything once into device memory; None where that is decided by the memory there is.
@@ -34,8 +35,10 @@ class DataSettings(Settings):
 
     source: str | None = None
     image_column: str | None = None
+    text_column: str | None = None
     label_column: str | None = None
     image_size: tuple[int, int] | None = None
+    text_length: int | None = Field(None, ge=1)
     validation: float = Field(0.05, gt=0, lt=1)
     skip_bad: int = Field(0, ge=0)
     resident: bool | None = None
@@ -43,7 +46,7 @@ class DataSettings(Settings):
 
 
 class Augmentation(Settings):
-    """Random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""
+    """Of images: random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""
 
     padding: int = Field(4, ge=0)
     flip: bool = True

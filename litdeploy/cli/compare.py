@@ -46,7 +46,7 @@ def command(
         "seeds": seeds,
         "out": out,
         "device": device,
-        "data": o.data_settings(data, None, None, None, None),
+        "data": o.data_settings(source=data),
         "epochs": epochs,
         "batch_size": batch_size,
         "precision": precision,

@@ -24,8 +24,10 @@ def command(
     normalise: o.Normalise = None,
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     image_size: o.ImageSize = None,
+    text_length: o.TextLength = None,
     workers: o.Workers = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail with exit code 3 below this, in percent.", min=0, max=100)
@@ -37,7 +39,16 @@ def command(
 
     found = evaluate(
         file,
-        data=o.data_settings(data, image_column, label_column, image_size, workers) or None,
+        data=o.data_settings(
+            source=data,
+            image_column=image_column,
+            text_column=text_column,
+            label_column=label_column,
+            image_size=o.size_of(image_size),
+            text_length=text_length,
+            workers=workers,
+        )
+        or None,
         split=split,
         batch_size=batch_size,
         precision=precision,

@@ -48,6 +48,8 @@ Data = Annotated[
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
+TextColumn = Annotated[str | None, typer.Option(help="The column that holds the texts.")]
+TextLength = Annotated[int | None, typer.Option(help="Characters that texts are cut or padded to; else 1,014.", min=1)]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
 ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this height and width.", metavar="H,W")]
 Workers = Annotated[
@@ -129,24 +131,13 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
     return whole_numbers(text, "--input-shape", "3,32,32 (a text: 128)", 1 if text.isdecimal() else 3)
 
 
-def data_settings(
-    source: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    image_size: str | None,
-    workers: int | None,
-    skip_bad: int | None = None,
-) -> dict[str, object]:
+def size_of(text: str | None) -> list[int] | None:
+    """Reads --image-size."""
+    return None if text is None else list(whole_numbers(text, "--image-size", "32,32", 2))
+
+
+def data_settings(**given: object) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
-    size = None if image_size is None else list(whole_numbers(image_size, "--image-size", "32,32", 2))
-    given = {
-        "source": source,
-        "image_column": image_column,
-        "label_column": label_column,
-        "image_size": size,
-        "workers": workers,
-        "skip_bad": skip_bad,
-    }
     return {key: value for key, value in given.items() if value is not None}
 
 

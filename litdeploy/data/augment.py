@@ -1,6 +1,6 @@
-"""From stored pixels to a network's input, on the device where the pixels are.
+"""From what is stored, pixels or characters, to a network's input, on the device where it is.
 
-Shape suffixes: N images, C channels, H height, W width.
+Shape suffixes: N images or texts, C channels, H height, W width, L characters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from litdeploy.batch import Batch
 from litdeploy.recipe import Augmentation
-from litdeploy.spec import AnyInput, InputSpec
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec
+
+# Stored for a character that is not ASCII.
+FOREIGN = 127
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,24 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
 
 
 def prepared(stored: Tensor, spec: AnyInput) -> Batch:
-    """What a network takes, of what is stored of a batch: of images uint8 (N, C, H, W), on any device."""
+    """What a network takes, of what is stored of a batch.
+
+    Args:
+        stored: uint8, on any device: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends.
+    """
+    if isinstance(spec, CharacterInput):
+        return _character_ids(spec, stored.device)[stored.long()]
     assert isinstance(spec, InputSpec)  # `check_against` lets nothing else pass
     return normalise(stored, spec)
+
+
+@lru_cache(maxsize=16)
+def _character_ids(spec: CharacterInput, device: torch.device) -> Tensor:
+    """int64 (256): the id of each byte, see `CharacterInput`; not to be written to."""
+    places = {character: place for place, character in enumerate(spec.alphabet, start=2)}
+    ids = [places.get(chr(byte), places.get(chr(byte).lower(), 1)) for byte in range(FOREIGN)]
+    with torch.inference_mode(False):
+        return torch.tensor([0, *ids[1:], *[1] * (256 - FOREIGN)]).to(device)
 
 
 def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.float32) -> Tensor:

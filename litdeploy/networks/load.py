@@ -87,9 +87,19 @@ def load(
 
 
 def new(
-    network: NetworkName, *, normalise: str | None, input_shape: tuple[int, ...], classes: int, seed: int
+    network: NetworkName,
+    *,
+    normalise: str | None,
+    classes: int,
+    seed: int,
+    input_shape: tuple[int, ...] | None = None,
+    data_shape: tuple[int, ...] | None = None,
 ) -> Network:
     """A newly initialised network. One of our own families takes the channels and classes where it is not told others.
+
+    Args:
+        input_shape: as for `load`.
+        data_shape: that of the data, where there is no other; not used where the network takes another kind of input.
 
     Raises:
         NetworkError: unknown.
@@ -97,10 +107,17 @@ def new(
     """
     asked = request(network)
     arguments = dict(asked.arguments)
+    shape = input_shape or data_shape
     if asked.family:
-        arguments = {"classes": classes, "in_channels": input_shape[0], **arguments}
+        own = {"classes": classes}
+        if isinstance(asked.family.input(arguments), InputSpec) and shape is not None and len(shape) == 3:
+            own["in_channels"] = shape[0]
+        arguments = {**own, **arguments}
     module = asked.build(arguments, seed)
-    return Network(module, _spec(asked, module, arguments, _Said(normalise, input_shape), asked.name), asked.name)
+    known = asked.input(module, arguments)
+    if input_shape is None and known is not None and data_shape is not None and len(known.shape) != len(data_shape):
+        shape = None
+    return Network(module, _spec(asked, module, arguments, _Said(normalise, shape), asked.name), asked.name)
 
 
 def build(
@@ -157,5 +174,5 @@ def _spec(
     said: _Said,
     source: str,
 ) -> NetworkSpec:
-    known = asked.input(module, arguments)
+    known = asked.input(module, arguments) if said.input is None else None
     return NetworkSpec(name=asked.name, arguments=dict(arguments), input=said.over(known, asked.name, source))

@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from litdeploy.errors import DependencyError, LitdeployError, NetworkError
-from litdeploy.networks import resnet, resnext
+from litdeploy.networks import resnet, resnext, vdcnn
 from litdeploy.networks.family import Arguments, Family
-from litdeploy.spec import AnyInput, InputSpec, TokenInput
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
     "resnext": resnext.FAMILY,
+    "vdcnn": vdcnn.FAMILY,
 }
 
 # Arguments by which timm and transformers read further files, or run what is in them.
@@ -274,7 +275,7 @@ def _working_folder_importable() -> Any:
 def _declared_input(module: nn.Module) -> AnyInput | None:
     """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
     own = getattr(module, "input_spec", None)
-    if isinstance(own, InputSpec | TokenInput):
+    if isinstance(own, InputSpec | TokenInput | CharacterInput):
         return own
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,16 +12,16 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, size_of
-from litdeploy.errors import DependencyError, RunnerError
+from litdeploy.errors import RunnerError
 from litdeploy.files import is_file
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.onnx_file import read_model
+from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 from litdeploy.spec import AnyInput, Free, InputTensor, input_of
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
 _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
@@ -32,10 +31,6 @@ _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
     torch.uint8: ("tensor(uint8)", np.uint8),
     torch.int64: ("tensor(int64)", np.int64),
 }
-
-
-# What costs time: on the CPU beside CUDA it would be the GPU that is waited for.
-_COMPUTES = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "MultiHeadAttention", "LSTM", "GRU"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class OnnxRuntimeRunner:
         self._cuda_graph = cuda_graph
         self._path = source.needed_onnx_path(self.name)
         check_precision(self.name, precision, ("fp32", "fp16", "bf16", "int8"))
-        if device.type not in _PROVIDERS:
+        if device.type not in PROVIDERS:
             raise RunnerError(f"the runner '{self.name}' runs on cpu and cuda, not on {device}.")
         if cuda_graph and device.type != "cuda":
             raise RunnerError(
@@ -84,11 +79,11 @@ class OnnxRuntimeRunner:
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
-        ort = _library()
+        ort = library()
         if not is_file(self._path):
             raise RunnerError(f"{self._path}: no such file. Make it: litdeploy export")
         if self.device.type == "cuda":
-            _check_cuda(ort, self.device)
+            check_cuda(ort, self.device)
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         started = time.perf_counter()
@@ -122,10 +117,10 @@ class OnnxRuntimeRunner:
             runner=self.name,
             device=device_name(self.device),
             precision=self._feed.precision,
-            mode=_PROVIDERS[self.device.type]
+            mode=PROVIDERS[self.device.type]
             + (", fp32 rounded to bf16" if self._rounds() else "")
             + (", CUDA graph" if self._cuda_graph else ""),
-            versions={"onnxruntime": _library().__version__},
+            versions={"onnxruntime": library().__version__},
             build_seconds=self._build_seconds,
         )
 
@@ -137,7 +132,7 @@ class OnnxRuntimeRunner:
         # turns on two cores (ResNet-20, batch 8): 22.0 ms a call with that, 11.5 ms without; one alone is no slower.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        provider = _PROVIDERS[self.device.type]
+        provider = PROVIDERS[self.device.type]
         settings = self._cuda_settings()
         metadata = _metadata(self._path)
         self._feed = read_feed(metadata, str(self._path))
@@ -151,7 +146,7 @@ class OnnxRuntimeRunner:
             ) from error
         if provider not in session.get_providers():
             built_for = getattr(ort, "cuda_version", "") or "another version"
-            raise _no_cuda(
+            raise no_cuda(
                 ort, self.device, f"its CUDA provider (for CUDA {built_for}) did not load; its log above says why"
             )
         # Else a call that fails on CUDA would be tried again, silently, in a new session on the CPU.
@@ -243,7 +238,7 @@ class OnnxRuntimeRunner:
         for name, tensor in tensors.items():
             _bind(binding.bind_input, name, tensor)
         _bind(binding.bind_output, self._output, logits)
-        options = _library().RunOptions()
+        options = library().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", str(graph))
@@ -270,64 +265,6 @@ def _bind(bind: Any, name: str, tensor: Tensor) -> None:
 def _metadata(path: Path) -> dict[str, str]:
     """What the file says of its input, once all that it claims was held against what there is."""
     return {each.key: each.value for each in read_model(path).metadata_props}
-
-
-def check_placement(session: Any, provider: str, path: Path) -> None:
-    """Whether a session computes where it was asked to. Small work on shapes is left to the CPU by onnxruntime itself.
-
-    Raises:
-        RunnerError: what costs time is computed elsewhere, which onnxruntime does without a word where the provider has
-            no kernel for it.
-    """
-    if not hasattr(session, "get_provider_graph_assignment_info"):  # not in every onnxruntime that litdeploy takes
-        return
-    elsewhere = Counter(
-        f"{node.op_type} on {part.ep_name}"
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != provider
-        for node in part.get_nodes()
-        if node.op_type.removeprefix("Fused") in _COMPUTES
-    )
-    if elsewhere:
-        told = ", ".join(f"{count} {what}" for what, count in elsewhere.items())
-        raise RunnerError(
-            f"{path}: onnxruntime does not compute all of it with the {provider}: {told}. Export it in a precision "
-            "that this provider has (litdeploy export --onnx --precision fp32), or run it with --device cpu."
-        )
-
-
-def _library() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError(
-            f"the runner 'onnxruntime' needs onnxruntime ({error}). Install it: pip install onnxruntime-gpu "
-            "(onnxruntime, where there is no GPU build)"
-        ) from None
-    return onnxruntime
-
-
-def _check_cuda(ort: Any, device: torch.device) -> None:
-    """What can be told before a session is made, and better than by its log.
-
-    Raises:
-        RunnerError: CUDA cannot be used.
-    """
-    if _PROVIDERS["cuda"] not in ort.get_available_providers():
-        raise _no_cuda(ort, device, "it was built without CUDA")
-    if not torch.cuda.is_available():
-        raise _no_cuda(ort, device, "PyTorch finds no CUDA device here")
-
-
-def _no_cuda(ort: Any, device: torch.device, reason: str) -> RunnerError:
-    built_for = torch.version.cuda
-    match = f"the onnxruntime-gpu for CUDA {built_for.split('.')[0]}" if built_for else "onnxruntime-gpu"
-    return RunnerError(
-        f"onnxruntime {ort.__version__} cannot run on {device}: {reason}. Its providers: "
-        f"{', '.join(ort.get_available_providers())}; PyTorch {torch.__version__} is built for "
-        f"{f'CUDA {built_for}' if built_for else 'the CPU'}. Run on --device cpu, or install PyTorch for CUDA and "
-        f"{match}: pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.data import Crops, Split, draw_crops, shuffled
-from litdeploy.recipe import Recipe
+from litdeploy.data import Crops, Split, draw_crops, prepared, shuffled
+from litdeploy.recipe import Augmentation, Recipe
 from litdeploy.spec import AnyInput, InputSpec
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
@@ -62,6 +62,8 @@ class Epochs:
         self._optimiser = optimiser
         self._input = spec
         self._recipe = recipe
+        # Texts are seen as they are.
+        self._augmentation = recipe.augmentation if isinstance(spec, InputSpec) else Augmentation(padding=0, flip=False)
         self._order = order
         self._draws = draws
         self.before: tuple[Tensor, int] | None = None
@@ -81,7 +83,7 @@ class Epochs:
         batches = shuffled(len(split), self._recipe.batch_size, self._order)[done:]
         batches = tuple(self._ranks.part(indices) for indices in batches)
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
-            fresh = self._part(draw_crops(self._recipe.batch_size, self._recipe.augmentation, self._draws))
+            fresh = self._part(draw_crops(self._recipe.batch_size, self._augmentation, self._draws))
             device = picked.labels_N.device
             views = None if self._cache is None else self._cache.choose(indices_N, fresh)
             crops = (fresh if views is None else views.crops).to(device)
@@ -132,7 +134,7 @@ class Epochs:
         order, draws = (torch.Generator().manual_seed(self._recipe.seed) for _ in range(2))
         picked = split.pick(shuffled(len(split), self._recipe.batch_size, order)[:batches])
         for each in picked:
-            crops = draw_crops(self._recipe.batch_size, self._recipe.augmentation, draws).to(each.labels_N.device)
+            crops = draw_crops(self._recipe.batch_size, self._augmentation, draws).to(each.labels_N.device)
             yield self._images(each.source_MCHW, each.rows_N, crops.tops_N, crops.lefts_N, crops.flips_N)
 
     def _part(self, crops: Crops) -> Crops:
@@ -168,8 +170,11 @@ class Epochs:
         return features
 
     def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
-        assert isinstance(self._input, InputSpec)  # no other data is read
-        crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
+        if not isinstance(self._input, InputSpec):
+            texts = prepared(source_MCHW.index_select(0, rows_N), self._input)
+            assert isinstance(texts, Tensor)  # no data of several tensors is read
+            return texts
+        crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
         return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self.step.precision])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
+from litdeploy.data import prepared
 from litdeploy.errors import TrainingError
 from litdeploy.trainer.run import Run, Share
 from litdeploy.trainer.step import Step
@@ -36,10 +38,11 @@ def trial(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Callab
 
     def attempt(images: int) -> None:
         images = max(1, images // share.ranks.size)
-        images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
+        batch = prepared(torch.zeros(images, *run.input.shape, dtype=torch.uint8, device=run.device), run.input)
+        assert isinstance(batch, Tensor)  # no data of several tensors is read
         labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
-        features = None if teacher is None else teacher.eager(images_NCHW)
-        step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
+        features = None if teacher is None else teacher.eager(batch)
+        step.losses(batch, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
 
     return attempt
 

@@ -16,10 +16,10 @@ from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, l
 from litdeploy.networks.registry import is_code
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe
-from litdeploy.spec import DepthPlan
+from litdeploy.spec import DepthPlan, InputSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.objectives import OBJECTIVES
-from litdeploy.trainer.plan import compiles_teacher, fallback, forward_flops, plan_cache
+from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache
 from litdeploy.trainer.run import Run
 from litdeploy.trainer.state import views_saved
 from litdeploy.trainer.step import inputs_needed, outputs_needed
@@ -131,7 +131,8 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     layout = Layout.of(run.teacher.template, inputs, outputs)
     # A run that is gone on with sees the views that it saw, whatever memory there is now.
     setting = recipe.feature_cache if run.saved is None else views_saved(run.saved) or "off"
-    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size)
+    views = AUTO_VIEWS if isinstance(run.input, InputSpec) else 1  # a text is the same each time
+    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size, views)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return

@@ -146,7 +146,8 @@ class Step:
         """The objective's losses of a batch.
 
         Args:
-            images_NCHW: normalised; float32, or what autocast would make of it.
+            images_NCHW: what the student takes: normalised images, float32 or what autocast would make of it, or the
+                character ids (N, L) of texts.
             labels_N: int64.
             features: the teacher's, of these images; None where the objective needs none.
         """

@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.runtime.onnxruntime import check_placement
 
 CPU = torch.device("cpu")
 
@@ -54,17 +53,6 @@ def test_on_cuda_it_takes_its_place_in_the_current_stream(onnx_path: Path, netwo
 def test_graphs_are_for_cuda(onnx_path: Path) -> None:
     with pytest.raises(RunnerError, match="runs on cuda, not on cpu"):
         open_runner("onnxruntime-graph", onnx_path=onnx_path, device=CPU)
-
-
-def test_what_is_computed_elsewhere_is_an_error(onnx_path: Path) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
-    check_placement(session, "CPUExecutionProvider", onnx_path)
-    with pytest.raises(RunnerError, match=r"with the CUDAExecutionProvider: \d+ \w*Conv on CPUExecutionProvider"):
-        check_placement(session, "CUDAExecutionProvider", onnx_path)
 
 
 @pytest.mark.gpu
