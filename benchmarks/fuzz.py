@@ -81,7 +81,9 @@ def _campaign(arguments: argparse.Namespace, folder: Path) -> list[Outcome]:
 
     real_bundle()
     kinds = arguments.kinds.split(";") if arguments.kinds else list(KINDS)
-    inputs = [(kinds[number % len(kinds)], arguments.first + number // len(kinds)) for number in range(arguments.inputs)]
+    inputs = [
+        (kinds[number % len(kinds)], arguments.first + number // len(kinds)) for number in range(arguments.inputs)
+    ]
     outcomes: list[Outcome] = []
     worker = _Worker(folder, arguments.seed)
     for index, (kind, number) in enumerate(inputs):

@@ -186,7 +186,11 @@ def _engine(folder: Path) -> None:
 def _vouch(path: Path, details: dict[str, Any]) -> None:
     versions = {"torch": str(torch.__version__), "tensorrt_rtx": "1.7.1.116"}
     artefact = Artefact(
-        path=path.name, sha256=sha256_of(path), precision="fp32", versions=versions, details=json.loads(json.dumps(details))
+        path=path.name,
+        sha256=sha256_of(path),
+        precision="fp32",
+        versions=versions,
+        details=json.loads(json.dumps(details)),
     )
     sidecar_of(path).write_text(artefact.model_dump_json(indent=2))
 

@@ -96,7 +96,7 @@ _PLAIN: tuple[Callable[[Random, bytes, bytes], bytes], ...] = (_flip, _truncate,
 
 
 def _archive(random: Random, content: bytes) -> bytes:
-    """A zip archive made again with one entry changed: mutated, removed, renamed, packed, or a pickle with a purpose."""
+    """A zip archive made again with one entry changed, removed, renamed, packed, or made a pickle with a purpose."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {info.filename: archive.read(info) for info in archive.infolist()}
