@@ -150,9 +150,9 @@ def _serve(pipe: Connection, folder: str, seed: int) -> None:
     canary_module(root)
     sys.path.insert(0, str(root))
     warnings.simplefilter("ignore")
-    files = {name: _made(kind, root / "made") for name, kind in KINDS.items()}
+    files = {name: make(kind, root / "made") for name, kind in KINDS.items()}
     for name, kind in KINDS.items():  # valid, and every library is loaded
-        _place(files[name], root / "input")
+        place(files[name], root / "input")
         kind.load(root / "input")
     _limit()
     sys.addaudithook(_forbid)
@@ -161,19 +161,21 @@ def _serve(pipe: Connection, folder: str, seed: int) -> None:
         while True:
             name, number = pipe.recv()
             random = Random(f"{seed} {name} {number}")
-            _place(draw(KINDS[name], files[name], random), root / "input")
+            place(draw(KINDS[name], files[name], random), root / "input")
             pipe.send(_opened(name, number, KINDS[name].load, root))
             shutil.rmtree(root / "cache", ignore_errors=True)
 
 
-def _made(kind: Any, folder: Path) -> dict[str, bytes]:
+def make(kind: Any, folder: Path) -> dict[str, bytes]:
+    """A kind's valid files, by name."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     kind.make(folder)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _place(files: dict[str, bytes], folder: Path) -> None:
+def place(files: dict[str, bytes], folder: Path) -> None:
+    """Writes them, and nothing else is there."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -258,11 +260,11 @@ def _atheris(name: str, seconds: int) -> None:
         from litdeploy.errors import LitdeployError
     kind = KINDS[name]
     root = Path(tempfile.mkdtemp(prefix="litdeploy-fuzz-"))
-    files = _made(kind, root / "made")
+    files = make(kind, root / "made")
     warnings.simplefilter("ignore")
 
     def one_input(content: bytes) -> None:
-        _place({**files, kind.victims[0]: content}, root / "input")
+        place({**files, kind.victims[0]: content}, root / "input")
         with contextlib.suppress(LitdeployError):
             kind.load(root / "input")
 
