@@ -295,7 +295,8 @@ def torn(out: Path) -> list[str]:
 
 def main() -> None:
     if os.environ.get("OMP_NUM_THREADS") != "1":
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "OMP_NUM_THREADS": "1"})
+        again = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S606 (its own command)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", default=1000, type=int, help="of both together, at the least")
     parser.add_argument("--export-share", default=0.2, type=float)

@@ -65,8 +65,9 @@ def main() -> None:
         _atheris(arguments.atheris, arguments.seconds)
         return
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="litdeploy-fuzz-") as folder:
-        outcomes = _campaign(arguments, Path(folder))
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="litdeploy-fuzz-") as folder, contextlib.suppress(KeyboardInterrupt):
+        _campaign(arguments, Path(folder), outcomes)
     result = _summary(arguments, outcomes, time.perf_counter() - started)
     text = json.dumps(result, indent=2) + "\n"
     if arguments.out:
@@ -75,8 +76,8 @@ def main() -> None:
     sys.exit(1 if result["findings"] else 0)
 
 
-def _campaign(arguments: argparse.Namespace, folder: Path) -> list[Outcome]:
-    """All inputs, the kinds in turn; a worker that died is replaced."""
+def _campaign(arguments: argparse.Namespace, folder: Path, outcomes: list[Outcome]) -> None:
+    """All inputs, the kinds in turn; a worker that died is replaced. Ctrl-C ends it, and what was done counts."""
     from benchmarks.loaders import KINDS, real_bundle
 
     real_bundle()
@@ -84,7 +85,6 @@ def _campaign(arguments: argparse.Namespace, folder: Path) -> list[Outcome]:
     inputs = [
         (kinds[number % len(kinds)], arguments.first + number // len(kinds)) for number in range(arguments.inputs)
     ]
-    outcomes: list[Outcome] = []
     worker = _Worker(folder, arguments.seed)
     for index, (kind, number) in enumerate(inputs):
         outcomes.append(worker.run(kind, number))
@@ -96,7 +96,6 @@ def _campaign(arguments: argparse.Namespace, folder: Path) -> list[Outcome]:
         if index % 500 == 499:
             print(f"{index + 1} of {len(inputs)}", flush=True)
     worker.stop()
-    return outcomes
 
 
 class _Worker:
@@ -150,9 +149,9 @@ def _serve(pipe: Connection, folder: str, seed: int) -> None:
     canary_module(root)
     sys.path.insert(0, str(root))
     warnings.simplefilter("ignore")
-    files = {name: _made(kind, root / "made") for name, kind in KINDS.items()}
+    files = {name: make(kind, root / "made") for name, kind in KINDS.items()}
     for name, kind in KINDS.items():  # valid, and every library is loaded
-        _place(files[name], root / "input")
+        place(files[name], root / "input")
         kind.load(root / "input")
     _limit()
     sys.addaudithook(_forbid)
@@ -161,19 +160,21 @@ def _serve(pipe: Connection, folder: str, seed: int) -> None:
         while True:
             name, number = pipe.recv()
             random = Random(f"{seed} {name} {number}")
-            _place(draw(KINDS[name], files[name], random), root / "input")
-            pipe.send(_opened(name, number, KINDS[name].load, root))
+            place(draw(KINDS[name], files[name], random), root / "input")
+            pipe.send(opened(name, number, KINDS[name].load, root))
             shutil.rmtree(root / "cache", ignore_errors=True)
 
 
-def _made(kind: Any, folder: Path) -> dict[str, bytes]:
+def make(kind: Any, folder: Path) -> dict[str, bytes]:
+    """A kind's valid files, by name."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     kind.make(folder)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _place(files: dict[str, bytes], folder: Path) -> None:
+def place(files: dict[str, bytes], folder: Path) -> None:
+    """Writes them, and nothing else is there."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,8 @@ def _forbid(event: str, arguments: Any) -> None:
         Path(CANARY_FILE).touch()
 
 
-def _opened(name: str, number: int, load: Any, root: Path) -> tuple[Any, ...]:
+def opened(name: str, number: int, load: Any, root: Path) -> tuple[Any, ...]:
+    """Opens what is in `root / "input"`, and tells the fields of its `Outcome`."""
     from litdeploy.errors import LitdeployError
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -258,11 +260,11 @@ def _atheris(name: str, seconds: int) -> None:
         from litdeploy.errors import LitdeployError
     kind = KINDS[name]
     root = Path(tempfile.mkdtemp(prefix="litdeploy-fuzz-"))
-    files = _made(kind, root / "made")
+    files = make(kind, root / "made")
     warnings.simplefilter("ignore")
 
     def one_input(content: bytes) -> None:
-        _place({**files, kind.victims[0]: content}, root / "input")
+        place({**files, kind.victims[0]: content}, root / "input")
         with contextlib.suppress(LitdeployError):
             kind.load(root / "input")
 

@@ -80,7 +80,7 @@ def _swap(random: Random, content: bytes, other: bytes) -> bytes:
 
 def _inflate(random: Random, content: bytes, other: bytes) -> bytes:
     """A large number over what lies somewhere: in binary, or in place of digits."""
-    number = random.choice(_NUMBERS)
+    number: int = random.choice(_NUMBERS)
     digits = list(re.finditer(rb"\d+", content[:65536]))
     if digits and random.random() < 0.3:
         found = random.choice(digits)
@@ -89,14 +89,14 @@ def _inflate(random: Random, content: bytes, other: bytes) -> bytes:
         return content
     place, width = _place(random, content), random.choice((2, 4, 8))
     order: Any = random.choice(("little", "big"))
-    return content[:place] + (number % 2 ** (8 * width)).to_bytes(width, order) + content[place + width :]
+    return content[:place] + (number % (1 << 8 * width)).to_bytes(width, order) + content[place + width :]
 
 
 _PLAIN: tuple[Callable[[Random, bytes, bytes], bytes], ...] = (_flip, _truncate, _splice, _swap, _inflate)
 
 
 def _archive(random: Random, content: bytes) -> bytes:
-    """A zip archive made again with one entry changed: mutated, removed, renamed, packed, or a pickle with a purpose."""
+    """A zip archive made again with one entry changed, removed, renamed, packed, or made a pickle with a purpose."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -146,7 +146,8 @@ def _json(random: Random, content: bytes) -> bytes:
     elif what == 6:
         return json.dumps(document).replace(json.dumps(old), deep, 1).encode()
     else:
-        choices = (_NUMBERS, _TEXTS, (None, True, [], {}, 1e308, float("nan"), float("inf"), 10**400), [[old] * 3])
+        odd: Sequence[Any] = (None, True, [], {}, 1e308, float("nan"), float("inf"), 10**400, [old] * 3)
+        choices: tuple[Sequence[Any], ...] = (_NUMBERS, _TEXTS, odd)
         holder[key] = random.choice(random.choice(choices))
     return json.dumps(document).encode()
 

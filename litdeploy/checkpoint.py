@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import pickle
 import re
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from litdeploy.bundle import sha256_of, write_whole
 from litdeploy.errors import CheckpointError
-from litdeploy.files import is_file
+from litdeploy.files import is_file, is_folder
 from litdeploy.spec import NetworkSpec
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _METADATA_KEY = "litdeploy"
+# As a pickle writes it: the reader takes names in this form only.
+_BYTEARRAY = b"\nbytearray\n"
 _ZIP = b"PK\x03\x04"
 _DEEPEST_WRAPPER = 8
 _LONGEST_NAME = 80
@@ -63,7 +66,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             file cannot hold.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         raise CheckpointError(f"{path}: is a folder; a file of weights is needed ({' '.join(SUFFIXES)}).")
     if not is_file(path):
         raise CheckpointError(f"{path}: no such file.")
@@ -161,6 +164,8 @@ def _unpickle(path: Path) -> object:
     elif start[:1] == pickle.PROTO:  # the format before PyTorch 1.6
         from torch._subclasses.fake_tensor import FakeTensorMode
 
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_globals(content, path)
         with FakeTensorMode():
             claimed = _torch_load(path, "cpu")
     else:
@@ -209,6 +214,15 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
+            unpacked, length = sum(entry.file_size for entry in entries), path.stat().st_size
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            # A comment may hold a second table of contents, which another reader would take for the first.
+            whole = not packed and not comment and unpacked <= length
+            for entry in entries if whole else ():
+                if entry.filename.endswith(".pkl"):
+                    _check_globals(archive.read(entry), path)
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile fails in as many ways as an archive can be damaged
         raise CheckpointError(
             f"{path}: a truncated or damaged checkpoint ({_first_line(error)}). Copy or save it again."
@@ -218,14 +232,24 @@ def _check_archive(path: Path) -> None:
             f"{path} is a TorchScript archive, which is code. Save the weights of the model it was made from: "
             'torch.save(model.state_dict(), "teacher.pt").'
         )
-    unpacked, length = sum(entry.file_size for entry in entries), path.stat().st_size
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    # A comment may hold a second table of contents, which another reader would take for the first.
-    if packed or comment or unpacked > length:
+    if not whole:
         raise CheckpointError(
             f"{path}: its archive is packed, or claims more than it holds ({unpacked:,} bytes in a file of "
             f"{length:,}). PyTorch writes none of this kind. If you trust where it is from, unpack it and save it "
             "again with torch.save."
+        )
+
+
+def _check_globals(content: bytes | mmap.mmap, path: Path) -> None:
+    """The weights-only reader takes `bytearray`, which a pickle may ask for in any size.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if content.find(_BYTEARRAY) >= 0:
+        raise CheckpointError(
+            f"{path}: its pickle makes a bytearray, which weights have no use for. Save the weights alone: "
+            'torch.save(model.state_dict(), "teacher.pt").'
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from litdeploy.bundle import Artefact, Bundle, Manifest, Record, sha256_of
 from litdeploy.errors import NetworkError
 from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.files import is_folder
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
 from litdeploy.networks.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
@@ -64,7 +65,7 @@ def inspect(
         LitdeployError: the file is none of these, or its network is not recognised.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return Bundle(path).read()
     if path.suffix == ".onnx":
         return FoundOnnx(**describe_onnx(path), sha256=sha256_of(path))

@@ -5,10 +5,11 @@ A file may hold, under `paper`, what the published settings are where they diffe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from litdeploy import settings
 from litdeploy.errors import SettingsError
@@ -43,6 +44,13 @@ class DataSettings(Settings):
     skip_bad: int = Field(0, ge=0)
     resident: bool | None = None
     workers: int = Field(2, ge=0)
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_name(cls, source: str | None) -> str | None:
+        if source and (not source.isprintable() or any(len(os.fsencode(part)) > 255 for part in Path(source).parts)):
+            raise ValueError("no file, folder or dataset can have this name")
+        return source
 
 
 class Augmentation(Settings):

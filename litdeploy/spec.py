@@ -23,8 +23,8 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-# 3 × 4096 × 4096 and more; a header may say anything, and one image of it is made to look into a network.
-MOST_VALUES = 2**26
+# 3 × 2364 × 2364; a header may say anything, and one image of it is made to look into a network.
+MOST_VALUES = 2**24
 
 
 @dataclass(frozen=True)

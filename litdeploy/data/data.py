@@ -100,7 +100,7 @@ def open_store(settings: DataSettings) -> Store:
         raise DataError(f"--image-size {settings.image_size[0]},{settings.image_size[1]}: both are at least 1 (H,W).")
     if settings.image_size is not None and 3 * settings.image_size[0] * settings.image_size[1] > MOST_VALUES:
         raise DataError(
-            f"--image-size {settings.image_size[0]},{settings.image_size[1]}: an image is no larger than 4096,4096."
+            f"--image-size {settings.image_size[0]},{settings.image_size[1]}: an image is no larger than 2364,2364."
         )
     found = sources.find(settings.source)
     if isinstance(found, Packed):

@@ -21,7 +21,7 @@ from litdeploy.data.packed import SUFFIX as PACKED_KIND
 from litdeploy.data.packed import Packed
 from litdeploy.data.tables import check_table
 from litdeploy.errors import DataError
-from litdeploy.files import is_file
+from litdeploy.files import is_file, is_folder
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -73,7 +73,7 @@ def find(name: str | None) -> Source | Packed:
     if name == "digits":
         return _digits()
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         return _folder(name, path.absolute())
     if is_file(path):
         if path.suffix.lower() == PACKED_KIND:

@@ -10,6 +10,7 @@ from litdeploy.bundle import Accuracy, Bundle
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
@@ -53,7 +54,7 @@ def evaluate(
     if split not in SPLITS:
         raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
     settings = DataSettings(source=data) if isinstance(data, str) else data
-    if path.is_dir():
+    if is_folder(path):
         bundle = Bundle(path)
         manifest = bundle.read()
         path = bundle.student_path

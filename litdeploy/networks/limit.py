@@ -15,7 +15,7 @@ from litdeploy.errors import NetworkError
 # A student's file has the arguments of its teacher, which may be some times as large.
 _TIMES_WEIGHTS, _ALWAYS_ALLOWED = 64, 2**30
 # A ResNet-1202, the deepest that was published, is built by 17,000.
-_MOST_CALLS = 200_000
+_MOST_CALLS = 60_000
 _LONGEST_TENSOR = torch.iinfo(torch.int32).max
 _BYTES = 8
 _MAKERS = {

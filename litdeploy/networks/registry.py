@@ -114,6 +114,8 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
             f"{source} is of the network {name!r}, which is code of yours. It is run only when you name it: "
             f"--network {shlex.quote(name)}"
         )
+    if "," in name:
+        raise NetworkError(f"{source}: is of the network {name!r}, which is no name of one. It is damaged or made up.")
     named = asked is not None and asked.name == name
     if name.startswith("timm:") and not named and not re.fullmatch(r"timm:[\w.]+", name):
         raise NetworkError(

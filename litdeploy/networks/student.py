@@ -94,7 +94,7 @@ def shorten(module: nn.Module, plan: DepthPlan) -> None:
     for name, kept in plan.items():
         blocks = container(module, name)
         if not kept or list(kept) != sorted(set(kept)) or kept[0] != 0 or kept[-1] >= len(blocks):
-            raise StudentError(f"the plan keeps blocks {list(kept)} of section '{name}', which has {len(blocks)}.")
+            raise StudentError(f"the plan keeps blocks {list(kept[:8])} of section '{name}', which has {len(blocks)}.")
         for index in reversed(range(len(blocks))):
             if index not in kept:
                 del blocks[index]

@@ -98,7 +98,10 @@ def _run(job: _Job, folder: Path, say: Progress) -> Results:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
         (folder / "errors.txt").open("w+", encoding="utf-8", errors="replace") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True) as child,
+        # litdeploy's own module, by the interpreter that runs this.
+        subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+        ) as child,
     ):
         assert child.stdout is not None
         for line in child.stdout:

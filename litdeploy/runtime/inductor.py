@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from litdeploy.batch import Batch, forward
@@ -34,8 +34,10 @@ class PackageDetails(BaseModel):
         built_for: see `built_for`.
     """
 
+    model_config = ConfigDict(strict=True)
+
     metadata: dict[str, str]
-    image_shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
     classes: int
     built_for: dict[str, str | list[str]]
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +155,41 @@ def test_a_row_without_an_image_is_named(tmp_path: Path, opened: Opened, encoded
     dataset.to_parquet(tmp_path / "test.parquet")
     with pytest.raises(DataError, match=r"row 1 .* has no image"):
         pixels(opened(tmp_path))
+
+
+def _claimed(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is so large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8193, 8193), (50_000, 50_000), (2**31 - 1, 2**31 - 1)])
+def test_an_image_of_more_pixels_than_any_is_not_decoded(
+    folder: Folder, opened: Opened, picture: Picture, size: tuple[int, int]
+) -> None:
+    with pytest.raises(DataError, match=r"row 1 .*cannot be decoded.*pixels"):
+        pixels(opened(folder(picture(0), _claimed(*size), picture(2))))
+
+
+def test_formats_that_start_other_programs_are_no_images(folder: Folder, opened: Opened, picture: Picture) -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(DataError, match="cannot be decoded"):
+        pixels(opened(folder(picture(0), postscript)))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("/dev/zero", "not a regular file"), ("pipe", "regular"), ("a" * 300, "long")]
+)
+def test_a_path_that_is_no_file_is_not_waited_for(
+    folder: Folder, opened: Opened, picture: Picture, path: str, message: str
+) -> None:
+    made = folder(picture(0), picture(1))
+    os.mkfifo(made / "pipe")
+    with (made / "test.csv").open("a") as file:
+        file.write(f"{path},0\n")
+    with pytest.raises(DataError, match=message):
+        pixels(opened(made))

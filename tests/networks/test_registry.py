@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, CLIPTextConfig, RobertaConfig, ViTConfig
 
 from litdeploy.errors import DependencyError, NetworkError
-from litdeploy.networks.registry import request
+from litdeploy.networks import load
+from litdeploy.networks.registry import Request, check_stored, request
 from litdeploy.spec import TokenInput
 
 
@@ -111,3 +116,50 @@ def test_a_module_and_a_function_of_the_callers() -> None:
     assert torch.equal(copied.weight, module.weight)  # type: ignore[arg-type]
     assert not request(module).initialises
     assert request(lambda: nn.Linear(2, 2)).build().in_features == 2
+
+
+CANARY = "from pathlib import Path\nPath('evil-was-here').touch()\ndef build(**arguments): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("evil_module:build", {}, "run only when you name it: --network evil_module:build"),
+        ("os:system", {"command": "touch evil-was-here"}, "run only when you name it"),
+        ("timm:hf-hub:some/model", {}, "timm reads from elsewhere"),
+        ("timm:local-dir:/tmp", {}, "timm reads from elsewhere"),
+        ("timm:resnet18", {"checkpoint_path": "evil.pth"}, "checkpoint_path='evil.pth'"),
+        ("timm:resnet18", {"norm_layer": "../../evil"}, "norm_layer"),
+        ("hf:some/model", {"trust_remote_code": True}, "trust_remote_code=True"),
+        ("hf:some/model", {"attn_implementation": "evil/kernel"}, "attn_implementation"),
+        ("resnet,depth=8", {}, "no name of one"),
+    ],
+)
+def test_a_file_names_no_code_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil_module.py").write_text(CANARY)
+    spec = {"name": name, "arguments": arguments, "input": {"shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}}
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"litdeploy": json.dumps(spec)})
+    with pytest.raises(NetworkError, match=message):
+        load(tmp_path / "a.safetensors")
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_what_the_user_named_may_have_such_arguments() -> None:
+    asked = request("timm:resnet18,checkpoint_path=/mine.pth") if importlib.util.find_spec("timm") else None
+    if asked is None:
+        asked = Request("timm:resnet18", {"checkpoint_path": "/mine.pth"}, nn.Identity)
+    check_stored("timm:resnet18", {"checkpoint_path": "/mine.pth"}, asked, "a.pt")
+    with pytest.raises(NetworkError, match="other"):
+        check_stored("timm:resnet18", {"checkpoint_path": "/other.pth"}, asked, "a.pt")
+
+
+def test_a_configuration_that_asks_for_kernels_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = {"model_type": "vit", "image_size": 8, "patch_size": 4, **sizes, "_attn_implementation": "evil/kernel"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NetworkError, match="evil/kernel"):
+        request(f"hf:{tmp_path}").build()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from litdeploy.errors import BundleError
 from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.report import RawSamples, Report, headline, read_report, read_training, write
 from litdeploy.profiler.timing import Samples, Timed
@@ -59,3 +60,16 @@ def test_training_keeps_unknown_keys_and_drops_a_torn_line(tmp_path: Path) -> No
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1, "new": [2], "loss": NaN}\n{"epoch": 2, "lo')
     assert read_training(path) == ({"epoch": 1, "new": [2], "loss": None},)
+
+
+def test_what_a_chart_or_a_page_cannot_hold_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1' + "0" * 400 + ', "loss": 1e300, "phase": "\\ud800"}\n' + "[" * 10**5 + "\n")
+    assert read_training(path) == ({"epoch": None, "loss": None, "phase": "?"},)
+
+
+def test_a_record_without_end_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(BundleError, match="larger than"):
+        read_training(tmp_path / "metrics.jsonl")

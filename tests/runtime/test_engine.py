@@ -165,3 +165,13 @@ def test_the_logger_keeps_errors_and_drops_what_the_missing_driver_adds() -> Non
 def test_details_survive_their_sidecar(engine_path: Path) -> None:
     details = read_engine(engine_path).details
     assert EngineDetails.model_validate_json(details.model_dump_json()) == details
+
+
+@pytest.mark.parametrize("version", ["10.9; rm -rf ~", "ten", "", "1" * 5000])
+def test_a_version_that_is_none_is_not_shown_as_what_to_install(engine_path: Path, version: str) -> None:
+    sidecar = sidecar_of(engine_path)
+    content = json.loads(sidecar.read_text())
+    content["versions"] = {content["details"]["library"]: version}
+    sidecar.write_text(json.dumps(content))
+    with pytest.raises(RunnerError, match="not the sidecar of an engine"):
+        read_engine(engine_path)

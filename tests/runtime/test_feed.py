@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from litdeploy.data import normalise
+from litdeploy.errors import RunnerError
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.spec import InputSpec
 
@@ -48,3 +49,15 @@ def test_one_channel_has_the_strides_of_a_new_tensor() -> None:
 
 def test_of_a_strangers_file_plain_float32_is_taken() -> None:
     assert read_feed({}) == Feed()
+
+
+@pytest.mark.parametrize("value", ["[", "3", '["a"]', "[NaN]", "[" * 10**5, '{"a": 1}', "[true]"])
+def test_metadata_that_are_no_numbers_are_refused(value: str) -> None:
+    with pytest.raises(RunnerError, match=r"a\.onnx: what its metadata say under 'mean'"):
+        read_feed({"mean": value}, "a.onnx")
+
+
+def test_pixels_of_other_channels_than_are_normalised_are_refused() -> None:
+    feed = read_feed({"preprocessing": "embedded", "mean": "[0.5]", "std": "[0.5, 0.5]"})
+    with pytest.raises(RunnerError, match="how 1 channels are normalised, and not 3"):
+        feed.take(torch.zeros(1, 3, 2, 2))

@@ -89,6 +89,27 @@ def test_what_was_built_for_something_else_is_refused(
         pass
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("details", "image_shape", value=[1, 10, "10"]), r"not the sidecar of a package \(image_shape.2"),
+        (_set("details", "metadata", value=None), r"not the sidecar of a package \(metadata"),
+        (_set("details", "built_for", value=3), r"not the sidecar of a package \(built_for"),
+        (_set("details", "metadata", "mean", value="[[[1"), "under 'mean' is no list of numbers"),
+    ],
+)
+def test_a_sidecar_that_says_something_else_is_refused(
+    package_path: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = tmp_path / "network.pt2"
+    path.symlink_to(package_path)
+    sidecar = json.loads(sidecar_of(package_path).read_text())
+    change(sidecar)
+    sidecar_of(path).write_text(json.dumps(sidecar))
+    with pytest.raises(RunnerError, match=message), open_runner("inductor", package_path=path, device=CPU):
+        pass
+
+
 @pytest.mark.parametrize("cut", [100, 0])
 def test_what_was_altered_is_not_opened(package_path: Path, tmp_path: Path, cut: int) -> None:
     path = tmp_path / "network.pt2"
