@@ -72,7 +72,7 @@ _CALL: tuple[Column[SideTiming], ...] = (
 
 _CONDITIONS: tuple[Column[Conditions], ...] = (
     ("seconds", lambda now: f"{now.seconds:.1f}"),
-    ("on cores", lambda now: now.cores and _cores(now.cores)),
+    ("on cores", lambda now: _cores(now.cores) if now.cores else None),
     ("other load, cores", lambda now: _number(now.other_load, ".2f")),
     ("on the machine", lambda now: _number(now.machine_load, ".2f")),
     ("stolen", lambda now: None if now.stolen is None else f"{100 * now.stolen:.1f} %"),
