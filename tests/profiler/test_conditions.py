@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from litdeploy.profiler import system
-from litdeploy.profiler.conditions import Watch
+from litdeploy.profiler.conditions import Conditions, Watch
 from litdeploy.profiler.pinning import pinned
 
 CPU = torch.device("cpu")
@@ -52,6 +52,19 @@ def test_own_work_is_no_other_load() -> None:
     assert seen.other_load <= 1.1 - 0.4 / seen.seconds
     assert seen.preemptions is not None
     assert seen.gpu is None
+
+
+@pytest.mark.parametrize(
+    ("waiting", "cpu", "contended"),
+    [
+        (0.0, 2.0, False),  # nothing but work
+        (1.0, 0.9, True),  # half of it work, half of it waiting
+        (0.9, 0.0, False),  # asleep for the rest
+        (None, 1.0, False),
+    ],
+)
+def test_contended_is_waiting_and_work_alone(waiting: float | None, cpu: float, contended: bool) -> None:
+    assert Conditions(seconds=2.0, waiting_seconds=waiting).contended(cpu) == contended
 
 
 def test_too_short_to_tell() -> None:
