@@ -1,6 +1,6 @@
 """Everything worth doing on a machine with a GPU, in one go and one JSON: make gpu-check [DATA=…] [TEACHER=…] [OUT=…]
 
-The tests marked `gpu`, both benchmarks, and a short compress, export and profile. Without network, and without
+The tests marked `gpu`, three benchmarks, and a short compress, export and profile. Without network, and without
 `datasets`: DATA is a file that `litdeploy data pack` made. A part that fails or takes too long is said so in the JSON,
 and the others still run; the exit status is then 1.
 """
@@ -25,6 +25,14 @@ from litdeploy.runtime import device_name, resolve_device
 
 ROOT = Path(__file__).parents[1]
 TAIL = 3000
+TARGET = "target.yaml"
+# Fewer batch sizes than `cuda` has, and less time for each.
+TARGET_TEXT = """\
+device: {device}
+runners: [eager, compiled, onnxruntime]
+batch_sizes: [1, 64]
+timing: {{max_seconds: 5}}
+"""
 
 
 @dataclass(frozen=True)
@@ -44,31 +52,30 @@ class Part:
 
 
 def parts(arguments: argparse.Namespace, out: Path) -> list[Part]:
-    """What is run, in this order. Their limits add up to less than nine minutes."""
+    """What is run, in this order. Their limits add up to less than ten minutes."""
     device, quick = arguments.device, ["--limit", "5", "--rounds", "3", "--steps", "1"] if arguments.quick else []
     bundle = str(out / "bundle")
     cli = ["-m", "litdeploy"]
     trainer = ["-m", "benchmarks.trainer", "--device", device]
-    tests, kernels, small, large, report = (
-        out / name
-        for name in ("tests.xml", "kernels.json", "trainer-128.json", "trainer-1024.json", "bundle/profile/report.json")
-    )
+    names = "tests.xml kernels.json trainer-128.json trainer-1024.json profiler.json bundle/profile/report.json"
+    tests, kernels, small, large, timers, report = (out / name for name in names.split())
     marked = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={tests}"]
     compress = [*cli, "compress", arguments.teacher, "--data", arguments.data, "--student-depth", "20"]
     compress += ["--epochs", str(arguments.epochs), "--normalise", "imagenet", "--device", device, "--out", bundle]
     return [
-        Part("tests", marked, 110, tests),
+        Part("tests", marked, 100, tests),
+        Part("profiler", ["-m", "benchmarks.profiler", "--device", device, "--out", str(timers)], 50, timers),
         Part("kernels", ["-m", "benchmarks.kernels", "--device", device, "--out", str(kernels)], 80, kernels),
-        Part("trainer", [*trainer, *(quick or ["--limit", "40"]), "--out", str(small)], 100, small),
+        Part("trainer", [*trainer, *(quick or ["--limit", "40"]), "--out", str(small)], 90, small),
         Part(
             "trainer, batch 1024",
             [*trainer, "--batch-size", "1024", *(quick or ["--limit", "40"]), "--out", str(large)],
-            100,
+            90,
             large,
         ),
         Part("compress", [*compress, "--overwrite", "--json"], 70),
         Part("export", [*cli, "export", bundle, "--onnx"], 30),
-        Part("profile", [*cli, "profile", bundle], 40, report),
+        Part("profile", [*cli, "profile", bundle, "--target", str(out / TARGET)], 70, report),
     ]
 
 
@@ -77,6 +84,7 @@ def main() -> int:
     out = Path(arguments.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     device = resolve_device(arguments.device)
+    (out / TARGET).write_text(TARGET_TEXT.format(device=arguments.device), encoding="utf-8")
     wanted = [part for part in parts(arguments, out) if not arguments.only or part.name in arguments.only.split(",")]
     found: dict[str, Any] = {
         "device": device_name(device),

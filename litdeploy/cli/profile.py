@@ -78,54 +78,49 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Measure teacher and student in every runner of the target."""
-    from litdeploy.profiler import check_gates, profile
-    from litdeploy.profiler import predict as predict_students
-    from litdeploy.profiler.csv_export import to_csv
-    from litdeploy.profiler.outputs import check_output, write_output
-    from litdeploy.profiler.prediction_page import render_prediction
-
-    timing: dict[str, Any] = {"cold_cache": cold_cache or None, "pace": pace_of(pace), "processes": processes}
     if schema:
         show_schema()
         return
-    outputs = {"--csv": csv, "--html": html}
-    for option, path in outputs.items():
-        if path is not None:
-            check_output(path, option)
+    timing: dict[str, Any] = {"cold_cache": cold_cache or None, "pace": pace_of(pace), "processes": processes}
     gates = {"min_speedup": min_speedup, "max_accuracy_drop": max_accuracy_drop}
+    if predict is None:
+        _refuse_without_predict(
+            {"--student-depth": student_depth, "--normalise": normalise, "--input-shape": input_shape}
+        )
     if compare is not None:
-        given = {"--predict": predict, "--teacher": teacher, "--target": target, "--network": network, "--trace": trace}
+        measuring = {"--predict": predict, "--teacher": teacher, "--target": target, "--network": network}
         _refuse(
-            {**given, "--cold-cache": timing["cold_cache"], "--pace": pace, "--processes": processes},
+            {
+                **measuring,
+                "--trace": trace,
+                "--cold-cache": timing["cold_cache"],
+                "--pace": pace,
+                "--processes": processes,
+                str(bundle): None if bundle == o.DEFAULT_BUNDLE else bundle,
+            },
             "--compare reads two reports and measures nothing. Leave it out, or profile each with it first.",
         )
         side_by_side(*compare, csv=csv, html=html, json=json, gates=gates)
-        return
-    if predict is not None:
+    elif predict is not None:
         _refuse(
             {"--min-speedup": min_speedup, "--max-accuracy-drop": max_accuracy_drop, "--csv": csv, "--trace": trace},
             "--predict has no trained student to hold against it. Leave it out, or profile a bundle.",
         )
-        prediction = predict_students(
-            predict,
-            depths_of(student_depth),
-            target=target,
-            network=network,
-            normalise=normalise,
-            input_shape=o.shape_of(input_shape),
-            progress=note,
-            **timing,
-        )
-        if json:
-            typer.echo(prediction.model_dump_json(indent=2))
-        else:
-            show_prediction(prediction)
-        if html is not None:
-            write_output(html, render_prediction(prediction), "--html")
-        return
-    _refuse_without_predict({"--student-depth": student_depth, "--normalise": normalise, "--input-shape": input_shape})
-    _refuse({"--html": html}, "it is for --compare and --predict; a profile's page is in its bundle. Leave it out.")
-    report = profile(bundle, teacher=teacher, target=target, network=network, trace=trace, progress=note, **timing)
+        loading = {"network": network, "normalise": normalise, "input_shape": o.shape_of(input_shape)}
+        _predict(predict, depths_of(student_depth), html, json, target=target, **loading, **timing)
+    else:
+        _refuse({"--html": html}, "it is for --compare and --predict; a profile's page is in its bundle. Leave it out.")
+        _profile(bundle, csv, json, gates, teacher=teacher, target=target, network=network, trace=trace, **timing)
+
+
+def _profile(bundle: Path, csv: Path | None, json: bool, gates: dict[str, float | None], **how: Any) -> None:
+    from litdeploy.profiler import check_gates, profile
+    from litdeploy.profiler.csv_export import to_csv
+    from litdeploy.profiler.outputs import check_output, write_output
+
+    if csv is not None:
+        check_output(csv, "--csv")
+    report = profile(bundle, progress=note, **how)
     if csv is not None:
         write_output(csv, to_csv([report]), "--csv")
     if json:
@@ -133,6 +128,22 @@ def command(
     else:
         show(report, bundle)
     check_gates(report, **gates)
+
+
+def _predict(teacher: Path, depths: tuple[int, ...], html: Path | None, json: bool, **how: Any) -> None:
+    from litdeploy.profiler import predict
+    from litdeploy.profiler.outputs import check_output, write_output
+    from litdeploy.profiler.prediction_page import render_prediction
+
+    if html is not None:
+        check_output(html, "--html")
+    prediction = predict(teacher, depths, progress=note, **how)
+    if html is not None:
+        write_output(html, render_prediction(prediction), "--html")
+    if json:
+        typer.echo(prediction.model_dump_json(indent=2))
+    else:
+        show_prediction(prediction)
 
 
 def pace_of(text: str | None) -> float | None:

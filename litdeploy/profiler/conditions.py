@@ -17,6 +17,7 @@ from litdeploy.profiler.nvml import Gpu, open_nvml
 # The kernel counts in hundredths of a second: over less than this, another's share cannot be told.
 _LEAST_SECONDS = 0.2
 _LOOK_AGAIN_SECONDS = 0.25
+_MUCH = 0.1
 
 
 class Conditions(Record):
@@ -29,6 +30,7 @@ class Conditions(Record):
         machine_load: the same on all cores of the machine; they share memory and the last cache with these.
         stolen: share of these cores' time that the hypervisor gave to other machines.
         preemptions: times that another process took the core in the midst of work (involuntary context switches).
+        waiting_seconds: that this process's threads were ready to run and had no core.
         quota_seconds: that the process was stopped for, having used up its quota of processor time (cgroup).
         clock_mhz, clock_low_mhz: of these cores, the median and the least.
         gpu: of the GPU that it ran on; None on a CPU, and without NVML.
@@ -40,10 +42,20 @@ class Conditions(Record):
     machine_load: float | None = None
     stolen: float | None = None
     preemptions: int | None = None
+    waiting_seconds: float | None = None
     quota_seconds: float | None = None
     clock_mhz: float | None = None
     clock_low_mhz: float | None = None
     gpu: Gpu | None = None
+
+    def contended(self, cpu_seconds: float) -> bool:
+        """Whether waiting for a core was much of the time, and nothing but it and work was.
+
+        Args:
+            cpu_seconds: of processor time that the measured calls had.
+        """
+        waited = self.waiting_seconds or 0.0
+        return waited >= _MUCH * self.seconds and waited + cpu_seconds >= (1 - _MUCH) * self.seconds
 
 
 class Watch:
@@ -76,6 +88,7 @@ class Watch:
             machine_load=_rate(before.machine, after.machine, seconds) if known else None,
             stolen=_rate(before.stolen, after.stolen, seconds * len(self._cores or (0,))) if known else None,
             preemptions=None if after.preemptions is None else after.preemptions - (before.preemptions or 0),
+            waiting_seconds=None if after.waiting is None else max(0.0, after.waiting - (before.waiting or 0)),
             quota_seconds=None if after.quota is None else after.quota - (before.quota or 0),
             clock_mhz=median(self._clocks) if self._clocks else None,
             clock_low_mhz=min(self._clocks, default=None),
@@ -102,6 +115,7 @@ class _Counters:
         self.machine = sum(busy.values()) - own if busy else None
         self.stolen = system.stolen_seconds(cores)
         self.preemptions = system.preemptions()
+        self.waiting = system.waiting_seconds()
         self.quota = system.quota_seconds()
 
 

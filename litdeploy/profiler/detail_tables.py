@@ -12,7 +12,7 @@ from litdeploy.profiler.verdict import milliseconds
 if TYPE_CHECKING:
     from litdeploy.profiler.conditions import Conditions
     from litdeploy.profiler.nvml import Gpu
-    from litdeploy.profiler.report import Report, SideTiming
+    from litdeploy.profiler.report import Measurement, Report, SideTiming
 
 T = TypeVar("T")
 Column = tuple[str, Callable[[T], str | None]]
@@ -36,6 +36,11 @@ def _seconds(name: str) -> Callable[[SideTiming], str | None]:
 
 def _of_gpu(told: Callable[[Gpu], str]) -> Callable[[Conditions], str | None]:
     return lambda now: None if now.gpu is None else told(now.gpu)
+
+
+def _cores(cores: tuple[int, ...]) -> str:
+    """`0, 1`, or of many the first, the last and how many."""
+    return ", ".join(map(str, cores)) if len(cores) <= 4 else f"{cores[0]}–{cores[-1]} ({len(cores)})"
 
 
 def _number(value: float | None, form: str) -> str | None:
@@ -67,13 +72,17 @@ _CALL: tuple[Column[SideTiming], ...] = (
 
 _CONDITIONS: tuple[Column[Conditions], ...] = (
     ("seconds", lambda now: f"{now.seconds:.1f}"),
+    ("on cores", lambda now: _cores(now.cores) if now.cores else None),
     ("other load, cores", lambda now: _number(now.other_load, ".2f")),
-    ("stolen", lambda now: _number(now.stolen, ".1%")),
+    ("on the machine", lambda now: _number(now.machine_load, ".2f")),
+    ("stolen", lambda now: None if now.stolen is None else f"{100 * now.stolen:.1f} %"),
     ("preempted", lambda now: _number(now.preemptions, ",d")),
     ("stopped by quota s", lambda now: _number(now.quota_seconds, ".2f")),
     ("clock MHz", lambda now: _number(now.clock_mhz, ",.0f")),
     ("least", lambda now: _number(now.clock_low_mhz, ",.0f")),
-    ("GPU clock MHz", _of_gpu(lambda gpu: f"{gpu.clock_mhz:,.0f} of {gpu.max_clock_mhz:,.0f}")),
+)
+_GPU: tuple[Column[Conditions], ...] = (
+    ("clock MHz", _of_gpu(lambda gpu: f"{gpu.clock_mhz:,.0f} of {gpu.max_clock_mhz:,.0f}")),
     ("least", _of_gpu(lambda gpu: f"{gpu.clock_low_mhz:,.0f}")),
     ("°C", _of_gpu(lambda gpu: f"{gpu.temperature_c:.0f}")),
     ("W", _of_gpu(lambda gpu: f"{gpu.power_watts:.0f}")),
@@ -93,23 +102,36 @@ def calls(report: Report) -> Table:
 
 def conditions(report: Report) -> Table:
     """How each measurement ended, and how the machine was meanwhile."""
-    known = [each.conditions for each in report.measurements]
-    shown = [(head, told) for head, told in _CONDITIONS if any(told(now) for now in known)]
+    ended: tuple[Column[Measurement], ...] = (
+        ("ended by", lambda each: each.stopped),
+        ("timer µs", lambda each: f"{1e3 * each.overhead_ms:.2f}"),
+    )
+    return _by_measurement("The machine meanwhile", report, (*ended, *map(_of_conditions, _CONDITIONS)))
+
+
+def gpu(report: Report) -> Table | None:
+    """How the GPU was meanwhile; None where nothing is known of one."""
+    if not any(each.conditions.gpu for each in report.measurements):
+        return None
+    return _by_measurement("The GPU meanwhile", report, [_of_conditions(column) for column in _GPU])
+
+
+def _of_conditions(column: Column[Conditions]) -> Column[Measurement]:
+    head, told = column
+    return head, lambda each: told(each.conditions)
+
+
+def _by_measurement(caption: str, report: Report, candidates: Sequence[Column[Measurement]]) -> Table:
+    """A row a measurement; columns of which nothing is known are left out."""
+    shown = [(head, told) for head, told in candidates if any(told(each) for each in report.measurements)]
     groups = tuple(
         tuple(
-            (
-                Cell(runner_of(each)),
-                Cell(str(each.batch_size)),
-                Cell(each.stopped),
-                Cell(milliseconds(each.overhead_ms)),
-                *(Cell(told(each.conditions) or NOTHING) for _, told in shown),
-            )
+            (Cell(runner_of(each)), Cell(str(each.batch_size)), *(Cell(told(each) or NOTHING) for _, told in shown))
             for each in members
         )
         for members in grouped(report.measurements)
     )
-    heads = columns("runner", "batch", "ended by", "timer ms", *(head for head, _ in shown))
-    return Table("The machine meanwhile", heads, groups)
+    return Table(caption, columns("runner", "batch", *(head for head, _ in shown)), groups)
 
 
 def _by_side(caption: str, report: Report, candidates: Sequence[Column[SideTiming]]) -> Table:

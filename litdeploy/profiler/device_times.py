@@ -16,8 +16,8 @@ from litdeploy.runtime import Runner
 
 _CALLS = 64
 _SECONDS = 1.0  # most for each of them
-# NVML's counter of energy moves every 20 to 100 ms; over so many of its steps one more or less is little.
-_ENERGY_SECONDS = 2.0
+# NVML's counter of energy moves every 20 to 100 ms; over this long, one step more or less is little.
+_ENERGY_SECONDS = 1.0
 # Those that queue their work on the current stream and do nothing else, so that it can be captured.
 _CAPTURED = ("eager", "compiled", "inductor")
 

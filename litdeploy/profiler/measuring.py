@@ -20,7 +20,7 @@ from litdeploy.profiler.memory import MemoryMeter
 from litdeploy.profiler.report import Failure, Measurement, RawSamples, SideTiming
 from litdeploy.profiler.scenarios import scenario_of
 from litdeploy.profiler.statistics import compare, summarise
-from litdeploy.profiler.timing import Samples, Timed, measure
+from litdeploy.profiler.timing import Samples, Timed, contended, measure
 from litdeploy.profiler.verdict import milliseconds, times
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.target import Target
@@ -152,7 +152,11 @@ def _measurement(
         teacher=sides[0],
         student=sides[1],
         comparison=compare(
-            timed.teacher.milliseconds, timed.student.milliseconds, timed.teacher.cpu_ms, timed.student.cpu_ms
+            timed.teacher.milliseconds,
+            timed.student.milliseconds,
+            timed.teacher.cpu_ms,
+            timed.student.cpu_ms,
+            contended=contended(timed),
         ),
     )
 

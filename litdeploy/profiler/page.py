@@ -45,6 +45,7 @@ def render(report: Report) -> str:
             "start": detail_tables.start(report),
             "calls": detail_tables.calls(report),
             "conditions": detail_tables.conditions(report),
+            "gpu": detail_tables.gpu(report),
         },
         runners=groups,
         scenario=_scenario(report.headline),
@@ -162,10 +163,11 @@ def _strip(report: Report) -> list[tuple[str, str, str]]:
     """(name, figure, what is small beside it) of the figures that one looks for first."""
     headline = report.headline
     gained = tables.speedup(headline.comparison)
+    interval = f"95 %: {gained.small}" if gained.small else "no interval: too few samples"
     where = f"{runner_of(headline)}, batch {headline.batch_size}"
     teacher_ms, student_ms = (milliseconds(side.median_ms) for side in (headline.teacher, headline.student))
     strip = [
-        ("Speed-up", gained.text, f"95 %: {gained.small}" if gained.small else "no interval: too few samples"),
+        ("Speed-up", gained.text, f"{headline.comparison.verdict}, {interval}"),
         ("Latency", f"{teacher_ms} → {student_ms} ms", where),
     ]
     if split := accuracy_split(report.teacher.accuracy, report.student.accuracy):

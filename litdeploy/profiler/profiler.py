@@ -161,7 +161,7 @@ def _findings(
             return None
         size = measurement.batch_size
         if size not in works:
-            with torch.inference_mode():
+            with torch.no_grad():
                 works[size] = roofline.count(lambda: forward(student.module, student.example(size)))
         # What moves is as many numbers in each precision, and fewer bytes.
         work = replace(works[size], bytes=works[size].bytes * dtype.itemsize / torch.float32.itemsize)

@@ -87,7 +87,8 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def count(function: Callable[[], Any]) -> Work:
-    """Runs the function once, eagerly, and counts."""
+    """Runs the function once, eagerly, and counts. Not in inference mode, where operators come under other names."""
+    assert not torch.is_inference_mode_enabled()
     with FlopCounterMode(display=False) as operations, _Bytes() as moved:
         function()
     return Work(float(operations.get_total_flops()), float(moved.total))

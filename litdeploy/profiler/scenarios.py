@@ -36,7 +36,7 @@ def preparation(timing: Timing, device: torch.device, stopwatch: Stopwatch) -> C
 
 
 class _Pace:
-    """Waits until it is time for the next call; what is late is made at once, and is not made up for."""
+    """Waits until it is time for the next call. One that is late is made at once, and the next ones count from it."""
 
     def __init__(self, a_second: float, stopwatch: Stopwatch) -> None:
         self._interval, self._stopwatch = 1 / a_second, stopwatch
@@ -44,10 +44,10 @@ class _Pace:
 
     def __call__(self) -> None:
         self._stopwatch.wait()
-        wait = self._next - self._stopwatch.now()
-        if wait > 0:
-            self._stopwatch.sleep(wait)
-        self._next = max(self._next + self._interval, self._stopwatch.now())
+        now = self._stopwatch.now()
+        if now < self._next:
+            self._stopwatch.sleep(self._next - now)
+        self._next = max(self._next, now) + self._interval
 
 
 def cache_bytes(device: torch.device) -> int:

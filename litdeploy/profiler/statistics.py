@@ -70,8 +70,8 @@ class Comparison(Record):
             the machine did not hold still.
         cpu_speedup: the ratio of the medians of processor time; None on the device's clock.
         verdict: `faster` or `slower` where all of the interval is 2 % or more from 1; `same` where all of it is within
-            5 % of 1; else `unclear`. So is a speed-up that is far from that in processor time: other work had the core
-            for much of the time, and long calls lose it more often than short ones.
+            5 % of 1; else `unclear`. So is a speed-up that is far from that in processor time, where calls waited for a
+            core that other work had: long ones lose it more often than short ones.
         reason: why it is `unclear`; None elsewhere.
         processes: the speed-up in each fresh process; empty where there was one process.
     """
@@ -149,12 +149,14 @@ def compare(
     student: Sequence[float],
     teacher_cpu: Sequence[float] = (),
     student_cpu: Sequence[float] = (),
+    contended: bool = False,
 ) -> Comparison:
     """The ratio of two sides that were timed in blocks of two calls each.
 
     Args:
         teacher, student: milliseconds in the order in which they were measured; as many each, an even number.
         teacher_cpu, student_cpu: the processor time of each call; empty where it is not known.
+        contended: whether calls waited for a core that other work had; see `Conditions.contended`.
     """
     a, b = (np.asarray(side, dtype=float).reshape(-1, _CALLS_A_SIDE_AND_BLOCK) for side in (teacher, student))
     low, high = ratio_interval(a, b) or (None, None)
@@ -162,7 +164,7 @@ def compare(
     cpu_speedup = None
     if len(teacher_cpu) and len(student_cpu) and (had := float(np.median(student_cpu))) > 0:
         cpu_speedup = float(np.median(teacher_cpu)) / had
-    verdict, reason = judge(speedup, low, high, a.size, cpu_speedup)
+    verdict, reason = judge(speedup, low, high, a.size, cpu_speedup if contended else None)
     return Comparison(
         speedup=speedup,
         speedup_low=low,
@@ -265,7 +267,7 @@ def judge(
 
     Args:
         samples: a side; too few, where there is no interval.
-        cpu_speedup: the same in processor time.
+        cpu_speedup: the same in processor time, where calls waited for a core.
     """
     if low is None or high is None:
         return "unclear", f"there are only {samples} samples a side"

@@ -54,6 +54,17 @@ def preemptions() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+def waiting_seconds() -> float | None:
+    """Seconds that this process's threads were ready to run and had no core, as other work had it."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text(encoding="ascii").split()[1])
+        except (OSError, IndexError, ValueError):  # the thread ended meanwhile; or a kernel that does not count it
+            continue
+    return total / 1e9 if total else None
+
+
 def quota_seconds() -> float | None:
     """Seconds that this process's control group was stopped for, having used up its quota; None where it has none."""
     group = _own_group()

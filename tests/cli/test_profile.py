@@ -66,6 +66,8 @@ def test_the_schema_tells_what_the_fields_mean(run: Run) -> None:
         (("--compare", "a.json", "nowhere"), "nowhere: no such file"),
         (("--compare", "a.json", "b.json", "--trace", "t.json"), "--trace: --compare reads two reports"),
         (("--compare", "a.json", "b.json", "--pace", "5/s"), "--pace: --compare reads two reports"),
+        (("--compare", "a.json", "b.json", "--student-depth", "8"), "--student-depth is for students"),
+        (("lit", "--compare", "a.json", "b.json"), "lit: --compare reads two reports"),
         (("--compare", "a.json", "b.json", "--html", "."), "--html .: is a folder"),
         (
             ("--predict", "x.pt", "--student-depth", "8", "--min-speedup", "2"),

@@ -11,6 +11,7 @@ import pytest
 
 from litdeploy.bundle import Accuracy
 from litdeploy.profiler.conditions import Conditions
+from litdeploy.profiler.nvml import Gpu
 from litdeploy.profiler.page import render
 from litdeploy.profiler.prediction_page import render_prediction
 from litdeploy.profiler.report import Failure, Report
@@ -107,6 +108,28 @@ def one_sample(report: Report) -> Report:
     )
 
 
+ALL_CONDITIONS = Conditions(
+    seconds=20.2,
+    cores=tuple(range(16)),
+    other_load=0.76,
+    machine_load=12.5,
+    stolen=0.004,
+    preemptions=12_345,
+    quota_seconds=1.25,
+    clock_mhz=2_596,
+    clock_low_mhz=2_596,
+    gpu=Gpu(
+        clock_mhz=1_700,
+        clock_low_mhz=1_600,
+        max_clock_mhz=1_980,
+        memory_clock_mhz=2_600,
+        temperature_c=61,
+        power_watts=512,
+        throttle_reasons=("software power cap", "hardware thermal slowdown"),
+    ),
+)
+
+
 def many(report: Report) -> Report:
     """Six runners at three batch sizes, times from microseconds to minutes, and a chance accuracy on few images."""
     runners = ("eager", "compiled", "onnxruntime", "inductor", "tensorrt", "tensorrt-graph")
@@ -114,7 +137,9 @@ def many(report: Report) -> Report:
     return report.model_copy(
         update={
             "measurements": tuple(
-                measurement(runner, size, 10 ** (index - 2) * size, 10 ** (index - 2) * size / (1 + index))
+                measurement(runner, size, 10 ** (index - 2) * size, 10 ** (index - 2) * size / (1 + index)).model_copy(
+                    update={"conditions": ALL_CONDITIONS}
+                )
                 for index, runner in enumerate(runners)
                 for size in (1, 64, 1_024)
             ),
@@ -213,11 +238,13 @@ def test_by_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
     assert page.get_by_role("table", name="Start, memory and energy").is_visible()
 
 
-def test_on_paper_nothing_is_folded_or_cut(browser: Browser, pages: dict[str, Path]) -> None:
-    page = opened(browser, pages["report"], [], color_scheme="dark", viewport={"width": 794, "height": 1_123})
-    folded = page.get_by_role("table", name="Spread and parts of a call", include_hidden=True)
+@pytest.mark.parametrize("name", ["report", "many"])
+def test_on_paper_nothing_is_folded_or_cut(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    # The width of A4 less its margins, in CSS pixels.
+    page = opened(browser, pages[name], [], color_scheme="dark", viewport={"width": 687, "height": 1_017})
+    folded = page.get_by_role("table", name="The machine meanwhile", include_hidden=True)
     page.emulate_media(media="print")
     assert folded.bounding_box() is not None
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 794
+    assert page.evaluate("document.documentElement.scrollWidth") <= 687
     assert page.pdf(format="A4").startswith(b"%PDF")

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import gc
+import statistics
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -8,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from litdeploy.profiler.timing import measure
+from litdeploy.profiler.statistics import compare, median_interval
+from litdeploy.profiler.timing import Timed, measure
 from litdeploy.runtime import Description
 from litdeploy.target import Timing
+
+from .simulated import Machine, Simulated
 
 
 class Sleeper:
@@ -46,12 +53,108 @@ def pair(calls: list[str], teacher: float, student: float) -> tuple[Sleeper, Sle
 BATCH = torch.zeros(1, 1, 2, 2)
 
 
-def test_a_call_takes_at_least_as_long_as_it_sleeps() -> None:
-    timed = measure(*pair([], 0.005, 0.001), BATCH, Timing(warmup_ms=0, samples=8, max_seconds=2))
+class Diary(Sleeper):
+    """One that notes by itself how long each of its sleeps was."""
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        start = time.perf_counter_ns()
+        time.sleep(self.seconds)
+        self.slept.append((time.perf_counter_ns() - start) / 1e6)
+        return batch_NCHW
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("", seconds, [])
+        self.slept: list[float] = []
+
+
+def test_a_runner_that_sleeps_is_measured_as_long_as_it_slept() -> None:
+    """How long a sleep of 5 ms is, the machine decides; what the profiler adds to it must be within 2 % of 5 ms."""
+    teacher, student = Diary(0.005), Diary(0.001)
+    timed = measure(teacher, student, BATCH, Timing(warmup_ms=0, samples=32, max_seconds=5))
     assert timed.clock == "wall"
     assert min(timed.teacher.milliseconds) >= 5
     assert timed.teacher.first_run_ms >= 5
-    assert min(timed.student.milliseconds) >= 1
+    added = [
+        measured - slept
+        for measured, slept in zip(
+            timed.teacher.milliseconds, teacher.slept[-len(timed.teacher.milliseconds) :], strict=True
+        )
+    ]
+    assert 0 <= statistics.median(added) < 0.02 * 5
+    # The timer says itself what it adds.
+    assert 0 < timed.overhead_ms < 0.02 * 5
+    # Asleep it had no processor.
+    assert statistics.median(timed.teacher.cpu_ms) < 1
+
+
+SETTLING = Timing(warmup_ms=50, half_width=0.01, min_samples=64, min_seconds=0, samples=400, max_seconds=1_000)
+MACHINES = {
+    "quiet": {"noise": 0.02},
+    "wandering": {"noise": 0.03, "wander": 0.05},
+    "drifting": {"noise": 0.02, "drift": 2.0},
+    "interrupted": {"noise": 0.03, "wander": 0.03, "spikes": 0.1},
+}
+
+
+@pytest.fixture
+def _quick_collection() -> Iterator[None]:
+    """Each measurement collects garbage before it begins; that of all libraries is looked through only once."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def simulated(seed: int, ratio: float, timing: Timing = SETTLING, **machine: float) -> Timed:
+    """A program of 5 ms, and one that takes `ratio` times as long, measured on a computed machine."""
+    on = Machine(seed, **machine)
+    sides = Simulated(on, 0.005 * ratio), Simulated(on, 0.005)
+    return measure(*sides, BATCH, timing, seed=seed, stopwatch=on.stopwatch)
+
+
+@pytest.mark.usefixtures("_quick_collection")
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "same"), (1.06, "faster"), (1 / 1.06, "slower")])
+def test_what_is_said_of_programs_on_a_computed_machine(machine: str, ratio: float, verdict: str) -> None:
+    """Over 1,000 seeds each machine gave `same` for a program against itself every time."""
+    said = []
+    for seed in range(20):
+        timed = simulated(seed, ratio, **MACHINES[machine])
+        said.append(compare(timed.teacher.milliseconds, timed.student.milliseconds).verdict)
+    assert said.count(verdict) >= 19
+
+
+def test_ends_when_the_medians_are_known_well_enough() -> None:
+    quiet = simulated(1, 2.0, noise=0.02)
+    assert quiet.stopped == "settled"
+    assert len(quiet.teacher.milliseconds) == 64
+    for side in (quiet.teacher, quiet.student):
+        interval = median_interval(side.milliseconds)
+        assert interval is not None
+        assert interval[1] - interval[0] <= 0.02 * statistics.median(side.milliseconds) * 1.01
+    noisy = simulated(1, 2.0, noise=0.02, wander=0.2)
+    assert noisy.stopped == "samples"
+    assert len(noisy.teacher.milliseconds) == 400
+    late = simulated(1, 2.0, SETTLING.model_copy(update={"max_seconds": 3.0}), noise=0.02, wander=0.2)
+    assert late.stopped == "time limit"
+    never = simulated(1, 2.0, SETTLING.model_copy(update={"half_width": 0.0}), noise=0.02)
+    assert never.stopped == "samples"
+
+
+def test_takes_its_least_time_even_when_it_is_settled() -> None:
+    timed = simulated(1, 1.0, SETTLING.model_copy(update={"min_seconds": 1.5}), noise=0.02)
+    assert timed.stopped == "settled"
+    assert timed.starts_ms[0] == 0
+    assert timed.starts_ms[-1] >= 1_400
+    assert list(timed.starts_ms) == sorted(timed.starts_ms)
+
+
+def test_paced_calls_begin_at_even_times() -> None:
+    timing = Timing(warmup_ms=0, samples=16, max_seconds=1_000, pace=50.0)
+    timed = simulated(1, 1.0, timing)
+    gaps = [after - before for before, after in pairwise(timed.starts_ms)]
+    assert gaps == pytest.approx([20.0] * len(gaps), rel=0.01)
+    behind = simulated(1, 1.0, timing.model_copy(update={"pace": 500.0}))
+    assert statistics.median(after - before for before, after in pairwise(behind.starts_ms)) >= 5
 
 
 def test_the_sides_alternate_in_blocks_of_both_orders() -> None:
