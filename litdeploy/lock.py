@@ -73,10 +73,9 @@ def locked(path: Path, what: str, instead: str) -> Iterator[None]:
             f"{what}: another process is at work there ({holder.told() if holder else 'it does not say which'}). "
             f"Wait until it ends, or {instead}."
         ) from None
-    except OSError as error:
-        raise BundleError(
-            f"{what}: cannot be written ({error.strerror or error}). {instead[0].upper()}{instead[1:]}."
-        ) from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BundleError(f"{what}: cannot be written ({why}). {instead[0].upper()}{instead[1:]}.") from None
     try:
         if lock.lock_counter == 1:
             with suppress(OSError):  # told, not needed
