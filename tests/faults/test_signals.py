@@ -52,9 +52,7 @@ def stop(steps: int, number: int) -> Watching:
 
 
 # In the middle of an epoch and at its last step; in the first phase and in the second.
-STOPS = {form: (2, STEPS, 3 * STEPS - 2) for form in FORMS} | {
-    "eager": (2, STEPS, 2 * STEPS - 1, 3 * STEPS - 2, 4 * STEPS)
-}
+STOPS = dict.fromkeys(FORMS, (2, STEPS, 3 * STEPS - 2)) | {"eager": (2, STEPS, 2 * STEPS - 1, 3 * STEPS - 2, 4 * STEPS)}
 
 
 @pytest.mark.parametrize(("form", "steps"), [(form, steps) for form, stops in STOPS.items() for steps in stops])
