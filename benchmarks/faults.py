@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -29,6 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +328,8 @@ def main() -> None:
                 print(f"{bench.kills} kills, {len(bench.failures)} failures", flush=True)
     result = {
         "command": "python -m benchmarks.faults " + " ".join(sys.argv[1:]),
+        "system": platform.platform(),
+        "versions": {name: version(name) for name in ("litdeploy", "torch", "onnxruntime-gpu", "filelock")},
         "kills": bench.kills,
         "of_exports": exports,
         "resumes": bench.resumes,

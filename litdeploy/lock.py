@@ -52,7 +52,7 @@ class Holder(BaseModel):
 
 @contextmanager
 def locked(path: Path, what: str, instead: str) -> Iterator[None]:
-    """Holds the lock file `path`, in a folder that is there; once more inside it costs nothing.
+    """Holds the lock file `path`, whose folder is made; once more inside it costs nothing.
 
     The file stays when the lock is released: removing it would let two processes hold two files of one name.
 
@@ -63,9 +63,10 @@ def locked(path: Path, what: str, instead: str) -> Iterator[None]:
     Raises:
         BundleError: another process holds it, or it cannot be written.
     """
-    lock = FileLock(path.resolve(), is_singleton=True)
     beside = path.with_name(f"{path.name}.json")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.resolve(), is_singleton=True)
         lock.acquire(blocking=False)
     except Timeout:
         holder = _read(beside)
@@ -73,10 +74,9 @@ def locked(path: Path, what: str, instead: str) -> Iterator[None]:
             f"{what}: another process is at work there ({holder.told() if holder else 'it does not say which'}). "
             f"Wait until it ends, or {instead}."
         ) from None
-    except OSError as error:
-        raise BundleError(
-            f"{what}: cannot be written ({error.strerror or error}). {instead[0].upper()}{instead[1:]}."
-        ) from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BundleError(f"{what}: cannot be written ({why}). {instead[0].upper()}{instead[1:]}.") from None
     try:
         if lock.lock_counter == 1:
             with suppress(OSError):  # told, not needed

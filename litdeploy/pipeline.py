@@ -97,7 +97,7 @@ def demo(
         remove(teacher)
     if not teacher.is_file():
         progress.note("training a ResNet-56 on scikit-learn's digits (1,797 images, 8×8)")
-        train("resnet56", recipe="digits-resnet-teacher", out=teacher, device="cpu", progress=progress)
+        train("resnet56", recipe="digits-resnet-teacher", out=teacher, device="cpu", resume=True, progress=progress)
     progress.note("compressing it to a ResNet-20 by LIT")
     return deploy(
         teacher,

@@ -8,6 +8,7 @@ Shape suffixes: K views, M images of the split, N images of a batch.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -294,6 +295,8 @@ def _reserve(path: Path, size: int) -> None:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # a file system that cannot reserve; the C library may try for it
+            return
         raise TrainingError(
             f"{path}: the teacher's features cannot be kept there ({error.strerror}). Make room, give "
             "--feature-cache-dir another folder, or train without: --feature-cache off"

@@ -38,7 +38,7 @@ from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES
 from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
-from litdeploy.trainer.resume import claim, identity_of
+from litdeploy.trainer.resume import going_on, identity_of
 from litdeploy.trainer.run import Position, Run
 from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student, tell_left_out
 from litdeploy.trainer.state import checkpoint, position_of
@@ -112,10 +112,12 @@ def compress(
     bundle = Bundle(out)
     precision = resolve_precision(resolved.precision, where)
     with ExitStack() as held:
-        ranks.on_first(_enter, held, bundle)
+        ranks.on_first(_enter, held, bundle, overwrite, resume)
         identity = ranks.on_first(identity_of, loaded, record, plan, resolved, data, precision, where, ranks)
         checkpoints = Checkpoints(bundle.checkpoints_path, identity, every, progress.note)
-        done, saved = ranks.on_first(claim, bundle, checkpoints, identity, overwrite, resume, progress.note)
+        done, saved = (
+            ranks.on_first(going_on, bundle, checkpoints, identity, progress.note) if resume else (False, None)
+        )
         if done:
             return bundle
         if record is None:
@@ -217,8 +219,10 @@ def interrupted(run: Run, where: Path) -> InterruptedRun:
     )
 
 
-def _enter(held: ExitStack, bundle: Bundle) -> None:
+def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool) -> None:
     held.enter_context(bundle.lock())
+    if not resume or not bundle.exists():
+        bundle.claim(overwrite)
 
 
 def _test(run: Run, teacher: nn.Module) -> tuple[Accuracy, Accuracy]:

@@ -1,4 +1,4 @@
-"""Whether a run begins, goes on, or is done already."""
+"""Whether a run that is to be gone on with is this one, and what there is to go on from."""
 
 from __future__ import annotations
 
@@ -58,24 +58,18 @@ def common_identity(recipe: Recipe, data: Data, precision: str, device: torch.de
     }
 
 
-def claim(
-    bundle: Bundle,
-    checkpoints: Checkpoints,
-    identity: dict[str, Any],
-    overwrite: bool,
-    resume: bool,
-    note: Callable[[str], None],
+def going_on(
+    bundle: Bundle, checkpoints: Checkpoints, identity: dict[str, Any], note: Callable[[str], None]
 ) -> tuple[bool, Saved | None]:
-    """Makes the bundle ready for a run.
+    """Makes a bundle ready to go on with the run that it holds.
 
     Returns:
-        Whether it holds that run already, complete; and what the run goes on from, if it does.
+        Whether that run is complete; and what it goes on from: None where it begins anew.
 
     Raises:
-        BundleError: it holds another run, none that can be gone on with, or one that nobody wanted to go on with.
+        BundleError: it holds another run, or none that can be gone on with.
     """
-    if not resume or not bundle.exists():
-        bundle.claim(overwrite)
+    if not bundle.exists():
         return False, None
     bundle.tidy()
     checkpoints.tidy()

@@ -133,7 +133,6 @@ def train(
 
 
 def _enter(held: ExitStack, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(path.with_name(f".{path.name}.lock"), str(path), "choose another --out"))
 
 

@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 KILLS = 30
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="benchmarks/ is not part of a source distribution")
 def test_what_is_killed_goes_on_bit_equal(tmp_path: Path) -> None:
     out = tmp_path / "kills.json"
     command = [sys.executable, "-m", "benchmarks.faults", "--kills", str(KILLS), "--export-share", "0.1"]

@@ -15,6 +15,7 @@ import torch
 
 from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint
+from litdeploy.cli import main
 from litdeploy.errors import BundleError, InterruptedRun
 from litdeploy.pipeline import deploy
 from litdeploy.recipe import Recipe
@@ -51,8 +52,10 @@ def stop(steps: int, number: int) -> Watching:
 
 
 # In the middle of an epoch and at its last step; in the first phase and in the second.
-@pytest.mark.parametrize("steps", [2, STEPS, 2 * STEPS - 1, 3 * STEPS - 2, 4 * STEPS])
-@pytest.mark.parametrize("form", FORMS)
+STOPS = dict.fromkeys(FORMS, (2, STEPS, 3 * STEPS - 2)) | {"eager": (2, STEPS, 2 * STEPS - 1, 3 * STEPS - 2, 4 * STEPS)}
+
+
+@pytest.mark.parametrize(("form", "steps"), [(form, steps) for form, stops in STOPS.items() for steps in stops])
 def test_a_stopped_run_ends_bit_equal(
     form: str, steps: int, tiny: Compress, whole: dict[str, Bundle], tmp_path: Path
 ) -> None:
@@ -226,3 +229,32 @@ def test_a_captured_run_is_gone_on_with(tiny: Compress, tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(other["loss"], rel=0.02)
     for name, value in weights.items():
         torch.testing.assert_close(value, others[name], rtol=0.05, atol=0.02, msg=name)
+
+
+def test_the_command_line_tells_how_to_go_on(
+    teacher_path: Path,
+    data_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["compress", teacher_path, "--student-depth", 8, "--data", data_path, "--method", "kd", "--batch-size", 16]
+    words += [
+        "--learning-rate",
+        1e20,
+        "--epochs",
+        3,
+        "--device",
+        "cpu",
+        "--checkpoint-every",
+        "1step",
+        "--out",
+        tmp_path / "d",
+    ]
+    monkeypatch.setattr(sys, "argv", ["litdeploy", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    told = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "--learning-rate" in told
+    assert "the same command with --resume" in told.replace("\n", " ")
