@@ -24,7 +24,7 @@ gpu-check:
 		$(if $(OUT),--out $(OUT)) $(GPU_CHECK)
 
 clean:
-	rm -rf $(VENV) deploy demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) deploy demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(INSTALLED): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
