@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import benchmark
 
+from litdeploy.batch import moved
 from litdeploy.networks import new
 from litdeploy.profiler.environment import look_around
 from litdeploy.profiler.pinning import pinned
@@ -118,7 +119,7 @@ def main() -> int:
     device = resolve_device(arguments.device)
     network = new("resnet20", normalise="imagenet", input_shape=(3, 32, 32), classes=10, seed=0)
     network.module.eval()
-    batch = network.example(arguments.batch_size).to(device)
+    batch = moved(network.example(arguments.batch_size), device)
     result: dict[str, Any] = {"environment": look_around(device).model_dump(mode="json"), "checks": {}}
     with pinned(torch.get_num_threads()), open_runner("eager", network=network, device=device) as runner:
         checks: dict[str, Callable[[], dict[str, Any]]] = {
