@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import benchmark
 
-from litdeploy.batch import moved
+from litdeploy.batch import Batch, moved
 from litdeploy.networks import new
 from litdeploy.profiler.environment import look_around
 from litdeploy.profiler.pinning import pinned
@@ -53,7 +53,7 @@ class Sleeper:
         return batch
 
 
-def against_independent_timers(runner: Runner, batch: Tensor) -> dict[str, Any]:
+def against_independent_timers(runner: Runner, batch: Batch) -> dict[str, Any]:
     """Medians of rounds in turn, in ms, and how far the profiler is from each timer: the median over the rounds."""
     timer = benchmark.Timer(
         "run(batch)", globals={"run": runner.run, "batch": batch}, num_threads=torch.get_num_threads()
@@ -86,7 +86,7 @@ def _profiled_ms(runner: Runner, batch: Tensor, timing: Timing) -> float:
     return statistics.median(timed.teacher.milliseconds + timed.student.milliseconds)
 
 
-def against_itself(runner: Runner, batch: Tensor) -> dict[str, Any]:
+def against_itself(runner: Runner, batch: Batch) -> dict[str, Any]:
     """One program as both sides, profiled twice."""
     profiles = [measure(runner, runner, batch, TIMING, seed=seed) for seed in (0, 1)]
     verdicts = [_comparison(timed).verdict for timed in profiles]
