@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from litdeploy.bundle import Artefact, Bundle, Manifest, Record, sha256_of
-from litdeploy.errors import NetworkError
+from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.files import is_folder
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
@@ -68,7 +70,12 @@ def inspect(
     if is_folder(path):
         return Bundle(path).read()
     if path.suffix == ".onnx":
-        return FoundOnnx(**describe_onnx(path), sha256=sha256_of(path))
+        try:
+            return FoundOnnx(**describe_onnx(path), sha256=sha256_of(path))
+        except ValidationError:  # protobuf gives a name that is no text as bytes
+            raise RunnerError(
+                f"{path}: names in it are no text. It is damaged; make it again: litdeploy export"
+            ) from None
     if path.suffix == ".pt2":
         return read_package(path)
     return _inspect_network(load(path, network=network, normalise=normalise, input_shape=input_shape), path)

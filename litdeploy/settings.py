@@ -33,6 +33,17 @@ _DEEPEST = 20
 class _Loader(yaml.SafeLoader):
     """Plain data only, no tags; and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
 
+    _levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # Told while it is read: the reader's time grows with the square of the depth.
+        self._levels += 1
+        if self._levels > _DEEPEST:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
+
     def fetch_tag(self) -> None:
         raise yaml.scanner.ScannerError(None, None, "tags (!…) are not taken: settings are plain data", self.get_mark())
 

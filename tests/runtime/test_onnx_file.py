@@ -8,6 +8,7 @@ import pytest
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from litdeploy.errors import RunnerError
+from litdeploy.inspection import inspect
 from litdeploy.runtime.onnx_file import read_model
 
 
@@ -77,3 +78,15 @@ def test_a_file_too_long_for_the_format_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)  # sparse
     with pytest.raises(RunnerError, match="larger than 2 GiB"):
         read_model(tmp_path / "a.onnx")
+
+
+def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+    """As 10,000 mutations found."""
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8, 8]) for name in ("images", "logits")
+    ]
+    graph = helper.make_graph([helper.make_node("Identity", ["images"], ["logits"])], "g", inputs[:1], inputs[1:])
+    content = helper.make_model(graph).SerializeToString().replace(b"batch", b"b\xff\xfech")
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(RunnerError, match="no text"):
+        inspect(tmp_path / "a.onnx")
