@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import benchmark
 
-from litdeploy.batch import Batch, moved
+from litdeploy.batch import Batch, device_of, moved
 from litdeploy.networks import new
 from litdeploy.profiler.environment import look_around
 from litdeploy.profiler.pinning import pinned
@@ -45,7 +45,7 @@ class Sleeper:
     A sleep alone ends when the system wakes it, 0.1 ms late or more.
     """
 
-    def run(self, batch: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         end = time.perf_counter_ns() + 5_000_000
         time.sleep(0.004)
         while time.perf_counter_ns() < end:
@@ -61,7 +61,7 @@ def against_independent_timers(runner: Runner, batch: Batch) -> dict[str, Any]:
     timers: dict[str, tuple[Timing, Callable[[], float]]] = {
         "torch.utils.benchmark": (ROUND, lambda: 1e3 * float(timer.blocked_autorange(min_run_time=0.2).median))
     }
-    if batch.is_cuda:
+    if device_of(batch).type == "cuda":
         from triton.testing import do_bench
 
         # It empties the cache before each call, and so does the profiler beside it.
@@ -81,7 +81,7 @@ def against_independent_timers(runner: Runner, batch: Batch) -> dict[str, Any]:
     return {"held": all(each["apart"] <= WITHIN for each in found.values()), "timers": found}
 
 
-def _profiled_ms(runner: Runner, batch: Tensor, timing: Timing) -> float:
+def _profiled_ms(runner: Runner, batch: Batch, timing: Timing) -> float:
     timed = measure(runner, runner, batch, timing)
     return statistics.median(timed.teacher.milliseconds + timed.student.milliseconds)
 

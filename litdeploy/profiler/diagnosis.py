@@ -74,8 +74,8 @@ def ideal_ratio(
     figures = {"depth_ratio": depth, "flop_ratio": flops, "speedup": speedup, "share_of_ideal": speedup / flops}
     told = (
         f"In {headline.runner} at batch {headline.batch_size}, the student has {times(depth)} less depth and "
-        f"{times(flops)} fewer FLOPs, and is {times(speedup)} as fast{how}: {speedup / flops:.0%} of "
-        "the ideal by FLOPs."
+        f"{times(flops)} fewer FLOPs, and is {times(speedup)} as fast{how}: {speedup / flops:.0%} of the ideal "
+        "by FLOPs."
     )
     # What takes as long in both, c: (slow - c) / (fast - c) is the ratio of FLOPs.
     fixed = (flops * fast - slow) / (flops - 1) if flops > 1 else 0.0
