@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import benchmark
 
 from litdeploy.batch import Batch, device_of, moved
@@ -45,7 +44,7 @@ class Sleeper:
     A sleep alone ends when the system wakes it, 0.1 ms late or more.
     """
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         end = time.perf_counter_ns() + 5_000_000
         time.sleep(0.004)
         while time.perf_counter_ns() < end:
