@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from litdeploy.errors import SettingsError
-from litdeploy.target import Target, Tolerance, Tolerances, read_target
+from litdeploy.target import Target, Timing, Tolerance, Tolerances, read_target, with_timing
 
 GPUS = {"h200": "9.0", "a100": "8.0", "l4": "8.9", "t4": "7.5", "rtx4090": "8.9", "orin": "8.7"}
 
@@ -67,3 +67,14 @@ def test_a_fault_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_target(path)
     assert message in str(caught.value)
+
+
+def test_timing_is_changed_field_by_field() -> None:
+    target = Target(timing=Timing(samples=100))
+    assert with_timing(target, {"pace": None, "processes": None}) is target
+    changed = with_timing(target, {"pace": 50, "processes": 3})
+    assert (changed.timing.samples, changed.timing.pace, changed.timing.processes) == (100, 50.0, 3)
+    with pytest.raises(SettingsError, match="--cold-cache, --pace"):
+        with_timing(changed, {"cold_cache": True})
+    with pytest.raises(SettingsError, match="processes"):
+        with_timing(target, {"processes": 0})

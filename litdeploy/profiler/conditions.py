@@ -30,6 +30,7 @@ class Conditions(Record):
         machine_load: the same on all cores of the machine; they share memory and the last cache with these.
         stolen: share of these cores' time that the hypervisor gave to other machines.
         preemptions: times that another process took the core in the midst of work (involuntary context switches).
+        cpu_seconds: of processor time that this process had, in all its threads.
         waiting_seconds: that this process's threads were ready to run and had no core.
         quota_seconds: that the process was stopped for, having used up its quota of processor time (cgroup).
         clock_mhz, clock_low_mhz: of these cores, the median and the least.
@@ -42,20 +43,18 @@ class Conditions(Record):
     machine_load: float | None = None
     stolen: float | None = None
     preemptions: int | None = None
+    cpu_seconds: float | None = None
     waiting_seconds: float | None = None
     quota_seconds: float | None = None
     clock_mhz: float | None = None
     clock_low_mhz: float | None = None
     gpu: Gpu | None = None
 
-    def contended(self, cpu_seconds: float) -> bool:
-        """Whether waiting for a core was much of the time, and nothing but it and work was.
-
-        Args:
-            cpu_seconds: of processor time that the measured calls had.
-        """
-        waited = self.waiting_seconds or 0.0
-        return waited >= _MUCH * self.seconds and waited + cpu_seconds >= (1 - _MUCH) * self.seconds
+    @property
+    def contended(self) -> bool:
+        """Whether waiting for a core was much of the time, and nothing but it and work was: nobody slept."""
+        waited, worked = self.waiting_seconds or 0.0, self.cpu_seconds or 0.0
+        return waited >= _MUCH * self.seconds and waited + worked >= (1 - _MUCH) * self.seconds
 
 
 class Watch:
@@ -88,6 +87,7 @@ class Watch:
             machine_load=_rate(before.machine, after.machine, seconds) if known else None,
             stolen=_rate(before.stolen, after.stolen, seconds * len(self._cores or (0,))) if known else None,
             preemptions=None if after.preemptions is None else after.preemptions - (before.preemptions or 0),
+            cpu_seconds=after.own - before.own,
             waiting_seconds=None if after.waiting is None else max(0.0, after.waiting - (before.waiting or 0)),
             quota_seconds=None if after.quota is None else after.quota - (before.quota or 0),
             clock_mhz=median(self._clocks) if self._clocks else None,
@@ -110,7 +110,8 @@ class _Counters:
 
     def __init__(self, cores: tuple[int, ...]) -> None:
         self.at = time.perf_counter()
-        own, busy = time.process_time(), system.busy_seconds(system.all_cores())
+        self.own = own = time.process_time()
+        busy = system.busy_seconds(system.all_cores())
         self.others = sum(busy[core] for core in cores if core in busy) - own if busy else None
         self.machine = sum(busy.values()) - own if busy else None
         self.stolen = system.stolen_seconds(cores)

@@ -66,11 +66,16 @@ def ideal_ratio(
 ) -> Iterator[Finding]:
     """What the ratio of FLOPs would make of the time, what was made of it, and where the rest went."""
     flops, depth = teacher.breakdown.flops / student.breakdown.flops, teacher.breakdown.depth / student.breakdown.depth
-    slow, fast, speedup = headline.teacher.median_ms, headline.student.median_ms, headline.comparison.speedup
+    slow, fast, how = headline.teacher.median_ms, headline.student.median_ms, ""
+    if headline.conditions.contended and headline.teacher.cpu_ms and headline.student.cpu_ms:
+        # The clock on the wall tells of the other work more than of these two.
+        slow, fast, how = headline.teacher.cpu_ms, headline.student.cpu_ms, " in processor time"
+    speedup = slow / fast
     figures = {"depth_ratio": depth, "flop_ratio": flops, "speedup": speedup, "share_of_ideal": speedup / flops}
     told = (
         f"In {headline.runner} at batch {headline.batch_size}, the student has {times(depth)} less depth and "
-        f"{times(flops)} fewer FLOPs, and is {times(speedup)} as fast: {speedup / flops:.0%} of the ideal by FLOPs."
+        f"{times(flops)} fewer FLOPs, and is {times(speedup)} as fast{how}: {speedup / flops:.0%} of the ideal "
+        "by FLOPs."
     )
     # What takes as long in both, c: (slow - c) / (fast - c) is the ratio of FLOPs.
     fixed = (flops * fast - slow) / (flops - 1) if flops > 1 else 0.0
@@ -145,6 +150,8 @@ def roofline_bound(measurement: Measurement, work: Work, rates: Rates) -> Iterat
     if share >= _BOUND_FROM:
         kind: Kind = "arithmetic-bound" if arithmetic else "memory-bound"
         told = f"The student is {kind} in {where}: {rate} that this device was measured to do ({share:.0%})."
+        if share > 1:
+            told += " More than the ceiling: other work disturbed the measurement of that."
     else:
         kind = "overhead-bound"
         told = (

@@ -20,7 +20,7 @@ from litdeploy.profiler.memory import MemoryMeter
 from litdeploy.profiler.report import Failure, Measurement, RawSamples, SideTiming
 from litdeploy.profiler.scenarios import scenario_of
 from litdeploy.profiler.statistics import compare, summarise
-from litdeploy.profiler.timing import Samples, Timed, contended, measure
+from litdeploy.profiler.timing import Samples, Timed, measure
 from litdeploy.profiler.verdict import milliseconds, times
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.target import Target
@@ -156,7 +156,7 @@ def _measurement(
             timed.student.milliseconds,
             timed.teacher.cpu_ms,
             timed.student.cpu_ms,
-            contended=contended(timed),
+            contended=timed.conditions.contended,
         ),
     )
 

@@ -11,7 +11,7 @@ from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.measuring import Results
 from litdeploy.profiler.report import Failure, Measurement, RawSamples, SideTiming
 from litdeploy.profiler.statistics import Comparison, across_processes, judge, summarise
-from litdeploy.profiler.timing import Samples, Stopped, contended
+from litdeploy.profiler.timing import Samples, Stopped
 
 Value = TypeVar("Value")
 
@@ -82,7 +82,7 @@ def _comparison(each: Sequence[Comparison], raw: Sequence[RawSamples]) -> Compar
     paired, _, _ = across_processes([(one.paired_speedup, None, None) for one in each])
     cpu = _of(each, lambda one: one.cpu_speedup, median)
     samples = sum(len(one.timed.teacher.milliseconds) for one in raw)
-    waited = any(contended(one.timed) for one in raw)
+    waited = any(one.timed.conditions.contended for one in raw)
     verdict, reason = judge(speedup, low, high, samples, cpu if waited else None)
     return Comparison(
         speedup=speedup,
@@ -105,6 +105,7 @@ def _conditions(each: Sequence[Conditions]) -> Conditions:
         machine_load=_of(each, lambda one: one.machine_load, max),
         stolen=_of(each, lambda one: one.stolen, max),
         preemptions=_of(each, lambda one: one.preemptions, sum),
+        cpu_seconds=_of(each, lambda one: one.cpu_seconds, sum),
         waiting_seconds=_of(each, lambda one: one.waiting_seconds, sum),
         quota_seconds=_of(each, lambda one: one.quota_seconds, sum),
         clock_mhz=_of(each, lambda one: one.clock_mhz, median),

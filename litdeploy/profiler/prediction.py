@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from litdeploy.bundle import Artefact, Record, sha256_of
-from litdeploy.errors import StudentError
+from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.staging import write_sidecar
@@ -108,6 +108,8 @@ def predict(
     say = progress or (lambda line: None)
     if not depths:
         raise StudentError("no depth to predict. Say which: --student-depth 8,14,20")
+    if (timing.get("processes") or 1) > 1:
+        raise SettingsError("--processes is for a bundle; a prediction is made in one process. Leave it out.")
     if not isinstance(teacher, Network):
         teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape)
     chosen = with_timing(resolve_target(target), timing)

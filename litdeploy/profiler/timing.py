@@ -77,11 +77,6 @@ class Timed:
     conditions: Conditions
 
 
-def contended(timed: Timed) -> bool:
-    """Whether the calls waited for a core that other work had; see `Conditions.contended`."""
-    return timed.conditions.contended(sum((*timed.teacher.cpu_ms, *timed.student.cpu_ms)) / 1e3)
-
-
 def measure(
     teacher: Runner,
     student: Runner,

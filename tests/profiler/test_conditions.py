@@ -64,7 +64,7 @@ def test_own_work_is_no_other_load() -> None:
     ],
 )
 def test_contended_is_waiting_and_work_alone(waiting: float | None, cpu: float, contended: bool) -> None:
-    assert Conditions(seconds=2.0, waiting_seconds=waiting).contended(cpu) == contended
+    assert Conditions(seconds=2.0, waiting_seconds=waiting, cpu_seconds=cpu).contended == contended
 
 
 def test_too_short_to_tell() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.diagnosis import bounds, copy_bound, ideal_ratio, launch_bound
 from litdeploy.profiler.report import Measurement
 from litdeploy.profiler.roofline import Rates, Work
@@ -40,6 +41,16 @@ def test_more_than_the_ideal_leaves_no_rest() -> None:
     [finding] = ideal_ratio(TEACHER, STUDENT, measurement("eager", 1, 100.0, 1.0), [])
     assert "fixed_ms" not in finding.figures
     assert "The rest" not in finding.sentence
+
+
+def test_where_calls_waited_for_the_core_the_ratio_is_that_of_processor_time() -> None:
+    made = with_student(measurement("eager", 1, 100.0, 1.0), cpu_ms=1.0)
+    contended = Conditions(seconds=2.0, waiting_seconds=1.0, cpu_seconds=1.0)
+    teacher = made.teacher.model_copy(update={"cpu_ms": 2.0})
+    made = made.model_copy(update={"teacher": teacher, "conditions": contended})
+    [finding] = ideal_ratio(TEACHER, STUDENT, made, [])
+    assert finding.figures["speedup"] == 2
+    assert "2.0× as fast in processor time" in finding.sentence
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.errors import RunnerError, StudentError
+from litdeploy.errors import RunnerError, SettingsError, StudentError
 from litdeploy.networks import new
 from litdeploy.profiler import predict
 from litdeploy.profiler.prediction import Prediction
@@ -47,6 +47,8 @@ def test_depths_that_there_are_not(made: Made) -> None:
         predict(made.teacher, [8, 9], target=TARGET)
     with pytest.raises(StudentError, match=r"--student-depth 8,14,20"):
         predict(made.teacher, [], target=TARGET)
+    with pytest.raises(SettingsError, match="--processes"):
+        predict(made.teacher, [8], target=TARGET, processes=3)
 
 
 def test_nothing_that_can_run(made: Made) -> None:
