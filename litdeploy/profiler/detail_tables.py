@@ -75,6 +75,7 @@ _CONDITIONS: tuple[Column[Conditions], ...] = (
     ("on cores", lambda now: _cores(now.cores) if now.cores else None),
     ("other load, cores", lambda now: _number(now.other_load, ".2f")),
     ("on the machine", lambda now: _number(now.machine_load, ".2f")),
+    ("waited s", lambda now: _number(now.waiting_seconds, ".2f")),
     ("stolen", lambda now: None if now.stolen is None else f"{100 * now.stolen:.1f} %"),
     ("preempted", lambda now: _number(now.preemptions, ",d")),
     ("stopped by quota s", lambda now: _number(now.quota_seconds, ".2f")),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from litdeploy.errors import GateError
 from litdeploy.profiler.figures import percent, runner_of
-from litdeploy.profiler.statistics import judge
+from litdeploy.profiler.statistics import contradicted
 from litdeploy.profiler.verdict import accuracy_split, decimals, points
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def _speedup(report: Report, least: float) -> str | None:
             f"the speed-up in {where} is {found.speedup:.2f}×, with 95 % confidence between {found.speedup_low:.2f}× "
             f"and {found.speedup_high:.2f}×: its low end is below --min-speedup {least:g}"
         )
-    alone, _ = judge(found.speedup, found.speedup_low, found.speedup_high, headline.teacher.samples)
-    if found.verdict == "unclear" != alone:
+    if contradicted(found):
         return f"--min-speedup {least:g}: the speed-up in {where} is not to be trusted ({found.reason})"
     return None
 

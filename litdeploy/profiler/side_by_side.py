@@ -10,7 +10,7 @@ from typing import Any, Literal
 from litdeploy.bundle import Record
 from litdeploy.profiler.figures import runner_of
 from litdeploy.profiler.report import Measurement, Report, open_report
-from litdeploy.profiler.statistics import Verdict, judge
+from litdeploy.profiler.statistics import Verdict, contradicted, judge
 from litdeploy.profiler.verdict import milliseconds, times
 
 # What is told apart from the rest, or says nothing of how it was measured.
@@ -25,7 +25,8 @@ class Ratio(Record):
         low, high: its 95 % interval, from both figures' own as if they were independent (MOVER on logarithms: Zou and
             Donner, Stat. Med. 2008). None where one of them has none. It holds what varies within each run, and what
             varies between runs only where both were repeated with `--processes`.
-        verdict: as of `statistics.Comparison`; `faster` where B is.
+        verdict: as of `statistics.Comparison`; `faster` where B is. Always `unclear` where the speed-up of either
+            measurement is one that its processor time contradicts.
     """
 
     ratio: float
@@ -41,7 +42,9 @@ class Row(Record):
         a, b: the measurements; None where a report has none.
         latency: student's time in A over student's time in B, above 1 where B's is faster; None where one is missing.
         speedup: speed-up over the teacher in B over that in A, above 1 where B gains more; None likewise. Of two
-            machines it compares what the student gains on each, whatever their own speed.
+            machines it compares what the student gains on each, whatever their own speed. Of the same teacher on the
+            same device `latency` is `faster` or `slower` only where this is too: the teacher was timed beside the
+            student in both, so that it cancels what the machine did otherwise from one run to the next.
     """
 
     runner: str
@@ -94,7 +97,10 @@ def compare_reports(a: str | Path, b: str | Path) -> SideBySide:
     first, second = open_report(Path(a)), open_report(Path(b))
     by_key = [{_key(each): each for each in report.measurements} for report in (first, second)]
     keys = list(dict.fromkeys([*by_key[0], *by_key[1]]))
-    rows = tuple(_row(key, *(found.get(key) for found in by_key)) for key in keys)
+    alike = first.teacher.sha256 == second.teacher.sha256 and (
+        first.environment.device_name == second.environment.device_name
+    )
+    rows = tuple(_row(key, *(found.get(key) for found in by_key), alike=alike) for key in keys)
     return SideBySide(
         sentence=_sentence(second, rows),
         a_path=str(a),
@@ -110,12 +116,22 @@ def _key(measurement: Measurement) -> tuple[str, str, int]:
     return measurement.runner, measurement.precision, measurement.batch_size
 
 
-def _row(key: tuple[str, str, int], a: Measurement | None, b: Measurement | None) -> Row:
+def _row(key: tuple[str, str, int], a: Measurement | None, b: Measurement | None, *, alike: bool) -> Row:
+    """One row.
+
+    Args:
+        alike: whether the teacher and the device are the same in both.
+    """
     runner, precision, batch_size = key
     latency = speedup = None
     if a and b:
         latency = ratio_of(*((x.median_ms, x.median_low_ms, x.median_high_ms) for x in (a.student, b.student)))
         speedup = ratio_of(*((x.speedup, x.speedup_low, x.speedup_high) for x in (b.comparison, a.comparison)))
+        if contradicted(a.comparison) or contradicted(b.comparison):
+            speedup = speedup.model_copy(update={"verdict": "unclear"})
+            latency = latency.model_copy(update={"verdict": "unclear"})
+        elif alike and latency.verdict in ("faster", "slower") and latency.verdict != speedup.verdict:
+            latency = latency.model_copy(update={"verdict": "unclear"})
     return Row(runner=runner, precision=precision, batch_size=batch_size, a=a, b=b, latency=latency, speedup=speedup)
 
 

@@ -283,3 +283,9 @@ def judge(
     if low >= 1 / _SAME_WITHIN and high <= _SAME_WITHIN:
         return "same", None
     return "unclear", f"with 95 % confidence it is only known to be between {low:.2f}× and {high:.2f}×"
+
+
+def contradicted(comparison: Comparison) -> bool:
+    """Whether its interval alone would give a verdict, and what else is known of it speaks against one."""
+    alone, _ = judge(comparison.speedup, comparison.speedup_low, comparison.speedup_high, 0)
+    return comparison.verdict == "unclear" != alone

@@ -60,6 +60,33 @@ def test_what_became_faster_and_what_stayed(found: SideBySide) -> None:
     assert found.sentence.startswith("In onnxruntime at batch 1, B’s student is 1.54× as fast: 1.92 → 1.25 ms a call")
 
 
+def test_a_machine_that_was_slower_throughout_is_no_slower_student(report: Report, tmp_path: Path) -> None:
+    busy = report.model_copy(update={"measurements": (measurement("onnxruntime", 1, 10, 10 / 2.6),)})
+    paths = stored(report, tmp_path / "a.json"), stored(busy, tmp_path / "b.json")
+    row = next(row for row in compare_reports(*paths).rows if row.b)
+    assert row.latency is not None
+    assert row.speedup is not None
+    assert (row.latency.high or 1) < 0.6
+    assert (row.latency.verdict, row.speedup.verdict) == ("unclear", "same")
+    # On another machine it is what it is.
+    elsewhere = report.environment.model_copy(update={"device_name": "another"})
+    stored(busy.model_copy(update={"environment": elsewhere}), tmp_path / "b.json")
+    row = next(row for row in compare_reports(*paths).rows if row.b)
+    assert row.latency is not None
+    assert row.latency.verdict == "slower"
+
+
+def test_a_speedup_that_the_processor_time_contradicts_compares_to_nothing(report: Report, tmp_path: Path) -> None:
+    odd = measurement("onnxruntime", 1, 10, 1)
+    comparison = odd.comparison.model_copy(update={"verdict": "unclear", "reason": "calls waited"})
+    other = report.model_copy(update={"measurements": (odd.model_copy(update={"comparison": comparison}),)})
+    found = compare_reports(stored(report, tmp_path / "a.json"), stored(other, tmp_path / "b.json"))
+    row = next(row for row in found.rows if row.b)
+    assert row.latency is not None
+    assert row.speedup is not None
+    assert (row.latency.verdict, row.speedup.verdict) == ("unclear", "unclear")
+
+
 def test_what_differs_is_named_and_the_date_is_not(found: SideBySide) -> None:
     assert {(each.what, each.a, each.b) for each in found.differing} == {
         ("device_name", "a processor", "a GPU"),
