@@ -8,8 +8,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -243,12 +245,25 @@ def _load_tables(name: str, files: list[Path]) -> Any:
     # `datasets` takes patterns, and a folder may be called `run[1]`.
     patterns = [glob.escape(str(file)) for file in files]
     try:
-        return datasets.load_dataset(kind, data_files={"train": patterns}, split="train")
+        with _unlogged():
+            return datasets.load_dataset(kind, data_files={"train": patterns}, split="train")
     except Exception as error:  # whatever pyarrow and pandas make of a damaged file
         cause = error.__cause__ or error
         mend = " Write it again in UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
         told = ", ".join(file.name for file in files[:3])
         raise DataError(f"{name}: {told} cannot be read as {kind} ({_first_line(cause)}).{mend}") from error
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """`datasets` logs what it raises too; the message that becomes of it is enough."""
+    logger = logging.getLogger("datasets")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _hub(name: str) -> Source:
