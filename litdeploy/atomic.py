@@ -50,7 +50,12 @@ def write_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            # safetensors leaves files that none but their owner may read; these may be read as any other made here.
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            temporary.unlink()
             yield temporary
+            temporary.chmod(mode)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -147,21 +147,6 @@ def test_an_artefact_outside_the_bundle_is_refused(bundle: Bundle, tmp_path: Pat
         bundle.artefact_path(_artefact("../outside", sha256_of(tmp_path / "outside")))
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("whole")
-
-    def fail() -> None:
-        with write_whole(path) as temporary:
-            temporary.write_text("half")
-            raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        fail()
-    assert path.read_text() == "whole"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.mark.parametrize("name", ["profile", "export", "metrics.jsonl", "student.safetensors"])
 def test_a_link_out_of_the_bundle_is_not_followed(bundle: Bundle, tmp_path: Path, name: str) -> None:
     (tmp_path / "elsewhere").mkdir()
