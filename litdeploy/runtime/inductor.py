@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from litdeploy.batch import Batch, forward
@@ -30,16 +30,22 @@ class PackageDetails(BaseModel):
     """What a sidecar must say of a package for it to be opened; it says more.
 
     Attributes:
-        image_shape: (channels, height, width).
+        image_shape: (channels, height, width), where it takes images.
         built_for: see `built_for`.
     """
 
     model_config = ConfigDict(strict=True)
 
     metadata: dict[str, str]
-    image_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)] | None = None
     classes: int
     built_for: dict[str, str | list[str]]
+
+    @model_validator(mode="after")
+    def _tells_its_input(self) -> PackageDetails:
+        if self.image_shape is None and input_of(self.metadata) is None:
+            raise ValueError("neither an image's shape nor another input is told")
+        return self
 
 
 class InductorRunner:
