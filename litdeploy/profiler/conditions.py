@@ -52,9 +52,9 @@ class Conditions(Record):
 
     @property
     def contended(self) -> bool:
-        """Whether waiting for a core was much of the time, and nothing but it and work was: nobody slept."""
+        """Whether its threads waited for a core in much of the time that they could have run, and did not just sleep."""
         waited, worked = self.waiting_seconds or 0.0, self.cpu_seconds or 0.0
-        return waited >= _MUCH * self.seconds and waited + worked >= (1 - _MUCH) * self.seconds
+        return waited >= _MUCH * (waited + worked) > 0 and waited + worked >= (1 - _MUCH) * self.seconds
 
 
 class Watch:
