@@ -52,7 +52,7 @@ class Conditions(Record):
 
     @property
     def contended(self) -> bool:
-        """Whether its threads waited for a core in much of the time that they could have run, and did not just sleep."""
+        """Whether its threads waited for a core in much of the time that they could have run; sleep does not count."""
         waited, worked = self.waiting_seconds or 0.0, self.cpu_seconds or 0.0
         return waited >= _MUCH * (waited + worked) > 0 and waited + worked >= (1 - _MUCH) * self.seconds
 
