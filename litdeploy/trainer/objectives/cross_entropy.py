@@ -1,0 +1,33 @@
+"""Training by the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litdeploy.recipe import Recipe
+from litdeploy.trainer.objectives.objective import Init, Outputs, TrainingPhase
+
+
+class CrossEntropy:
+    """Training from scratch by the labels alone: no teacher, nothing copied."""
+
+    init: ClassVar[Init] = "scratch"
+    needs_teacher = False
+    needs_chain = True
+    freezes = False
+    branches: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(outputs.logits, outputs.labels)}
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return ()
+
+    @classmethod
+    def phases(cls, recipe: Recipe, sections: Sequence[str]) -> list[TrainingPhase]:
+        return [TrainingPhase("scratch", recipe.main.model_copy(update={"epochs": recipe.epochs}), cls())]
