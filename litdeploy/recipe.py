@@ -14,7 +14,7 @@ from litdeploy import settings
 from litdeploy.errors import SettingsError
 from litdeploy.settings import Settings
 
-Method = Literal["lit", "kd", "hint", "scratch"]
+Method = Literal["lit", "kd", "hint", "scratch", "born-again"]
 Precision = Literal["auto", "fp32", "bf16"]
 Choice = Literal["auto", "on", "off"]
 
@@ -63,6 +63,22 @@ class Phase(Settings):
     milestones: tuple[int, ...] = ()
 
 
+class BornAgainSettings(Settings):
+    """Of method `born-again`.
+
+    Attributes:
+        generations: networks trained one after the other, each taught by the one before.
+        by: `kd`, as published, or `lit`.
+    """
+
+    generations: int = Field(3, ge=1)
+    by: Literal["kd", "lit"] = "kd"
+
+
+# Field with the settings of one method → that method.
+_OF_METHOD = {"born_again": "born-again"}
+
+
 class Recipe(Settings):
     """What `compress` does, complete with its defaults.
 
@@ -73,7 +89,8 @@ class Recipe(Settings):
         network: the teacher's network, where its checkpoint does not tell.
         input_shape: (channels, height, width) of the teacher's input, likewise.
         normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
-        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`.
+        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`.
+        born_again: settings of that method alone; None for its defaults.
         student_depth, student_blocks: the student; one of them.
         init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
@@ -91,6 +108,7 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     augmentation: Augmentation = Augmentation()
     method: Method = "lit"
+    born_again: BornAgainSettings | None = None
     student_depth: int | None = Field(None, ge=1)
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None
@@ -128,6 +146,16 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _settings_of_its_method(self) -> Recipe:
+        for field, method in _OF_METHOD.items():
+            if getattr(self, field) is not None and self.method != method:
+                raise ValueError(
+                    f"the settings {field} are those of method {method!r}, and the method is {self.method!r}; leave "
+                    f"them out, or give --method {method}"
+                )
+        return self
+
     @property
     def epochs(self) -> int:
         """Epochs of both phases together."""
@@ -151,7 +179,8 @@ class Recipe(Settings):
             SettingsError: a value that the field does not take.
         """
         values = self.model_dump(mode="json", exclude_defaults=True)
-        values.update(changes)
+        for name, change in changes.items():
+            values[name] = {**values.get(name, {}), **change} if name in _OF_METHOD else change
         return settings.parse(Recipe, values, "command line")
 
 

@@ -68,8 +68,12 @@ StudentBlocks = Annotated[
     str | None,
     typer.Option(help="Blocks a section, as in layer1=3,layer3=2; sections not named stay whole.", metavar="NAME=N,…"),
 ]
-Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with: kd, hint, scratch.")]
+Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with: kd, hint, scratch, born-again.")]
 Init = Annotated[str | None, typer.Option(help="copy (the teacher's blocks, evenly spaced) or fresh.")]
+Generations = Annotated[int | None, typer.Option(help="Of born-again: networks, each taught by the one before.")]
+BornAgainBy = Annotated[
+    str | None, typer.Option("--by", help="What born-again's generations learn by: kd or lit.", metavar="kd|lit")
+]
 Compile = Annotated[
     str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")
 ]
@@ -105,6 +109,11 @@ DEFAULT_BUNDLE = DEFAULT_PATH
 def views_of(text: str | None) -> int | str | None:
     """Reads --feature-cache; words are left to the recipe's own check."""
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def given(**settings: object) -> dict[str, object] | None:
+    """Those settings that were given; None where none was."""
+    return {name: value for name, value in settings.items() if value is not None} or None
 
 
 def shape_of(text: str | None) -> tuple[int, int, int] | None:

@@ -101,6 +101,7 @@ class FeatureCache:
         device: where features are given, and kept where there is no folder.
         folder: where they are kept, memory-mapped, for further students; None: in memory.
         key: what they were computed from; in a folder they are read again only under the same key.
+        shared: the folder is there for further students.
 
     Attributes:
         mapped: whether they are kept in files.
@@ -119,10 +120,12 @@ class FeatureCache:
         device: torch.device,
         folder: Path | None = None,
         key: Mapping[str, Any] | None = None,
+        shared: bool = False,
     ) -> None:
         self.layout = layout
         self.views = views
         self.mapped = folder is not None
+        self._shared = shared
         self._images = images
         self._padding = padding
         self._device = device
@@ -141,6 +144,14 @@ class FeatureCache:
         host = torch.device("cpu")
         self._cuts = _tensor((3, slots), torch.int16, host, folder, "cuts")
         self._filled = _tensor((views, images), torch.uint8, host, folder, _FILLED)
+
+    def emptied(self) -> FeatureCache | None:
+        """Itself without what it kept, for another teacher; None where it is there for further students of this one."""
+        if self._shared:
+            return None
+        self._filled.zero_()
+        self._passes = 0
+        return self
 
     def begin_pass(self) -> None:
         """The next pass over the data begins."""

@@ -31,12 +31,11 @@ from litdeploy.errors import InterruptedRun, SettingsError, StudentError
 from litdeploy.networks import Network, NetworkName, find_sections
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
-from litdeploy.spec import DepthPlan
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.parallel import check_recipe, launched
-from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student
+from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student, student_spec
 
 
 def compress(
@@ -95,6 +94,11 @@ def compress(
     check_against(data, loaded.spec, loaded.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
     student = start_student(loaded, plan, resolved, network)
+
+    def fresh(seed: int) -> nn.Module:
+        return start_student(loaded, plan, resolved.model_copy(update={"seed": seed}), network)
+
+    phases = OBJECTIVES[resolved.method].phases(resolved, Start(names, fresh))
     bundle = Bundle(out)
     ranks.on_first(bundle.claim, overwrite)
     if record is None:
@@ -105,13 +109,15 @@ def compress(
         run = Run(
             student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
             teacher=None,
-            phases=[phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs],
+            phases=[phase for phase in phases if phase.settings.epochs],
             sections=names,
             data=data,
+            spec=student_spec(loaded, plan, resolved).with_(classes=data.classes),
             input=loaded.spec.input,
             recipe=resolved,
             precision=resolve_precision(resolved.precision, where),
             device=where,
+            folder=bundle.path,
             log=log,
             progress=progress,
             example=loaded.example().to(where),
@@ -119,7 +125,7 @@ def compress(
         )
         kept = None if feature_cache_dir is None else Path(feature_cache_dir)
         add_teacher(run, loaded, record.sha256, kept or folder, kept is not None)
-        return _train(bundle, run, loaded, record, plan)
+        return _train(bundle, run, loaded, record)
 
 
 def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
@@ -156,7 +162,7 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     return resolved
 
 
-def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, plan: DepthPlan) -> Bundle:
+def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord) -> Bundle:
     started, clock = datetime.now(UTC), time.perf_counter()
     teacher_accuracy: dict[str, Accuracy] = {}
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
@@ -168,13 +174,13 @@ def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, pl
         teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
     except KeyboardInterrupt:
         if run.ranks.first:
-            _finish(bundle, run, teacher, plan, started, clock, {"teacher": teacher_accuracy}, "interrupted")
+            _finish(bundle, run, teacher, started, clock, {"teacher": teacher_accuracy}, "interrupted")
         raise InterruptedRun(
             f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights "
             "so far. To train again: the same command with --overwrite."
         ) from None
     metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
-    run.ranks.on_first(_finish, bundle, run, teacher, plan, started, clock, metrics, "complete")
+    run.ranks.on_first(_finish, bundle, run, teacher, started, clock, metrics, "complete")
     return bundle
 
 
@@ -209,15 +215,13 @@ def _finish(
     bundle: Bundle,
     run: Run,
     teacher: TeacherRecord,
-    plan: DepthPlan,
     started: datetime,
     clock: float,
     metrics: dict[str, dict[str, Accuracy]],
     status: str,
 ) -> None:
     """Weights first, the manifest that names them last."""
-    spec = teacher.spec.with_(plan=plan, classes=run.data.classes)
-    sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), spec)
+    sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), run.spec)
     if run.validation is not None:
         metrics = {**metrics, "student": {"validation": run.validation, **metrics.get("student", {})}}
     record = RunRecord(
@@ -236,7 +240,7 @@ def _finish(
                 "litdeploy": litdeploy.__version__,
                 "status": status,
                 "teacher": teacher,
-                "student": spec,
+                "student": run.spec,
                 "student_sha256": sha256,
                 "recipe": run.recipe,
                 "data": run.data.record(),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
 from litdeploy.recipe import Phase, Recipe
 from litdeploy.runtime import accuracy
-from litdeploy.spec import InputSpec
+from litdeploy.spec import InputSpec, NetworkSpec
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.epoch import Epochs
@@ -38,7 +39,9 @@ class Run:
     Attributes:
         student: trained in place, on `device`, channels-last.
         teacher: None where no phase needs one.
+        spec: of the student; it rebuilds the student as it is now.
         sections: names of the student's planned sections, in the order they run in.
+        folder: where the run keeps what it needs to go on.
         example: what the student takes, of a few images.
         cache: of the teacher's features; None: none are kept.
         ranks: that share the run.
@@ -51,10 +54,12 @@ class Run:
     phases: Sequence[TrainingPhase]
     sections: Sequence[str]
     data: Data
+    spec: NetworkSpec
     input: InputSpec
     recipe: Recipe
     precision: str
     device: torch.device
+    folder: Path
     log: MetricsLog
     progress: Progress
     example: Tensor
@@ -95,42 +100,43 @@ def fit(run: Run) -> None:
     Raises:
         TrainingError: the loss is no longer a finite number, or a rank was lost.
     """
-    with synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext():
-        _fit(run)
-
-
-def _fit(run: Run) -> None:
     order = torch.Generator().manual_seed(run.recipe.seed)
     draws = torch.Generator().manual_seed(run.recipe.seed)
-    for each in run.phases:
-        run.ranks.copy([*run.student.state_dict().values(), *each.objective.parameters()])
-        share = _share(run, each)
-        phase = share.phase
-        with _step(run, share) as step:
-            optimiser = _optimiser(run, phase)
-            schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
-            teacher = run.teacher if phase.objective.needs_teacher else None
-            cache = run.cache if teacher is not None else None
-            passes = Epochs(
-                step, teacher, cache, optimiser, run.input, run.recipe, order, draws, _captures(run), share.ranks
-            )
-            for _ in range(phase.settings.epochs):
-                run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
-                started = time.perf_counter()
-                try:
-                    losses = _over_ranks(run, share, _train_epoch(run, passes, schedule))
-                except torch.OutOfMemoryError:
-                    losses = None  # told outside: as long as it is handled, the exception holds the step's memory
-                if losses is None:
-                    del passes, optimiser, schedule
-                    attempt = None if _synchronises(run) else _attempt(run, share, step, teacher)
-                    raise out_of_memory(run.recipe.batch_size, attempt, run.device)
-                seconds = time.perf_counter() - started
-                _check_finite(losses, phase, run)
-                _gather(run, share)
-                run.validation = run.ranks.on_first(_validate, run, phase, passes)
-                step.prepare()
-                _record(run, phase, losses, optimiser, seconds)
+    for phase in run.phases:
+        run.ranks.copy([*run.student.state_dict().values(), *phase.objective.parameters()])
+        if phase.transition is not None:
+            phase.transition.apply(run)
+        with synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext():
+            _fit(run, _share(run, phase), order, draws)
+
+
+def _fit(run: Run, share: Share, order: torch.Generator, draws: torch.Generator) -> None:
+    phase = share.phase
+    with _step(run, share) as step:
+        optimiser = _optimiser(run, phase)
+        schedule = _schedule(optimiser, phase.settings, steps_an_epoch(run.data.train, run.recipe.batch_size))
+        teacher = run.teacher if phase.objective.needs_teacher else None
+        cache = run.cache if teacher is not None else None
+        passes = Epochs(
+            step, teacher, cache, optimiser, run.input, run.recipe, order, draws, _captures(run), share.ranks
+        )
+        for _ in range(phase.settings.epochs):
+            run.progress.begin(phase.name, run.epochs_done + 1, run.epochs, len(run.data.train))
+            started = time.perf_counter()
+            try:
+                losses = _over_ranks(run, share, _train_epoch(run, passes, schedule))
+            except torch.OutOfMemoryError:
+                losses = None  # told outside: as long as it is handled, the exception holds the step's memory
+            if losses is None:
+                del passes, optimiser, schedule
+                attempt = None if _synchronises(run) else _attempt(run, share, step, teacher)
+                raise out_of_memory(run.recipe.batch_size, attempt, run.device)
+            seconds = time.perf_counter() - started
+            _check_finite(losses, phase, run)
+            _gather(run, share)
+            run.validation = run.ranks.on_first(_validate, run, phase, passes)
+            step.prepare()
+            _record(run, phase, losses, optimiser, seconds)
 
 
 def _train_epoch(run: Run, passes: Epochs, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, float]:

@@ -10,9 +10,10 @@ from litdeploy.bundle import Bundle, TeacherRecord
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.errors import StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, request
+from litdeploy.networks.family import depths_of
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe
-from litdeploy.spec import DepthPlan
+from litdeploy.spec import DepthPlan, NetworkSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.loop import Run
 from litdeploy.trainer.objectives import OBJECTIVES
@@ -28,8 +29,24 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
         StudentError: neither is given, or no such student is possible.
     """
     family = FAMILIES.get(teacher.spec.name)
+    whole = make_plan(sections, {section.name: section.blocks for section in sections})
+    keeps_all = OBJECTIVES[recipe.method].student == "whole"
     if recipe.student_blocks is not None:
-        return make_plan(sections, recipe.student_blocks)
+        plan = make_plan(sections, recipe.student_blocks)
+        if keeps_all and {**whole, **plan} != whole:
+            raise StudentError(
+                f"--method {recipe.method} keeps all of the teacher's blocks, and --student-blocks asks for fewer. "
+                "Leave it out, or choose another method: --method lit"
+            )
+        return whole if keeps_all else plan
+    if keeps_all:
+        depth = max(depths_of(family, sections))
+        if recipe.student_depth not in (None, depth):
+            raise StudentError(
+                f"--method {recipe.method} keeps the teacher's depth, {depth}; --student-depth {recipe.student_depth} "
+                f"asks for another. Give --student-depth {depth}, or choose another method: --method lit"
+            )
+        return whole
     if recipe.student_depth is None:
         raise StudentError(
             "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
@@ -62,9 +79,11 @@ def keep_teacher(bundle: Bundle, teacher: Network) -> TeacherRecord:
 
 def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
     """The student before its first step, as the method or the recipe's `init` has it."""
-    default = OBJECTIVES[recipe.method].init
-    if default == "scratch" and recipe.init == "copy":
-        raise StudentError("--method scratch copies nothing from the teacher; leave --init out, or choose --method kd.")
+    default = OBJECTIVES[recipe.method].init(recipe)
+    if default != "copy" and recipe.init == "copy":
+        raise StudentError(
+            f"--method {recipe.method} copies no blocks from the teacher; leave --init out, or choose --method kd."
+        )
     init = "scratch" if default == "scratch" else recipe.init or default
     if init == "copy":
         return make_student(teacher.module, plan)
@@ -73,6 +92,11 @@ def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: Ne
         raise StudentError("fresh blocks need a function that builds the network: pass network=build, not a module.")
     fresh = build(teacher.spec, asked, teacher.source, recipe.seed)
     return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
+
+
+def student_spec(teacher: Network, plan: DepthPlan, recipe: Recipe) -> NetworkSpec:
+    """The spec of the student before its first step; one that keeps all blocks needs no plan, and can be a teacher."""
+    return teacher.spec.with_(plan=plan if OBJECTIVES[recipe.method].student == "shallower" else None)
 
 
 def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: bool) -> None:
@@ -122,4 +146,5 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
         run.device,
         folder if plan.mapped else None,
         key,
+        keep,
     )

@@ -59,6 +59,7 @@ class Teacher:
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
     ) -> None:
+        self._settings = (sections, example, device, precision, compiled, fallback)
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, example.to(next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]
@@ -68,6 +69,10 @@ class Teacher:
         self.template = self.eager(example[:1].to(device))
         # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
         self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
+
+    def of(self, module: nn.Module) -> Teacher:
+        """A teacher like this one, of another module of the same shape."""
+        return Teacher(module, *self._settings)
 
     # Not inference_mode: the sections' inputs are saved for the student's backward pass.
     @torch.no_grad()

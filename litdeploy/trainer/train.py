@@ -16,11 +16,10 @@ from litdeploy.errors import BundleError
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_precision
-from litdeploy.spec import NetworkSpec
 from litdeploy.trainer.compress import resolve_recipe
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress
-from litdeploy.trainer.objectives import CrossEntropy
+from litdeploy.trainer.objectives import CrossEntropy, Start
 from litdeploy.trainer.parallel import check_recipe, launched
 
 
@@ -77,7 +76,7 @@ def train(
     check_against(data, made.spec, made.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
     ranks.on_first(path.parent.mkdir, parents=True, exist_ok=True)
-    (phase,) = CrossEntropy.phases(resolved, ())
+    (phase,) = CrossEntropy.phases(resolved, Start())
     with MetricsLog(path.with_suffix(".metrics.jsonl") if ranks.first else Path(os.devnull)) as log:
         run = Run(
             student=made.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
@@ -85,10 +84,12 @@ def train(
             phases=[phase],
             sections=(),
             data=data,
+            spec=made.spec.with_(classes=data.classes),
             input=made.spec.input,
             recipe=resolved,
             precision=resolve_precision(resolved.precision, where),
             device=where,
+            folder=path.parent,
             log=log,
             progress=progress if progress is not None and ranks.first else Progress(),
             example=made.example().to(where),
@@ -96,11 +97,11 @@ def train(
         )
         fit(run)
     assert run.validation is not None
-    test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
+    test = ranks.on_first(_finish, run, path)
     return Trained(path, run.validation, test)
 
 
-def _finish(run: Run, path: Path, spec: NetworkSpec) -> Accuracy:
+def _finish(run: Run, path: Path) -> Accuracy:
     test = evaluate(run.student, run.data.test, run.input, "fp32")
-    write_checkpoint(path, run.student.state_dict(), spec)
+    write_checkpoint(path, run.student.state_dict(), run.spec)
     return test

@@ -110,7 +110,20 @@ CASES = {
     "no such section": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer9=1"), "layer1 (2 blocks)"),
     "blocks that are no numbers": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer1"), "layer1=3"),
     "another run": Case(("TEACHER", *DIGITS), "--overwrite", _another_run),
-    "no such method": Case(("TEACHER", *DIGITS, "--method", "magic"), "'lit', 'kd', 'hint' or 'scratch'"),
+    "no such method": Case(("TEACHER", *DIGITS, "--method", "magic"), "'lit', 'kd', 'hint', 'scratch'"),
+    "born again at another depth": Case(
+        ("TEACHER", *DIGITS, "--method", "born-again"), "--student-depth 14, or choose another method: --method lit"
+    ),
+    "born again with fewer blocks": Case(
+        ("TEACHER", "--data", "digits", "--student-blocks", "layer1=1", "--method", "born-again"), "keeps all"
+    ),
+    "more generations than epochs": Case(
+        ("TEACHER", "--data", "digits", "--method", "born-again", "--epochs", "2"), "--epochs 3, or --generations 2"
+    ),
+    "another method's settings": Case(("TEACHER", *DIGITS, "--generations", "2"), "or give --method born-again"),
+    "born again as a copy": Case(
+        ("TEACHER", "--data", "digits", "--method", "born-again", "--init", "copy"), "copies no blocks"
+    ),
     "no such normalisation": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
     "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "3 whole numbers"),
     "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),

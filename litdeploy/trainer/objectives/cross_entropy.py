@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.recipe import Recipe
-from litdeploy.trainer.objectives.objective import Init, Outputs, TrainingPhase
+from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
 
 
 class CrossEntropy:
     """Training from scratch by the labels alone: no teacher, nothing copied."""
 
-    init: ClassVar[Init] = "scratch"
+    student: ClassVar[Student] = "shallower"
     needs_teacher = False
     needs_chain = True
     freezes = False
@@ -29,5 +29,9 @@ class CrossEntropy:
         return ()
 
     @classmethod
-    def phases(cls, recipe: Recipe, sections: Sequence[str]) -> list[TrainingPhase]:
+    def init(cls, recipe: Recipe) -> Init:
+        return "scratch"
+
+    @classmethod
+    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
         return [TrainingPhase("scratch", recipe.main.model_copy(update={"epochs": recipe.epochs}), cls())]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import kernels
-from litdeploy.trainer.objectives.objective import Init, Outputs, TrainingPhase
+from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
 
 
 def distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
@@ -23,7 +23,7 @@ def distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
 class Distillation:
     """Knowledge distillation by the logits alone (Hinton et al., 2015): the whole student learns by L_KD."""
 
-    init: ClassVar[Init] = "copy"
+    student: ClassVar[Student] = "shallower"
     needs_teacher = True
     needs_chain = True
     freezes = False
@@ -40,5 +40,9 @@ class Distillation:
         return ()
 
     @classmethod
-    def phases(cls, recipe: Recipe, sections: Sequence[str]) -> list[TrainingPhase]:
+    def init(cls, recipe: Recipe) -> Init:
+        return "copy"
+
+    @classmethod
+    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
         return [TrainingPhase("kd", recipe.main.model_copy(update={"epochs": recipe.epochs}), cls(recipe))]

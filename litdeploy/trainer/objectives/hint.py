@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives.distillation import Distillation
-from litdeploy.trainer.objectives.objective import Init, Outputs, TrainingPhase
+from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
 
 
 class Hint:
@@ -20,7 +20,7 @@ class Hint:
     drawn to the teacher's: ½ · mse. Nothing behind that section is trained meanwhile.
     """
 
-    init: ClassVar[Init] = "copy"
+    student: ClassVar[Student] = "shallower"
     needs_teacher = True
     needs_chain = True
     freezes = False
@@ -38,11 +38,15 @@ class Hint:
         return self.regressor.parameters()
 
     @classmethod
-    def phases(cls, recipe: Recipe, sections: Sequence[str]) -> list[TrainingPhase]:
+    def init(cls, recipe: Recipe) -> Init:
+        return "copy"
+
+    @classmethod
+    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
         epochs = round(recipe.epochs * recipe.hint_share)
         guided = recipe.main.model_copy(update={"epochs": epochs})
         distilled = recipe.main.model_copy(update={"epochs": recipe.epochs - epochs})
         return [
-            TrainingPhase("hint", guided, cls(sections)),
+            TrainingPhase("hint", guided, cls(start.sections)),
             TrainingPhase("kd", distilled, Distillation(recipe)),
         ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import kernels
 from litdeploy.trainer.objectives.distillation import Distillation, distillation_loss
-from litdeploy.trainer.objectives.objective import Init, Outputs, TrainingPhase
+from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
 
 
 class Lit:
@@ -19,7 +19,7 @@ class Lit:
     L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i), then fine-tuning by L_KD alone.
     """
 
-    init: ClassVar[Init] = "copy"
+    student: ClassVar[Student] = "shallower"
     needs_teacher = True
     needs_chain = True
     freezes = True
@@ -40,9 +40,14 @@ class Lit:
         return ()
 
     @classmethod
-    def phases(cls, recipe: Recipe, sections: Sequence[str]) -> list[TrainingPhase]:
+    def init(cls, recipe: Recipe) -> Init:
+        return "copy"
+
+    @classmethod
+    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
+        lit = cls(recipe, start.sections) if recipe.beta else LitSections(recipe, start.sections)
         return [
-            TrainingPhase("lit", recipe.main, cls(recipe, sections) if recipe.beta else LitSections(recipe, sections)),
+            TrainingPhase("lit", recipe.main, lit),
             TrainingPhase("finetune", recipe.finetune, Distillation(recipe)),
         ]
 

@@ -1,17 +1,27 @@
-"""What an objective is: what it needs of a step, what the step gives it, and in which phases a method trains."""
+"""What a method consists of: the student that it starts with, and phases, each with its objective.
+
+What a run goes through is told by its phases alone, and its state by the student's module and spec, the optimiser and
+the phase that it is in: it can go on from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from litdeploy.recipe import Phase
+from litdeploy.recipe import Phase, Recipe
+
+if TYPE_CHECKING:
+    from litdeploy.trainer.loop import Run
 
 # How a method's student starts: blocks copied, blocks new, or everything new (stem and head too).
 Init = Literal["copy", "fresh", "scratch"]
+
+# Which student a method has: one with fewer of the teacher's blocks, or one with all of them.
+Student = Literal["shallower", "whole"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +67,62 @@ class Objective(Protocol):
         """Parameters of the objective's own that are trained beside the student's."""
 
 
+class Transition(Protocol):
+    """What changes between two phases besides the objective: the student's shape or weights, or who teaches."""
+
+    def apply(self, run: Run) -> None:
+        """Before the phase's first step. On several ranks, each has the same student and makes the same of it."""
+
+    def restore(self, run: Run) -> None:
+        """In place of `apply`, where a run goes on in or behind the phase: whose student and spec are there already."""
+
+
 @dataclass(frozen=True)
 class TrainingPhase:
-    """A phase of the recipe with the objective that it trains by."""
+    """A phase of the recipe with the objective that it trains by.
+
+    Attributes:
+        transition: from the phase before; None: the next one goes on with the student as it is.
+    """
 
     name: str
     settings: Phase
     objective: Objective
+    transition: Transition | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a method's phases are made of.
+
+    Attributes:
+        sections: names of the student's planned sections, in the order they run in.
+        fresh: seed → a student with new weights where the method's first one had them; None where no phase asks.
+    """
+
+    sections: Sequence[str] = ()
+    fresh: Callable[[int], nn.Module] | None = None
+
+
+class Method(Protocol):
+    """A row of the table: a class that says how its method starts and goes on.
+
+    Attributes:
+        student: which student it has.
+    """
+
+    student: ClassVar[Student]
+
+    @classmethod
+    def init(cls, recipe: Recipe) -> Init:
+        """How its student starts, where the recipe does not say."""
+        ...
+
+    @classmethod
+    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
+        """Its phases: of `recipe.epochs` epochs together.
+
+        Raises:
+            SettingsError: these are too few, or not as the method needs them.
+        """
+        ...
