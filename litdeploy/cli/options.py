@@ -68,11 +68,15 @@ StudentBlocks = Annotated[
     str | None,
     typer.Option(help="Blocks a section, as in layer1=3,layer3=2; sections not named stay whole.", metavar="NAME=N,…"),
 ]
-Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with: kd, hint, scratch, born-again.")]
+Method = Annotated[str | None, typer.Option(help="lit, or another: kd, hint, scratch, born-again, indistill.")]
 Init = Annotated[str | None, typer.Option(help="copy (the teacher's blocks, evenly spaced) or fresh.")]
 Generations = Annotated[int | None, typer.Option(help="Of born-again: networks, each taught by the one before.")]
 BornAgainBy = Annotated[
     str | None, typer.Option("--by", help="What born-again's generations learn by: kd or lit.", metavar="kd|lit")
+]
+StudentNetwork = Annotated[
+    str | None,
+    typer.Option(help="The student of indistill, as --network takes it: resnet20,width=8.", metavar="NETWORK"),
 ]
 Compile = Annotated[
     str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")

@@ -69,6 +69,30 @@ def new(
     return Network(module, _spec(asked, module, arguments, normalise, input_shape, asked.name), asked.name)
 
 
+def new_like(network: NetworkName, other: Network, seed: int) -> Network:
+    """A newly initialised network for the images and classes of another.
+
+    Raises:
+        NetworkError: unknown, or it does not take these images or tell these classes apart.
+    """
+    asked = request(network)
+    arguments = dict(asked.arguments)
+    classes, shape = other.class_count(), other.spec.input.shape
+    if asked.family:
+        arguments = {"classes": classes, "in_channels": shape[0], **arguments}
+    name = describe(asked.name, arguments)
+    made = Network(
+        asked.build(arguments, seed), other.spec.with_(name=asked.name, arguments=arguments, plan=None), name
+    )
+    try:
+        found = made.class_count()
+    except RuntimeError as error:
+        raise NetworkError(f"{name} does not take images of {shape}: {str(error).splitlines()[0]}.") from None
+    if found != classes:
+        raise NetworkError(f"{name} tells {found} classes apart, and {other.source} {classes}.")
+    return made
+
+
 def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:
     """A newly initialised module of the spec, shortened where the spec has a plan.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ class Teacher:
         precision: `fp32` or `bf16`: the type of its weights and of all that it computes but the logits.
         compiled: through `torch.compile`.
         fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
+        called: section → what the features call it, where that is not its name.
 
     Attributes:
         module: the copy.
@@ -58,8 +59,10 @@ class Teacher:
         precision: str = "fp32",
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
-        self._settings = (sections, example, device, precision, compiled, fallback)
+        self._settings = (sections, example, device, precision, compiled, fallback, called)
+        self._called = {name: name for name in sections} | dict(called or {})
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, example.to(next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]
@@ -87,4 +90,4 @@ class Teacher:
 
     def _forward(self, images_NCHW: Tensor) -> Features:
         logits_NK = logits_of(self.module(images_NCHW)).float()
-        return Features(logits_NK, dict(self._calls))
+        return Features(logits_NK, {self._called[name]: call for name, call in self._calls.items()})

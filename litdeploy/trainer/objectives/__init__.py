@@ -11,6 +11,7 @@ from litdeploy.trainer.objectives.born_again import BornAgain
 from litdeploy.trainer.objectives.cross_entropy import CrossEntropy
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.hint import Hint
+from litdeploy.trainer.objectives.indistill import InDistill
 from litdeploy.trainer.objectives.lit import Lit, LitSections
 from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, TrainingPhase
 
@@ -20,6 +21,7 @@ __all__ = [
     "CrossEntropy",
     "Distillation",
     "Hint",
+    "InDistill",
     "Init",
     "Lit",
     "LitSections",
@@ -36,4 +38,5 @@ OBJECTIVES: dict[str, type[Method]] = {
     "hint": Hint,
     "scratch": CrossEntropy,
     "born-again": BornAgain,
+    "indistill": InDistill,
 }
