@@ -14,7 +14,7 @@ from litdeploy import settings
 from litdeploy.errors import SettingsError
 from litdeploy.settings import Settings
 
-Method = Literal["lit", "kd", "hint", "scratch", "born-again", "indistill"]
+Method = Literal["lit", "kd", "hint", "scratch", "born-again", "indistill", "slimming"]
 Precision = Literal["auto", "fp32", "bf16"]
 Choice = Literal["auto", "on", "off"]
 
@@ -93,8 +93,20 @@ class InDistillSettings(Settings):
     label_weight: float = Field(1.0, ge=0)
 
 
+class SlimmingSettings(Settings):
+    """Of method `slimming`.
+
+    Attributes:
+        sparsity: weight of the sum of |γ| in the loss of the main phase.
+        prune_ratio: share of the channels that is removed before fine-tuning.
+    """
+
+    sparsity: float = Field(1e-4, gt=0)
+    prune_ratio: float = Field(0.4, gt=0, lt=1)
+
+
 # Field with the settings of one method → that method.
-_OF_METHOD = {"born_again": "born-again", "indistill": "indistill"}
+_OF_METHOD = {"born_again": "born-again", "indistill": "indistill", "slimming": "slimming"}
 
 
 class Recipe(Settings):
@@ -108,8 +120,8 @@ class Recipe(Settings):
         input_shape: (channels, height, width) of the teacher's input, likewise.
         normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
         method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`,
-            `indistill`.
-        born_again, indistill: settings of that method alone; None for its defaults.
+            `indistill`, `slimming`.
+        born_again, indistill, slimming: settings of that method alone; None for its defaults.
         student_depth, student_blocks: the student; one of them.
         init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
@@ -129,6 +141,7 @@ class Recipe(Settings):
     method: Method = "lit"
     born_again: BornAgainSettings | None = None
     indistill: InDistillSettings | None = None
+    slimming: SlimmingSettings | None = None
     student_depth: int | None = Field(None, ge=1)
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None

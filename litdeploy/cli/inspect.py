@@ -62,6 +62,8 @@ def _show_network(found: FoundNetwork) -> None:
     if found.plan is not None:
         kept = "; ".join(f"{name} {', '.join(map(str, blocks))}" for name, blocks in found.plan.items())
         output.print(f"{'student':<12} keeps the teacher's blocks {kept}", highlight=False)
+    if found.narrowed:
+        output.print(f"{'':<12} without some channels of {found.narrowed} layers", highlight=False)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

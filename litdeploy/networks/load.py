@@ -12,6 +12,7 @@ from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, is_code, request
 from litdeploy.networks.student import shorten
+from litdeploy.networks.width import narrow
 from litdeploy.spec import InputSpec, NetworkSpec, override_input, parse_normalisation
 
 
@@ -94,14 +95,14 @@ def new_like(network: NetworkName, other: Network, seed: int) -> Network:
 
 
 def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:
-    """A newly initialised module of the spec, shortened where the spec has a plan.
+    """A newly initialised module of the spec, shortened and narrowed as the spec says.
 
     Args:
         asked: the network that the user named; needed where the spec names the user's code.
         source: what a message calls the spec's origin.
 
     Raises:
-        NetworkError: the spec names code that the user did not name.
+        NetworkError: the spec names code that the user did not name, or layers that the network does not have.
     """
     if is_code(spec.name) and (asked is None or asked.name != spec.name):
         raise NetworkError(
@@ -112,6 +113,7 @@ def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) 
     module = builder.build(spec.arguments, seed)
     if spec.plan is not None:
         shorten(module, spec.plan)
+    narrow(module, spec.widths)
     return module
 
 

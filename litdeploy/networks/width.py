@@ -1,12 +1,14 @@
-"""Width: which of a wide network's channels a narrower one learns from."""
+"""Width: which of a wide network's channels a narrower one learns from, and networks whose layers were narrowed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from litdeploy.errors import NetworkError, StudentError
@@ -111,3 +113,50 @@ def _last_weight(network: Network, name: str) -> Tensor:
         for handle in handles:
             handle.remove()
     return ran[-1]
+
+
+def widths_of(module: nn.Module, wide: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What `narrow` makes this module of: layer → shape of its weight, for those that differ.
+
+    Args:
+        wide: name → shape, of the state dict before.
+    """
+    now = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    changed = [name for name, shape in now.items() if shape != wide[name]]
+    return {name.removesuffix(".weight"): now[name] for name in changed if name.endswith(".weight")}
+
+
+def narrow(module: nn.Module, widths: Mapping[str, tuple[int, ...]]) -> None:
+    """Narrows layers in place to weights of these shapes; which of their numbers are left says nothing.
+
+    Raises:
+        NetworkError: the module has no such layer, or not one so wide.
+    """
+    layers = dict(module.named_modules())
+    for name, shape in widths.items():
+        layer = layers.get(name)
+        weight = layer.weight if isinstance(layer, _ConvNd | nn.Linear | _BatchNorm) else None
+        found = () if weight is None else tuple(weight.shape)
+        if len(shape) != len(found) or not all(1 <= size <= whole for size, whole in zip(shape, found, strict=True)):
+            raise NetworkError(
+                f"layer '{name}' cannot have a weight of shape {shape}: the network "
+                + (f"has one of {found} there." if found else "has no such layer with a weight that can be narrowed.")
+            )
+        _narrow_layer(layer, shape)
+
+
+def _narrow_layer(layer: Any, shape: tuple[int, ...]) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach()[tuple(slice(size) for size in shape)].clone())
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[: shape[0]].clone())
+    if isinstance(layer, _ConvNd):
+        # In a depthwise convolution a group is a channel.
+        layer.groups = shape[0] if layer.groups == layer.out_channels > 1 else layer.groups
+        layer.out_channels, layer.in_channels = shape[0], shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = shape
+    else:
+        layer.num_features = shape[0]
+        for statistic in ("running_mean", "running_var"):
+            if getattr(layer, statistic) is not None:
+                setattr(layer, statistic, getattr(layer, statistic)[: shape[0]].clone())

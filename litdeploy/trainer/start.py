@@ -99,7 +99,8 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
     # A student that keeps all blocks needs no plan, and can be a teacher.
     spec = teacher.spec.with_(plan=plan if which == "shallower" else None)
     student = Network(start_student(teacher, plan, recipe, network), spec, teacher.source)
-    return student, Start([section.name for section in sections if section.name in plan], fresh=fresh)
+    names = [section.name for section in sections if section.name in plan]
+    return student, Start(names, student=student.module, fresh=fresh)
 
 
 def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, Start]:
@@ -121,7 +122,7 @@ def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tupl
     matches = [
         replace(match, channels=None if match.channels is None else match.channels.to(device)) for match in found
     ]
-    return student, Start([match.student for match in matches], matches)
+    return student, Start([match.student for match in matches], matches, student.module)
 
 
 def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:

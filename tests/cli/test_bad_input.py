@@ -157,6 +157,14 @@ CASES = {
         ),
         "--epochs 4 or more",
     ),
+    "slimmed at another depth": Case(("TEACHER", *DIGITS, "--method", "slimming"), "keeps the teacher's depth, 14"),
+    "all channels removed": Case(
+        ("TEACHER", "--data", "digits", "--method", "slimming", "--prune-ratio", "1"), "slimming.prune_ratio"
+    ),
+    "one epoch of slimming": Case(
+        ("TEACHER", "--data", "digits", "--method", "slimming", "--epochs", "1"), "--epochs 2"
+    ),
+    "slimming's settings elsewhere": Case(("TEACHER", *DIGITS, "--sparsity", "0.1"), "or give --method slimming"),
     "no such normalisation": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
     "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "3 whole numbers"),
     "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),

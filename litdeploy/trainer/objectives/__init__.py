@@ -14,6 +14,7 @@ from litdeploy.trainer.objectives.hint import Hint
 from litdeploy.trainer.objectives.indistill import InDistill
 from litdeploy.trainer.objectives.lit import Lit, LitSections
 from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, TrainingPhase
+from litdeploy.trainer.objectives.slimming import Slimming
 
 __all__ = [
     "OBJECTIVES",
@@ -28,6 +29,7 @@ __all__ = [
     "Method",
     "Objective",
     "Outputs",
+    "Slimming",
     "Start",
     "TrainingPhase",
 ]
@@ -39,4 +41,5 @@ OBJECTIVES: dict[str, type[Method]] = {
     "scratch": CrossEntropy,
     "born-again": BornAgain,
     "indistill": InDistill,
+    "slimming": Slimming,
 }

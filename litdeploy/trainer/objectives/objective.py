@@ -99,11 +99,13 @@ class Start:
     Attributes:
         sections: names of the student's planned sections, in the order they run in.
         matches: for a student that is a network of its own, each of its sections with the teacher's.
+        student: its module; None where only epochs are asked for.
         fresh: seed → a student with new weights where the method's first one had them; None where no phase asks.
     """
 
     sections: Sequence[str] = ()
     matches: Sequence[Match] = ()
+    student: nn.Module | None = None
     fresh: Callable[[int], nn.Module] | None = None
 
 
