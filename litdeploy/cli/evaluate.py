@@ -9,7 +9,7 @@ import typer
 
 from litdeploy.cli import options as o
 from litdeploy.cli.console import output, percent, print_json
-from litdeploy.errors import GateError
+from litdeploy.errors import GateError, SettingsError
 
 if TYPE_CHECKING:
     from litdeploy.runtime.retrieval import Retrieval
@@ -46,6 +46,11 @@ def command(
 
     where_from = o.data_settings(data, image_column, label_column, image_size, workers) or None
     if retrieval:
+        if split != "test" or precision != "fp32" or min_accuracy is not None:
+            raise SettingsError(
+                "--retrieval: test images are the queries and training images the database, in fp32, and there is no "
+                "accuracy. Leave --split, --precision and --min-accuracy out."
+            )
         shape = o.shape_of(input_shape)
         show(
             file,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -162,7 +163,8 @@ def add_teacher(run: Run, teacher: Network, start: Start, sha256: str, folder: P
     if not taught:
         return
     recipe, images = run.recipe, len(run.data.train)
-    epochs = sum(phase.settings.epochs for phase in taught)
+    # Behind a transition another one may teach, whose features and compiled form are its own.
+    epochs = sum(phase.settings.epochs for phase in takewhile(lambda phase: phase.transition is None, taught))
     share = images if recipe.parallel == "sections" else images / run.ranks.size
     flops = epochs * share * forward_flops(teacher.module, teacher.example())
     compiled = compiles_teacher(recipe.compile, flops, run.device)

@@ -197,6 +197,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("verify",), "litdeploy compress"),
         (("evaluate", "absent.pt2", "--data", "digits"), "litdeploy export --aoti"),
         (("evaluate", "absent.onnx", "--data", "digits", "--retrieval"), "gives its logits alone"),
+        (("evaluate", "absent.pt", "--data", "digits", "--retrieval", "--split", "train"), "Leave --split"),
         (("profile",), "litdeploy compress"),
         (("profile", "--target", "moon"), "no such folder"),
         (("inspect", "absent.pt"), "no such file"),
