@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, NetworkError
 from litdeploy.exporter import FORMS, Parity
 from litdeploy.exporter.forms import runs_here
 from litdeploy.exporter.teacher import load_teacher
@@ -67,7 +67,7 @@ def profile(
         "teacher": load_teacher(bundle, manifest, teacher, network),
         "student": load(bundle.student_path, network=network),
     }
-    sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
+    sections = _sections(networks["teacher"])
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
     files = {
         runner: _files(runner, bundle, manifest, networks["teacher"], device, say)
@@ -172,6 +172,14 @@ def _measure_runner(
     return results
 
 
+def _sections(teacher: Network) -> list[str]:
+    """Names of its sections; a network that was only narrowed may have none."""
+    try:
+        return [section.name for section in find_sections(teacher.module, teacher.example())]
+    except NetworkError:
+        return []
+
+
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
     family = FAMILIES.get(spec.name)
@@ -206,7 +214,8 @@ def _report(
         onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
-        depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
+        # Networks without sections have no depth, and one of them is as deep as the other.
+        depth_ratio=teacher.breakdown.depth / student.breakdown.depth if student.breakdown.depth else 1.0,
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
         measurements=tuple(measurements),

@@ -11,7 +11,7 @@ from torch import nn
 
 from litdeploy.bundle import Bundle, TeacherRecord
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
-from litdeploy.errors import StudentError
+from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, new_like, request
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
@@ -88,10 +88,16 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
         StudentError: no such student is possible.
         NetworkError: the teacher has no sections, or the student's network is not known.
     """
-    which = OBJECTIVES[recipe.method].student
+    method = OBJECTIVES[recipe.method]
+    which = method.student
     if which == "own":
         return _own_student(teacher, recipe, device)
-    sections = find_sections(teacher.module, teacher.example())
+    try:
+        sections = find_sections(teacher.module, teacher.example())
+    except NetworkError:
+        if which != "whole" or "fresh" in (recipe.init, method.init(recipe)):
+            raise
+        sections = []  # none is needed where no block is left out or made anew
     plan = plan_of(teacher, sections, recipe)
 
     def fresh(seed: int) -> nn.Module:

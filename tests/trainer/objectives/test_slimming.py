@@ -7,8 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from litdeploy.errors import SettingsError
+from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.exporter import export_onnx
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import build, load
@@ -63,6 +64,26 @@ def test_the_spec_rebuilds_what_is_left(make_run: MakeRun) -> None:
     torch.testing.assert_close(again.eval()(run.example), run.student(run.example))
     assert run.student.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert run.spec.plan == dict.fromkeys(SECTIONS, (0, 1))
+
+
+def plain() -> nn.Module:
+    """No repeated blocks."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(16, 10)),
+    )
+
+
+def test_a_network_without_sections(tmp_path: Path) -> None:
+    teacher = load(plain(), input_shape=(1, 8, 8), normalise="half")
+    quick = {**QUICK, "student_depth": None, "method": "slimming"}
+    bundle = compress(teacher, out=tmp_path / "deploy", **quick)
+    student = load(bundle.student_path, network=plain())
+    sizes = [sum(value.numel() for value in each.module.parameters()) for each in (teacher, student)]
+    assert sizes[1] < sizes[0]
+    with pytest.raises(NetworkError, match="no repeated blocks"):
+        compress(teacher, out=tmp_path / "fresh", init="fresh", network=plain, **quick)
 
 
 def test_on_digits(teacher_path: Path, tmp_path: Path) -> None:
