@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from litdeploy.batch import forward
 from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
-from litdeploy.errors import BundleError, DataError
+from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, find_sections
@@ -93,7 +93,7 @@ def _profile(
     environment = look_around(device)
 
     networks = load_both(bundle, manifest, teacher, network)
-    sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
+    sections = _sections(networks["teacher"])
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
 
     if chosen.timing.processes > 1:
@@ -127,6 +127,14 @@ def _fidelity(
         return {"fidelity": measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)}
     except DataError as error:
         return {"fidelity_missing": str(error)}
+
+
+def _sections(teacher: Network) -> list[str]:
+    """Names of its sections; a network that was only narrowed may have none."""
+    try:
+        return [section.name for section in find_sections(teacher.module, teacher.example())]
+    except NetworkError:
+        return []
 
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
@@ -194,7 +202,8 @@ def _report(
         onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
-        depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
+        # Networks without sections have no depth, and one of them is as deep as the other.
+        depth_ratio=teacher.breakdown.depth / student.breakdown.depth if student.breakdown.depth else 1.0,
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
         measurements=tuple(results.measurements),
