@@ -219,12 +219,13 @@ class Recipe(Settings):
         )
 
     def with_(self, **changes: Any) -> Recipe:
-        """The same with some fields changed, checked again.
+        """The same with some fields changed, checked again. A method's settings go with it: another one has its own.
 
         Raises:
             SettingsError: a value that the field does not take.
         """
-        values = self.model_dump(mode="json", exclude_defaults=True)
+        other = changes.get("method", self.method) != self.method
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude=set(_OF_METHOD) if other else None)
         for name, change in changes.items():
             values[name] = {**values.get(name, {}), **change} if name in _OF_METHOD else change
         return settings.parse(Recipe, values, "command line")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from litdeploy.checkpoint import write_checkpoint
-from litdeploy.errors import NetworkError, StudentError
+from litdeploy.errors import CheckpointError, NetworkError, StudentError
 from litdeploy.networks import load, new
 from litdeploy.networks.prune import scales_of, slim
 from litdeploy.networks.width import narrow, widths_of
@@ -132,6 +132,8 @@ def test_networks_without_channels_that_can_go() -> None:
         ({"bn1": (0,)}, r"shape \(0,\): the network has one of \(4,\)"),
         ({"bn1": (5,)}, r"has one of \(4,\)"),
         ({"conv1": (2,)}, r"has one of \(4, 1, 3, 3\)"),
+        ({"conv1": (4, 1, 1, 3)}, r"has one of \(4, 1, 3, 3\)"),
+        ({"conv1": (10**9, 1, 3, 3)}, r"has one of \(4, 1, 3, 3\)"),
     ],
 )
 def test_widths_that_the_network_cannot_have(tmp_path: Path, widths: dict[str, tuple[int, ...]], message: str) -> None:
@@ -140,3 +142,34 @@ def test_widths_that_the_network_cannot_have(tmp_path: Path, widths: dict[str, t
     write_checkpoint(path, made.module.state_dict(), made.spec.with_(widths=widths))
     with pytest.raises(NetworkError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("layer", ["bn1", "conv1", "linear"])
+def test_widths_that_do_not_fit_together(tmp_path: Path, layer: str) -> None:
+    """The header and the weights of a file may be of one mind, and no network come of it."""
+    made = new("resnet8,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=0)
+    first, *others = made.module.get_submodule(layer).weight.shape
+    widths = {layer: (first // 2, *others)} if layer != "linear" else {layer: (first, others[0] // 2)}
+    narrow(made.module, widths)
+    path = tmp_path / "odd.safetensors"
+    write_checkpoint(path, made.module.state_dict(), made.spec.with_(widths=widths))
+    with pytest.raises(NetworkError, match="do not fit together"):
+        load(path)
+
+
+def test_widths_that_the_weights_do_not_have(tmp_path: Path) -> None:
+    made = new("resnet8,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=0)
+    path = tmp_path / "odd.safetensors"
+    write_checkpoint(path, made.module.state_dict(), made.spec.with_(widths={"bn1": (2,)}))
+    with pytest.raises(CheckpointError, match=r"bn1"):
+        load(path)
+
+
+def test_a_network_of_texts_is_slimmed(tmp_path: Path) -> None:
+    made = new("vdcnn9", normalise=None, classes=3, seed=0)
+    wide = {key: tuple(value.shape) for key, value in made.module.state_dict().items()}
+    slim(made.module, made.example(), 0.5)
+    path = tmp_path / "narrow.safetensors"
+    write_checkpoint(path, made.module.state_dict(), made.spec.with_(widths=widths_of(made.module, wide)))
+    with torch.no_grad():
+        assert torch.equal(load(path).module(made.example()), made.module.eval()(made.example()))

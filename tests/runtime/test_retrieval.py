@@ -6,7 +6,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch
 from litdeploy.errors import DataError, NetworkError
+from litdeploy.networks import new
 from litdeploy.runtime import retrieval as module
 from litdeploy.runtime.retrieval import METRICS, Metric, embeddings, retrieval
 
@@ -75,6 +77,30 @@ def test_an_embedding_is_what_the_head_is_given() -> None:
     assert torch.equal(vectors, torch.cat([body(images) for images, _ in batches]))
     assert labels.tolist() == [0, 1, 2, 3, 0, 1]
     assert not vectors.requires_grad
+
+
+def test_texts_are_embedded() -> None:
+    made = new("vdcnn9", normalise=None, classes=3, seed=0)
+    head = [layer for layer in made.module.modules() if isinstance(layer, nn.Linear)][-1]
+    vectors, _ = embeddings(made.module, [(made.example(3), torch.arange(3))])
+    assert vectors.shape == (3, head.in_features)
+
+
+def test_a_batch_of_several_tensors_is_embedded() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            logits: Tensor = self.head((self.words(input_ids) * attention_mask[..., None]).mean(1))
+            return logits
+
+    ids_NL = torch.ones(2, 5, dtype=torch.int64)
+    batch: Batch = {"input_ids": ids_NL, "attention_mask": ids_NL}
+    network = Tokens()
+    vectors, _ = embeddings(network, [(batch, torch.arange(2))])
+    assert torch.equal(vectors, network.words(ids_NL).mean(1))
 
 
 def test_what_has_no_embedding() -> None:
