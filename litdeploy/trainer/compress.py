@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,8 +27,9 @@ from litdeploy.bundle import (
 )
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
-from litdeploy.errors import InterruptedRun, SettingsError, StudentError
+from litdeploy.errors import InterruptedRun, NetworkError, SettingsError, StudentError
 from litdeploy.networks import Network, NetworkName
+from litdeploy.networks.registry import is_code
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every
@@ -157,9 +159,16 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
 
     Raises:
         SettingsError: a field that there is not, or a value that it does not take.
+        NetworkError: the recipe, which may be a stranger's file, names code, and the changes do not.
     """
     base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
     changes = {key: value for key, value in changes.items() if value is not None}
+    named = base.indistill.student if base.indistill else None
+    if named is not None and is_code(named) and "student" not in changes.get("indistill", {}):
+        raise NetworkError(
+            f"the recipe says indistill.student: {named!r}, which is code. It is run only when you name it: "
+            f"--student-network {shlex.quote(named)}"
+        )
     epochs = changes.pop("epochs", None)
     learning_rate = changes.pop("learning_rate", None)
     data = changes.pop("data", {})
