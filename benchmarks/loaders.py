@@ -27,6 +27,7 @@ from litdeploy.exporter.evaluate import evaluate
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network, load, new
+from litdeploy.networks.width import narrow
 from litdeploy.profiler.page import render
 from litdeploy.profiler.profiler import profile
 from litdeploy.profiler.report import read_report, read_training
@@ -72,6 +73,13 @@ def _old(folder: Path) -> None:
 def _safetensors(folder: Path) -> None:
     made = _network()
     write_checkpoint(folder / "a.safetensors", made.module.state_dict(), made.spec.with_(classes=("a", "b", "c")))
+
+
+def _slimmed(folder: Path) -> None:
+    made = _network()
+    widths = {"layer1.0.conv1": (2, 4, 3, 3), "layer1.0.bn1": (2,), "layer1.0.conv2": (4, 2, 3, 3)}
+    narrow(made.module, widths)
+    write_checkpoint(folder / "a.safetensors", made.module.state_dict(), made.spec.with_(widths=widths))
 
 
 def _open_weights(folder: Path) -> None:
@@ -272,6 +280,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint": Kind(_zip, ("a.pt",), _open_weights),
     "checkpoint, old format": Kind(_old, ("a.th",), _open_weights),
     "safetensors": Kind(_safetensors, ("a.safetensors",), _open_weights),
+    "safetensors of a slimmed student": Kind(_slimmed, ("a.safetensors",), _open_weights),
     "packed dataset": Kind(_packed, ("a.safetensors",), _open_packed),
     "images": Kind(
         _images, tuple(f"train/class{number % 2}/{number}.{ending}" for number, ending in enumerate(_ENDINGS)), _decode

@@ -4,6 +4,7 @@ manifest.json          what this folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
 metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
+generations/           born-again: the networks that taught the next, by number
 export/                artefacts, each with a sidecar NAME.json
 profile/               report.json, report.html, samples.json
 """
@@ -39,6 +40,7 @@ _OURS = (
     "tensorboard",
     "checkpoints",
     "features",
+    "generations",
     "export",
     "profile",
 )

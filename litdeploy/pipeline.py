@@ -64,6 +64,7 @@ def deploy(
             resume=not overwrite,
             checkpoint_every=checkpoint_every,
             progress=progress,
+            indistill=changes.get("indistill"),  # named by the caller, and not by the recipe
         )
     else:
         progress.note(f"{bundle.path}: the student is trained already")

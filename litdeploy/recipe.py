@@ -15,7 +15,7 @@ from litdeploy import settings
 from litdeploy.errors import SettingsError
 from litdeploy.settings import Settings
 
-Method = Literal["lit", "kd", "hint", "scratch"]
+Method = Literal["lit", "kd", "hint", "scratch", "born-again", "indistill", "slimming"]
 Precision = Literal["auto", "fp32", "bf16"]
 Choice = Literal["auto", "on", "off"]
 
@@ -76,6 +76,52 @@ class Phase(Settings):
     milestones: tuple[int, ...] = ()
 
 
+class BornAgainSettings(Settings):
+    """Of method `born-again`.
+
+    Attributes:
+        generations: networks trained one after the other, each taught by the one before.
+        by: `kd`, as published, or `lit`.
+    """
+
+    generations: int = Field(3, ge=1)
+    by: Literal["kd", "lit"] = "kd"
+
+
+class InDistillSettings(Settings):
+    """Of method `indistill`.
+
+    Attributes:
+        student: a network as `--network` takes it, for the teacher's images and classes; it starts with new weights.
+        share: share of the epochs spent on one layer after the other.
+        then: what is learnt by after that, `kd` or `pkt`.
+        pkt_weight, label_weight: of `pkt`'s own loss and of the labels' cross-entropy beside it; as published there are
+            no labels, and the head is not trained.
+    """
+
+    student: str | None = None
+    share: float = Field(0.17, gt=0, lt=1)
+    then: Literal["kd", "pkt"] = "kd"
+    pkt_weight: float = Field(30000.0, gt=0)
+    label_weight: float = Field(1.0, ge=0)
+
+
+class SlimmingSettings(Settings):
+    """Of method `slimming`.
+
+    Attributes:
+        sparsity: weight of the sum of |γ| in the loss of the main phase.
+        prune_ratio: share of the channels that is removed before fine-tuning.
+    """
+
+    sparsity: float = Field(1e-4, gt=0)
+    prune_ratio: float = Field(0.4, gt=0, lt=1)
+
+
+# Field with the settings of one method → that method.
+_OF_METHOD = {"born_again": "born-again", "indistill": "indistill", "slimming": "slimming"}
+
+
 class Recipe(Settings):
     """What `compress` does, complete with its defaults.
 
@@ -86,7 +132,9 @@ class Recipe(Settings):
         network: the teacher's network, where its checkpoint does not tell.
         input_shape: (channels, height, width) of the teacher's images, or (length,) of its texts, likewise.
         normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
-        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`.
+        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`,
+            `indistill`, `slimming`.
+        born_again, indistill, slimming: settings of that method alone; None for its defaults.
         student_depth, student_blocks: the student; one of them.
         init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
@@ -104,6 +152,9 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     augmentation: Augmentation = Augmentation()
     method: Method = "lit"
+    born_again: BornAgainSettings | None = None
+    indistill: InDistillSettings | None = None
+    slimming: SlimmingSettings | None = None
     student_depth: int | None = Field(None, ge=1)
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None
@@ -141,6 +192,16 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _settings_of_its_method(self) -> Recipe:
+        for field, method in _OF_METHOD.items():
+            if getattr(self, field) is not None and self.method != method:
+                raise ValueError(
+                    f"the settings {field} are those of method {method!r}, and the method is {self.method!r}; leave "
+                    f"them out, or give --method {method}"
+                )
+        return self
+
     @property
     def epochs(self) -> int:
         """Epochs of both phases together."""
@@ -158,13 +219,15 @@ class Recipe(Settings):
         )
 
     def with_(self, **changes: Any) -> Recipe:
-        """The same with some fields changed, checked again.
+        """The same with some fields changed, checked again. A method's settings go with it: another one has its own.
 
         Raises:
             SettingsError: a value that the field does not take.
         """
-        values = self.model_dump(mode="json", exclude_defaults=True)
-        values.update(changes)
+        other = changes.get("method", self.method) != self.method
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude=set(_OF_METHOD) if other else None)
+        for name, change in changes.items():
+            values[name] = {**values.get(name, {}), **change} if name in _OF_METHOD else change
         return settings.parse(Recipe, values, "command line")
 
 

@@ -42,7 +42,7 @@ def test_recipes_and_targets_ship() -> None:
         ("alpha: 0.5\n\nmain:\n  epochs: 3\n  learning_rat: 1\n", 5, "Did you mean 'learning_rate'?"),
         ("alpha: high\n", 1, "alpha: input should be a valid number (found 'high')"),
         ("seed: 0\nalpha: 2\n", 2, "less than or equal to 1"),
-        ("method: lot\n", 1, "'lit', 'kd', 'hint' or 'scratch'"),
+        ("method: lot\n", 1, "'lit', 'kd', 'hint', 'scratch'"),
         ("alpha: [\n", 2, "not valid YAML"),
         ("epochs: !!python/object/apply:os.system ['true']\n", 1, "not valid YAML"),
     ],

@@ -46,7 +46,7 @@ def command(
         "seeds": seeds,
         "out": out,
         "device": device,
-        "data": o.data_settings(source=data),
+        "data": o.given(source=data),
         "epochs": epochs,
         "batch_size": batch_size,
         "precision": precision,

@@ -22,6 +22,11 @@ def command(
     recipe: o.RecipeName = None,
     method: o.Method = None,
     init: o.Init = None,
+    generations: o.Generations = None,
+    by: o.BornAgainBy = None,
+    student_network: o.StudentNetwork = None,
+    sparsity: o.Sparsity = None,
+    prune_ratio: o.PruneRatio = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,
@@ -61,7 +66,7 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(
+        "data": o.given(
             source=data,
             image_column=image_column,
             text_column=text_column,
@@ -73,6 +78,9 @@ def command(
         ),
         "method": method,
         "init": init,
+        "born_again": o.given(generations=generations, by=by) or None,
+        "indistill": o.given(student=student_network) or None,
+        "slimming": o.given(sparsity=sparsity, prune_ratio=prune_ratio) or None,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

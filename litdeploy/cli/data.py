@@ -42,9 +42,7 @@ def pack_command(
     from litdeploy.data import pack
 
     packing = pack(
-        o.data_settings(
-            source=source, image_column=image_column, label_column=label_column, image_size=o.size_of(image_size)
-        ),
+        o.given(source=source, image_column=image_column, label_column=label_column, image_size=o.size_of(image_size)),
         out,
         limit=limit,
         train_images=train_images,

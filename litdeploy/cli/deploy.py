@@ -50,7 +50,7 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(
+        "data": o.given(
             source=data,
             image_column=image_column,
             text_column=text_column,

@@ -51,7 +51,7 @@ def command(
         resume=resume,
         checkpoint_every=checkpoint_every,
         progress=training_progress(),
-        data=o.data_settings(
+        data=o.given(
             source=data,
             image_column=image_column,
             text_column=text_column,

@@ -12,7 +12,7 @@ from litdeploy.comparison.chart import accuracy_over_depth
 from litdeploy.comparison.grid import Cell, Grid, cells_of
 from litdeploy.comparison.page import render
 from litdeploy.comparison.result import MethodComparison, Outcome, as_csv, rows_of
-from litdeploy.errors import BundleError, TrainingError
+from litdeploy.errors import BundleError, SettingsError, TrainingError
 from litdeploy.networks import Network, find_sections
 from litdeploy.profiler.breakdown import break_down, name_of
 from litdeploy.profiler.environment import look_around
@@ -20,6 +20,7 @@ from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_device
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.compress import resolve_recipe
+from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.start import load_teacher, plan_of
 
 DEFAULT_OUT = Path("comparison")
@@ -56,7 +57,7 @@ def compare(
         **changes: fields of the recipe, as for `compress`.
 
     Raises:
-        SettingsError: an unknown method, or a recipe that does not go with one.
+        SettingsError: an unknown method, one that knows no depth, or a recipe that does not go with one.
         StudentError: a depth that the teacher does not allow.
         BundleError: the folder, or a cell in it, holds something else.
         InterruptedRun: the user interrupted a training; the same command goes on.
@@ -108,7 +109,15 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
     assert record is not None, "a teacher from a file has one"
     sections = find_sections(teacher.module, teacher.example())
     for cell in cells:
-        plan_of(teacher, sections, grid.recipe_of(cell))
+        recipe, method = grid.recipe_of(cell), OBJECTIVES[cell.method]
+        if method.student == "own":
+            raise SettingsError(
+                f"--methods {cell.method}: its student is a network of its own, of no depth of the teacher's. Leave it "
+                f"out here, and train it by itself: litdeploy compress {grid.teacher} --method {cell.method} "
+                "--student-network resnet20,width=8"
+            )
+        plan = plan_of(teacher, sections, recipe)
+        method.phases(recipe, Start(list(plan)))
     grid.claim()
     return teacher, record
 

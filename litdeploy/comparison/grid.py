@@ -14,8 +14,8 @@ from litdeploy.bundle import Bundle, write_whole
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.recipe import Recipe, read_recipe
 
-# What a cell sets itself; the rest of the recipe is the same for all.
-_OF_A_CELL = {"method", "student_depth", "student_blocks", "seed"}
+# What a cell sets itself, beside the method; the rest of the recipe is the same for all.
+_OF_A_CELL = {"student_depth", "student_blocks", "seed"}
 
 
 @dataclass(frozen=True, order=True)
@@ -49,11 +49,12 @@ class Grid:
         """
         Args:
             teacher: its weights.
-            recipe: of which a cell's method, depth and seed replace those that are there.
+            recipe: of which a cell's method, depth and seed replace those that are there; its settings of a method are
+                for the cells of that one.
         """
         self.path = Path(path)
         self.teacher = Path(teacher)
-        self.recipe = recipe.with_(**dict.fromkeys(_OF_A_CELL & recipe.model_dump(exclude_defaults=True).keys()))
+        self.recipe = Recipe.model_validate_json(recipe.model_dump_json(exclude=_OF_A_CELL))
 
     @property
     def recipe_path(self) -> Path:

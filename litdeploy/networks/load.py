@@ -16,6 +16,7 @@ from litdeploy.networks.limit import BuildLimit
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
 from litdeploy.networks.student import shorten
+from litdeploy.networks.width import narrow
 from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_shape, override_input, parse_normalisation
 
 
@@ -120,6 +121,30 @@ def new(
     return Network(module, _spec(asked, module, arguments, _Said(normalise, shape), asked.name), asked.name)
 
 
+def new_like(network: NetworkName, other: Network, seed: int) -> Network:
+    """A newly initialised network for the images and classes of another.
+
+    Raises:
+        NetworkError: unknown, or it does not take these images or tell these classes apart.
+    """
+    asked = request(network)
+    arguments = dict(asked.arguments)
+    classes, shape = other.class_count(), other.spec.input.shape
+    if asked.family and isinstance(asked.family.input(arguments), InputSpec):
+        arguments = {"classes": classes, "in_channels": shape[0], **arguments}
+    name = describe(asked.name, arguments)
+    made = Network(
+        asked.build(arguments, seed), other.spec.with_(name=asked.name, arguments=arguments, plan=None), name
+    )
+    try:
+        found = made.class_count()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise NetworkError(f"{name} does not take images of {shape}: {str(error).splitlines()[0]}.") from None
+    if found != classes:
+        raise NetworkError(f"{name} tells {found} classes apart, and {other.source} {classes}.")
+    return made
+
+
 def build(
     spec: NetworkSpec,
     asked: Request | None,
@@ -127,7 +152,7 @@ def build(
     seed: int = 0,
     within: AbstractContextManager[Any] | None = None,
 ) -> nn.Module:
-    """A newly initialised module of the spec, shortened where the spec has a plan.
+    """A newly initialised module of the spec, shortened and narrowed as the spec says.
 
     Args:
         asked: the network that the user named; needed where the spec names the user's code.
@@ -135,13 +160,15 @@ def build(
         within: see `Request.build`.
 
     Raises:
-        NetworkError: the spec names code that the user did not name; see `check_stored`.
+        NetworkError: the spec names code that the user did not name (see `check_stored`), or layers that the network
+            does not have.
     """
     check_stored(spec.name, spec.arguments, asked, source)
     builder = asked if asked is not None and is_code(spec.name) else request(spec.name)
     module = builder.build(spec.arguments, seed, within)
     if spec.plan is not None:
         shorten(module, spec.plan)
+    narrow(module, spec.widths)
     return module
 
 
@@ -154,7 +181,21 @@ def _rebuilt(checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, s
         )
     module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source))
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    return Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source)
+    network = Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source)
+    if spec.widths:
+        _check_runs(network)
+    return network
+
+
+def _check_runs(network: Network) -> None:
+    """Widths and weights of a file may fit one another, and the layers not."""
+    try:
+        network.class_count()
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{network.source}: the widths that it says its layers have do not fit together "
+            f"({str(error).splitlines()[0]}). It is damaged or made up."
+        ) from None
 
 
 def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> Network:

@@ -92,6 +92,11 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
     )
 
 
+def depth_ratio(teacher: Breakdown, student: Breakdown) -> float:
+    """Teacher over student. Networks without sections have no depth, and one of them is as deep as the other."""
+    return teacher.depth / student.depth if student.depth else 1.0
+
+
 def name_of(network: Network, breakdown: Breakdown) -> str:
     """The network's name for people: `ResNet-20`; `my.Net of 4 blocks`, where it is of no family."""
     name = network.spec.name

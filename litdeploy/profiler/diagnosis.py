@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from litdeploy.bundle import Record
-from litdeploy.profiler.breakdown import REMAINDER
+from litdeploy.profiler.breakdown import REMAINDER, depth_ratio
 from litdeploy.profiler.roofline import Rates, Work, roof
 from litdeploy.profiler.verdict import milliseconds, times
 
@@ -65,7 +65,7 @@ def ideal_ratio(
     teacher: Side, student: Side, headline: Measurement, section_times: Sequence[SectionTime]
 ) -> Iterator[Finding]:
     """What the ratio of FLOPs would make of the time, what was made of it, and where the rest went."""
-    flops, depth = teacher.breakdown.flops / student.breakdown.flops, teacher.breakdown.depth / student.breakdown.depth
+    flops, depth = teacher.breakdown.flops / student.breakdown.flops, depth_ratio(teacher.breakdown, student.breakdown)
     slow, fast, how = headline.teacher.median_ms, headline.student.median_ms, ""
     if headline.conditions.contended and headline.teacher.cpu_ms and headline.student.cpu_ms:
         # The clock on the wall tells of the other work more than of these two.

@@ -84,6 +84,22 @@ def measure_fidelity(
 
 
 @torch.no_grad()
+def comparable(teacher: Network, student: Network, sections: Sequence[str]) -> bool:
+    """Whether there are sections, and each takes and gives the same shapes in both: a narrower student's do not.
+
+    Args:
+        sections: names of containers that both have.
+    """
+    with recording(teacher.module, sections) as whole, recording(student.module, sections) as own:
+        forward(teacher.module, teacher.example(1))
+        forward(student.module, teacher.example(1))
+    return bool(sections) and all(
+        (own[name].input.shape, own[name].output.shape) == (whole[name].input.shape, whole[name].output.shape)
+        for name in sections
+    )
+
+
+@torch.no_grad()
 def compare_sections(
     teacher: nn.Module, student: nn.Module, sections: Sequence[str], batches: Iterable[Batch]
 ) -> Fidelity:

@@ -12,16 +12,17 @@ from pydantic import ValidationError
 
 from litdeploy.batch import forward
 from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
-from litdeploy.errors import BundleError, DataError
+from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, find_sections
+from litdeploy.networks.sections import container
 from litdeploy.profiler import roofline
-from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
+from litdeploy.profiler.breakdown import Breakdown, break_down, depth_ratio, name_of
 from litdeploy.profiler.diagnosis import Finding, bounds, copy_bound, ideal_ratio, launch_bound
 from litdeploy.profiler.disturbances import disturbances
 from litdeploy.profiler.environment import Environment, look_around
-from litdeploy.profiler.fidelity import measure_fidelity
+from litdeploy.profiler.fidelity import comparable, measure_fidelity
 from litdeploy.profiler.measuring import Progress, Results, measure_runners
 from litdeploy.profiler.pairs import BundlePairs, folder_argument, load_both
 from litdeploy.profiler.pinning import pinned
@@ -93,7 +94,7 @@ def _profile(
     environment = look_around(device)
 
     networks = load_both(bundle, manifest, teacher, network)
-    sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
+    sections = _sections(networks)
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
 
     if chosen.timing.processes > 1:
@@ -122,11 +123,26 @@ def _profile(
 def _fidelity(
     manifest: Manifest, networks: dict[str, Network], sections: list[str], device: torch.device
 ) -> dict[str, object]:
-    """The report's fields on fidelity. Data that are gone cost these figures and not the whole report."""
+    """The report's fields on fidelity. Data that are gone cost these figures and not the whole report, and so does a
+    student whose sections cannot be held against the teacher's."""
+    if not comparable(networks["teacher"], networks["student"], sections):
+        return {"fidelity_missing": "the student's sections take or give other shapes than the teacher's"}
     try:
         return {"fidelity": measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)}
     except DataError as error:
         return {"fidelity_missing": str(error)}
+
+
+def _sections(networks: dict[str, Network]) -> list[str]:
+    """Names of the teacher's sections; none where the student has no containers of these names."""
+    teacher, student = networks["teacher"], networks["student"]
+    try:
+        names = [section.name for section in find_sections(teacher.module, teacher.example())]
+        for name in names:
+            container(student.module, name)
+    except NetworkError:
+        return []
+    return names
 
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
@@ -194,7 +210,7 @@ def _report(
         onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
-        depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
+        depth_ratio=depth_ratio(teacher.breakdown, student.breakdown),
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
         measurements=tuple(results.measurements),

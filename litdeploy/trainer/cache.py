@@ -150,6 +150,15 @@ class FeatureCache:
         self._filled = _tensor((views, images), torch.uint8, host, folder, _FILLED)
         self.began_empty = not self._filled.any()
 
+    def emptied(self) -> FeatureCache | None:
+        """Itself without what it kept, for another teacher; None of one in files: these are of one teacher, for further
+        students, and for a run that goes on from before the change."""
+        if self.mapped:
+            return None
+        self._filled.zero_()
+        self.passes = 0
+        return self
+
     def begin_pass(self) -> None:
         """The next pass over the data begins."""
         self.passes += 1

@@ -25,7 +25,7 @@ from torch import Tensor
 from litdeploy.atomic import remove, remove_partial, sha256_of, write_whole
 from litdeploy.errors import BundleError, SettingsError
 
-_VERSION = 1
+_VERSION = 2
 _METADATA_KEY = "litdeploy-run"
 _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{64})\.safetensors")
 _KEPT = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,11 +27,11 @@ from litdeploy.bundle import (
 )
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
-from litdeploy.errors import InterruptedRun, SettingsError, StudentError
-from litdeploy.networks import Network, NetworkName, find_sections
+from litdeploy.errors import InterruptedRun, NetworkError, SettingsError, StudentError
+from litdeploy.networks import Network, NetworkName
+from litdeploy.networks.registry import is_code
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
-from litdeploy.spec import DepthPlan
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every
 from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
@@ -40,7 +41,7 @@ from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.resume import going_on, identity_of
 from litdeploy.trainer.run import Position, Run
-from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student, tell_left_out
+from litdeploy.trainer.start import add_teacher, begin, keep_teacher, load_teacher, tell_left_out
 from litdeploy.trainer.state import checkpoint, position_of
 
 
@@ -100,20 +101,20 @@ def compress(
     loaded, record = load_teacher(teacher, resolved, network)
     if loaded.spec.plan is not None:
         raise StudentError(f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted.")
-    sections = find_sections(loaded.module, loaded.example())
-    plan = plan_of(loaded, sections, resolved)
-    names = [section.name for section in sections if section.name in plan]
-    check_recipe(resolved, ranks, names, feature_cache_dir is not None)
+    student, start = begin(loaded, resolved, network, where)
+    phases = OBJECTIVES[resolved.method].phases(resolved, start)
+    check_recipe(resolved, ranks, start.sections, feature_cache_dir is not None)
     data = open_data(resolved.data, where, resolved.seed)
     check_against(data, loaded.spec, loaded.class_count())
     tell_left_out(data, progress.note)
     steps_an_epoch(data.train, resolved.batch_size)
-    student = start_student(loaded, plan, resolved, network)
     bundle = Bundle(out)
     precision = resolve_precision(resolved.precision, where)
     with ExitStack() as held:
         ranks.on_first(_enter, held, bundle, overwrite, resume)
-        identity = ranks.on_first(identity_of, loaded, record, plan, resolved, data, precision, where, ranks)
+        identity = ranks.on_first(
+            identity_of, loaded, record, student.spec.plan, resolved, data, precision, where, ranks
+        )
         checkpoints = Checkpoints(bundle.checkpoints_path, identity, every, progress.note)
         done, saved = (
             ranks.on_first(going_on, bundle, checkpoints, identity, progress.note) if resume else (False, None)
@@ -128,15 +129,17 @@ def compress(
         held.enter_context(log := MetricsLog(metrics, events, position.rows))
         folder = held.enter_context(_own_folder(bundle))
         run = Run(
-            student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            student=student.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
             teacher=None,
-            phases=[phase for phase in OBJECTIVES[resolved.method].phases(resolved, names) if phase.settings.epochs],
-            sections=names,
+            phases=[phase for phase in phases if phase.settings.epochs],
+            sections=start.sections,
             data=data,
+            spec=student.spec.with_(classes=data.classes),
             input=loaded.spec.input,
             recipe=resolved,
             precision=precision,
             device=where,
+            folder=bundle.path,
             log=log,
             progress=progress,
             example=moved(loaded.example(), where),
@@ -146,8 +149,8 @@ def compress(
             position=position,
         )
         kept = None if feature_cache_dir is None else Path(feature_cache_dir)
-        add_teacher(run, loaded, record.sha256, kept or folder, kept is not None)
-        return _train(bundle, run, loaded, record, plan)
+        add_teacher(run, loaded, start, record.sha256, kept or folder, kept is not None)
+        return _train(bundle, run, loaded, record)
 
 
 def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
@@ -156,9 +159,16 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
 
     Raises:
         SettingsError: a field that there is not, or a value that it does not take.
+        NetworkError: the recipe, which may be a stranger's file, names code, and the changes do not.
     """
     base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
     changes = {key: value for key, value in changes.items() if value is not None}
+    named = base.indistill.student if base.indistill else None
+    if named is not None and is_code(named) and "student" not in changes.get("indistill", {}):
+        raise NetworkError(
+            f"the recipe says indistill.student: {named!r}, which is code. It is run only when you name it: "
+            f"--student-network {shlex.quote(named)}"
+        )
     epochs = changes.pop("epochs", None)
     learning_rate = changes.pop("learning_rate", None)
     data = changes.pop("data", {})
@@ -184,7 +194,7 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     return resolved
 
 
-def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, plan: DepthPlan) -> Bundle:
+def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord) -> Bundle:
     teacher_accuracy: dict[str, Accuracy] = {}
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -197,13 +207,13 @@ def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord, pl
                 teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
                 metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
                 with run.interruption.held():
-                    run.ranks.on_first(_finish, bundle, run, teacher, plan, metrics, "complete")
+                    run.ranks.on_first(_finish, bundle, run, teacher, metrics, "complete")
         except KeyboardInterrupt:
             # A run that was not put back yet has the weights that it began with.
             if run.ranks.first and run.saved is None and not run.interruption.twice:
                 if run.trained:
                     checkpoint(run, None)
-                _finish(bundle, run, teacher, plan, {"teacher": teacher_accuracy}, "interrupted")
+                _finish(bundle, run, teacher, {"teacher": teacher_accuracy}, "interrupted")
             raise interrupted(run, bundle.path) from None
     return bundle
 
@@ -255,15 +265,13 @@ def _finish(
     bundle: Bundle,
     run: Run,
     teacher: TeacherRecord,
-    plan: DepthPlan,
     metrics: dict[str, dict[str, Accuracy]],
     status: str,
 ) -> None:
     """Weights first, the manifest that names them last. What a complete run was resumed from is not needed any more."""
     bundle.manifest_path.unlink(missing_ok=True)  # of an interruption before; it names other weights
     position = run.position
-    spec = teacher.spec.with_(plan=plan, classes=run.data.classes)
-    sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), spec)
+    sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), run.spec)
     if position.validation is not None:
         metrics = {**metrics, "student": {"validation": position.validation, **metrics.get("student", {})}}
     record = RunRecord(
@@ -282,7 +290,7 @@ def _finish(
                 "litdeploy": litdeploy.__version__,
                 "status": status,
                 "teacher": teacher,
-                "student": spec,
+                "student": run.spec,
                 "student_sha256": sha256,
                 "recipe": run.recipe,
                 "data": run.data.record(),

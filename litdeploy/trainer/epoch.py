@@ -114,7 +114,7 @@ class Epochs:
             self._cache.begin_pass()
         new = []
         for indices_N in shuffled(len(split), self._recipe.batch_size, self._order)[:steps]:
-            fresh = draw_crops(self._recipe.batch_size, self._recipe.augmentation, self._draws)
+            fresh = draw_crops(self._recipe.batch_size, self._augmentation, self._draws)
             # No image is in two batches of a pass: none of them changes what is known of the others.
             views = self._cache.choose(indices_N, fresh) if taught else None
             if views is not None and not views.known:

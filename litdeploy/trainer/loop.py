@@ -27,7 +27,7 @@ from litdeploy.trainer.optimiser import new_optimiser, new_schedule, steps_an_ep
 from litdeploy.trainer.parallel import ALONE, divide
 from litdeploy.trainer.plan import compiles_step, fallback, forward_flops, section_flops
 from litdeploy.trainer.run import Run, Share
-from litdeploy.trainer.state import checkpoint, due, put_back
+from litdeploy.trainer.state import checkpoint, due, put_back, rebuild
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.watch import Watch
 
@@ -43,8 +43,9 @@ def fit(run: Run) -> None:
         BundleError: a checkpoint cannot be written.
         KeyboardInterrupt: the user's wish; there is a checkpoint.
     """
-    exchanging = synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext()
-    with run.interruption.held(), exchanging:
+    with run.interruption.held():
+        if run.saved is not None:
+            rebuild(run)
         for number, phase in enumerate(run.phases):
             if number > run.position.phase:
                 run.position.enter(number)
@@ -57,13 +58,24 @@ def fit(run: Run) -> None:
 def _fit_phase(run: Run, phase: TrainingPhase) -> None:
     if run.saved is None:
         run.ranks.copy([*run.student.state_dict().values(), *phase.objective.parameters()])
-    share = _share(run, phase)
+        if phase.transition is not None:
+            phase.transition.apply(run)
+    # Not around the whole run: a transition may replace the student's layers' parameters.
+    with synchronised(run.student, run.ranks) if _synchronises(run) else nullcontext():
+        _fit_share(run, _share(run, phase))
+
+
+def _fit_share(run: Run, share: Share) -> None:
+    phase = share.phase
     with _step(run, share) as step:
         live = _live(run, share, step)
         if run.saved is not None:
             put_back(run, live)
-        elif run.position.steps_done == 0 and run.cache is not None and run.cache.mapped:
-            checkpoint(run, live)  # of which features were kept before the run
+        elif run.position.steps_done == 0:
+            if run.cache is not None and run.cache.mapped:
+                checkpoint(run, live)  # of which features were kept before the run
+        elif max(run.ranks.totals([float(due(run))])):
+            checkpoint(run, live)
         while run.position.epoch < phase.settings.epochs:
             lacking = guarded(run, live, _epoch)
             if lacking == "host":
@@ -87,7 +99,9 @@ def _epoch(run: Run, live: Live) -> None:
         position.validation = run.ranks.on_first(_validate, run, phase, live.passes)
     live.passes.step.prepare()
     _record(run, live)
-    if max(run.ranks.totals([float(due(run))])):
+    # Between two phases there is none: optimiser and schedule are one phase's. The next one writes it as it begins.
+    between = position.epoch == phase.settings.epochs and not run.trained
+    if not between and max(run.ranks.totals([float(due(run))])):
         checkpoint(run, live)
 
 

@@ -1,4 +1,4 @@
-"""A feature cache that was lost with its process, made again: the run's passes once more, the teacher alone."""
+"""A feature cache that was lost with its process, made again: the passes once more, with the teacher alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,18 @@ def refill(run: Run, live: Live) -> None:
         live.passes.step, run.teacher, run.cache, live.optimiser, run.input, run.recipe, order, draws, capture=False
     )
     position = run.position
+    # What the teachers before this one gave is not kept any more; their passes drew from the generators.
+    taught_since = max(
+        (
+            number
+            for number, phase in enumerate(run.phases[: position.phase + 1])
+            if phase.transition is not None and phase.transition.new_teacher
+        ),
+        default=0,
+    )
     for number, phase in enumerate(run.phases[: position.phase + 1]):
         under_way = number == position.phase
         for epoch in range(position.epoch + 1 if under_way else phase.settings.epochs):
             last = under_way and epoch == position.epoch
-            passes.refill(run.data.train, phase.objective.needs_teacher, position.step if last else None)
+            taught = phase.objective.needs_teacher and number >= taught_since
+            passes.refill(run.data.train, taught, position.step if last else None)

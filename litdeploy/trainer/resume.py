@@ -24,7 +24,7 @@ _OF_NO_EFFECT = {"data": {"source", "workers", "resident"}}
 def identity_of(
     teacher: Network,
     record: TeacherRecord | None,
-    plan: DepthPlan,
+    plan: DepthPlan | None,
     recipe: Recipe,
     data: Data,
     precision: str,
@@ -35,7 +35,7 @@ def identity_of(
     return {
         "teacher": _of_weights(teacher) if record is None else record.sha256,
         "network": teacher.spec.model_dump(mode="json"),
-        "plan": {name: list(kept) for name, kept in plan.items()},
+        "plan": None if plan is None else {name: list(kept) for name, kept in plan.items()},
         **common_identity(recipe, data, precision, device, ranks),
     }
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +16,7 @@ from litdeploy.batch import Batch
 from litdeploy.bundle import Accuracy
 from litdeploy.data import Data
 from litdeploy.recipe import Recipe
-from litdeploy.spec import AnyInput
+from litdeploy.spec import AnyInput, NetworkSpec
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.checkpoints import Checkpoints, Saved
 from litdeploy.trainer.interruption import Interruption
@@ -86,7 +87,9 @@ class Run:
     Attributes:
         student: trained in place, on `device`, channels-last.
         teacher: None where no phase needs one.
+        spec: of the student; it rebuilds the student as it is now.
         sections: names of the student's planned sections, in the order they run in.
+        folder: where the run keeps what it needs to go on, beside its checkpoints.
         example: what the student takes, of a few images.
         cache: of the teacher's features; None: none are kept.
         ranks: that share the run.
@@ -100,10 +103,12 @@ class Run:
     phases: Sequence[TrainingPhase]
     sections: Sequence[str]
     data: Data
+    spec: NetworkSpec
     input: AnyInput
     recipe: Recipe
     precision: str
     device: torch.device
+    folder: Path
     log: MetricsLog
     progress: Progress
     example: Batch

@@ -10,13 +10,16 @@ rank1/…                     what another rank has otherwise: statistics of its
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from litdeploy.errors import BundleError, TrainingError
+from litdeploy.errors import BundleError, NetworkError, TrainingError
+from litdeploy.networks.width import narrow
+from litdeploy.spec import NetworkSpec
 from litdeploy.trainer.checkpoints import Saved, same_bits
 from litdeploy.trainer.live import Live
 from litdeploy.trainer.refill import refill
@@ -73,7 +76,10 @@ def take(run: Run, live: Live | None) -> Saved:
         for rank, theirs in enumerate(run.ranks.gather(tensors)):
             differing = {key: value for key, value in theirs.items() if not same_bits(value, tensors.get(key))}
             tensors |= {f"rank{rank}/{key}": value for key, value in differing.items()}
-    facts: dict[str, Any] = {"position": {**run.position.model_dump(mode="json"), "elapsed": run.elapsed}}
+    facts: dict[str, Any] = {
+        "position": {**run.position.model_dump(mode="json"), "elapsed": run.elapsed},
+        "spec": run.spec.model_dump(mode="json"),
+    }
     if live is not None:
         facts["learning_rates"] = [float(group["lr"]) for group in live.optimiser.param_groups]
         facts["schedule"] = live.schedule.last_epoch
@@ -104,6 +110,28 @@ def position_of(saved: Saved) -> Position:
         return Position.model_validate(saved.facts.get("position"))
     except ValidationError:
         raise _foreign("position") from None
+
+
+def rebuild(run: Run) -> None:
+    """Gives the student the shape that was saved, and what else phases changed up to then: the teacher, say. `put_back`
+    fills it.
+
+    Raises:
+        BundleError: what was saved is not of this student.
+        LitdeployError: what the run kept beside its checkpoints is not there.
+    """
+    assert run.saved is not None
+    try:
+        run.spec = NetworkSpec.model_validate_json(json.dumps(run.saved.facts.get("spec")))
+        narrow(run.student, run.spec.widths)
+    except ValidationError:
+        raise _foreign("spec") from None
+    except NetworkError as error:
+        raise _foreign(str(error)) from None
+    run.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for phase in run.phases[: run.position.phase + 1]:
+        if phase.transition is not None:
+            phase.transition.restore(run)
 
 
 def put_back(run: Run, live: Live | None) -> None:

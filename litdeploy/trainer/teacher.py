@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ class Teacher:
         precision: `fp32` or `bf16`: the type of its weights and of all that it computes but the logits.
         compiled: through `torch.compile`.
         fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
+        called: section → what the features call it, where that is not its name.
 
     Attributes:
         module: the copy.
@@ -59,7 +60,10 @@ class Teacher:
         precision: str = "fp32",
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
+        self._settings = (sections, example, device, precision, compiled, fallback, called)
+        self._called = {name: name for name in sections} | dict(called or {})
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, moved(example, next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]
@@ -69,6 +73,10 @@ class Teacher:
         self.template = self.eager(moved(picked(example, slice(1)), device))
         # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
         self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
+
+    def of(self, module: nn.Module) -> Teacher:
+        """A teacher like this one, of another module of the same shape."""
+        return Teacher(module, *self._settings)
 
     # Not inference_mode: the sections' inputs are saved for the student's backward pass.
     @torch.no_grad()
@@ -83,4 +91,4 @@ class Teacher:
 
     def _forward(self, batch: Batch) -> Features:
         logits_NK = logits_of(forward(self.module, batch)).float()
-        return Features(logits_NK, dict(self._calls))
+        return Features(logits_NK, {self._called[name]: call for name, call in self._calls.items()})

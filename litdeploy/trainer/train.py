@@ -19,13 +19,12 @@ from litdeploy.lock import locked
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_precision
-from litdeploy.spec import NetworkSpec
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.compress import interrupted, resolve_recipe
 from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
-from litdeploy.trainer.objectives import CrossEntropy
+from litdeploy.trainer.objectives import CrossEntropy, Start
 from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.resume import identity_of_new
@@ -94,7 +93,7 @@ def train(
     tell_left_out(data, told.note)
     steps_an_epoch(data.train, resolved.batch_size)
     precision = resolve_precision(resolved.precision, where)
-    (phase,) = CrossEntropy.phases(resolved, ())
+    (phase,) = CrossEntropy.phases(resolved, Start())
     with ExitStack() as held:
         ranks.on_first(_enter, held, path)
         identity = ranks.on_first(identity_of_new, made.spec, resolved, data, precision, where, ranks)
@@ -109,10 +108,12 @@ def train(
             phases=[phase],
             sections=(),
             data=data,
+            spec=made.spec.with_(classes=data.classes),
             input=made.spec.input,
             recipe=resolved,
             precision=precision,
             device=where,
+            folder=path.parent,
             log=log,
             progress=told,
             example=moved(made.example(), where),
@@ -128,7 +129,7 @@ def train(
             except KeyboardInterrupt:
                 raise interrupted(run, path) from None
             assert run.position.validation is not None
-            test = ranks.on_first(_finish, run, path, made.spec.with_(classes=data.classes))
+            test = ranks.on_first(_finish, run, path)
     return Trained(path, run.position.validation, test)
 
 
@@ -149,9 +150,9 @@ def _claim(checkpoints: Checkpoints, path: Path, overwrite: bool, resume: bool) 
     return checkpoints.newest()
 
 
-def _finish(run: Run, path: Path, spec: NetworkSpec) -> Accuracy:
+def _finish(run: Run, path: Path) -> Accuracy:
     test = evaluate(run.student, run.data.test, run.input, "fp32")
-    write_checkpoint(path, run.student.state_dict(), spec)
+    write_checkpoint(path, run.student.state_dict(), run.spec)
     assert run.checkpoints is not None
     run.checkpoints.clear()
     return test

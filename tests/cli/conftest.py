@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets  # noqa: F401 (its log goes to what sys.stderr is now, and not to a test's own, which is closed later)
 import pytest
 
 from litdeploy.cli import main

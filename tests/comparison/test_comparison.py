@@ -10,6 +10,7 @@ import pytest
 from litdeploy.bundle import Bundle
 from litdeploy.comparison import commands, compare
 from litdeploy.errors import BundleError, SettingsError, StudentError
+from litdeploy.recipe import SlimmingSettings, read_recipe
 from litdeploy.trainer import Progress, compress
 
 QUICK: dict[str, Any] = {
@@ -136,6 +137,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, teacher_path: Pat
         ({"depths": (8, 9)}, StudentError, "9"),
         ({"depths": ()}, SettingsError, "nothing to compare"),
         ({"seeds": 0}, SettingsError, "--seeds"),
+        ({"methods": ("kd", "born-again")}, StudentError, "born-again keeps the teacher's depth, 14"),
+        ({"methods": ("slimming",), "depths": (14,)}, SettingsError, "--epochs 2"),
+        ({"methods": ("indistill",)}, SettingsError, "compress .* --method indistill"),
     ],
 )
 def test_what_cannot_be_compared_is_told_before_any_training(
@@ -144,6 +148,19 @@ def test_what_cannot_be_compared_is_told_before_any_training(
     with pytest.raises(error, match=told):
         compare(teacher_path, out=tmp_path / "comparison", **{**QUICK, **changes})
     assert not (tmp_path / "comparison").exists()
+
+
+def test_methods_of_the_teachers_depth_are_compared_at_it(tmp_path: Path, teacher_path: Path) -> None:
+    """The recipe's settings of a method are for that one's cells, here and in the commands of --list."""
+    recipe = read_recipe("digits-resnet").with_(method="slimming", slimming={"prune_ratio": 0.6}, seed=3)
+    methods = ("born-again", "kd", "slimming")
+    asked = {**QUICK, "recipe": recipe, "methods": methods, "depths": (14,), "seeds": 1, "epochs": 3}
+    result = compare(teacher_path, out=tmp_path / "comparison", **asked)
+    assert {each.method for each in result.outcomes} == set(methods)
+    recipes = {name: Bundle(tmp_path / "comparison" / "cells" / f"{name}-14-0").read().recipe for name in methods}
+    assert [each.slimming for each in recipes.values()] == [None, None, SlimmingSettings(prune_ratio=0.6)]
+    assert read_recipe(tmp_path / "comparison" / "recipe.yaml").with_(method="kd").slimming is None
+    assert commands(teacher_path, out=tmp_path / "comparison", **asked) == []
 
 
 def test_a_training_that_diverges_does_not_stop_the_others(tmp_path: Path, teacher_path: Path) -> None:

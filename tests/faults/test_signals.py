@@ -29,6 +29,28 @@ FORMS: dict[str, dict[str, Any]] = {
     "features in files": {"feature_cache": 1, "feature_cache_dir": "features"},
     "sections alone": {"beta": 0.0, "feature_cache": 2},
     "hint": {"method": "hint", "hint_share": 0.5},
+    "born-again": {"method": "born-again", "student_depth": None, "born_again": {"generations": 2}},
+    "born-again by lit": {
+        "method": "born-again",
+        "student_depth": None,
+        "born_again": {"generations": 2, "by": "lit"},
+        "feature_cache": 1,
+    },
+    "born-again, features in files": {
+        "method": "born-again",
+        "student_depth": None,
+        "born_again": {"generations": 2},
+        "feature_cache_dir": "features",
+        "feature_cache": 1,
+    },
+    "indistill": {"method": "indistill", "student_depth": None, "indistill": {"student": "resnet8,width=2"}},
+    "indistill by pkt": {
+        "method": "indistill",
+        "student_depth": None,
+        "indistill": {"student": "resnet8,width=2", "then": "pkt"},
+        "feature_cache": 2,
+    },
+    "slimming": {"method": "slimming", "student_depth": None, "slimming": {"prune_ratio": 0.6}},
 }
 
 
@@ -52,7 +74,16 @@ def stop(steps: int, number: int) -> Watching:
 
 
 # In the middle of an epoch and at its last step; in the first phase and in the second.
-STOPS = dict.fromkeys(FORMS, (2, STEPS, 3 * STEPS - 2)) | {"eager": (2, STEPS, 2 * STEPS - 1, 3 * STEPS - 2, 4 * STEPS)}
+# Of some forms, each epoch is a phase.
+STOPS = dict.fromkeys(FORMS, (2, STEPS, 3 * STEPS - 2)) | {
+    "eager": (2, STEPS, 2 * STEPS - 1, 3 * STEPS - 2, 4 * STEPS),
+    "born-again": (2, 2 * STEPS + 1, 4 * STEPS),
+    "born-again by lit": (2, STEPS + 2, 2 * STEPS + 2, 3 * STEPS + 2),
+    "born-again, features in files": (STEPS, 3 * STEPS - 2),
+    "indistill": (2, STEPS + 2, 2 * STEPS + 2, 3 * STEPS + 2),
+    "indistill by pkt": (2, 3 * STEPS + 2),
+    "slimming": (STEPS + 2, 2 * STEPS + 1, 4 * STEPS),
+}
 
 
 @pytest.mark.parametrize(("form", "steps"), [(form, steps) for form, stops in STOPS.items() for steps in stops])
@@ -67,6 +98,37 @@ def test_a_stopped_run_ends_bit_equal(
     again = Watching()
     found = tiny(tmp_path / "deploy", resume=True, progress=again, **changes)
     assert again.images == 16 * (4 * STEPS - steps + steps % STEPS + (STEPS if steps % STEPS == 0 else 0))
+    assert_same(found, whole[form])
+
+
+class Crash(Exception):
+    """Nothing that a run expects."""
+
+
+class Crashing(Watching):
+    """Ends the process's run as an epoch begins."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self._epoch = epoch
+
+    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+        if epoch == self._epoch:
+            raise Crash
+
+
+@pytest.mark.parametrize(
+    ("form", "epoch"), [("eager", 3), ("born-again", 3), ("born-again by lit", 2), ("indistill", 3), ("slimming", 3)]
+)
+def test_a_run_that_crashed_between_two_phases_ends_bit_equal(
+    form: str, epoch: int, tiny: Compress, whole: dict[str, Bundle], tmp_path: Path
+) -> None:
+    changes = {**_form(form, tmp_path), "checkpoint_every": "1epoch"}
+    with pytest.raises(Crash):
+        tiny(tmp_path / "deploy", progress=Crashing(epoch), **changes)
+    again = Watching()
+    found = tiny(tmp_path / "deploy", resume=True, progress=again, **changes)
+    assert again.images == 16 * STEPS * (5 - epoch)
     assert_same(found, whole[form])
 
 

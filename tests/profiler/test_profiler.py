@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from litdeploy.bundle import Artefact
+from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import BundleError, RunnerError
 from litdeploy.exporter import export
+from litdeploy.networks import build, load
 from litdeploy.profiler import profile, read_report
 from litdeploy.recipe import DataSettings
 from litdeploy.target import Target, Timing
@@ -65,6 +67,26 @@ def test_data_that_are_gone_cost_the_fidelity_and_no_more(made: Made, tmp_path: 
     assert report.fidelity is None
     assert "gone" in (report.fidelity_missing or "")
     assert trace.is_file()
+
+
+@pytest.mark.parametrize("cut", ["whole sections", "inside the blocks"])
+def test_a_narrower_student(made: Made, cut: str) -> None:
+    """Of its sections' outputs only those of the teacher's shape can be held against the teacher's."""
+    spec, manifest = load(made.teacher).spec, made.bundle.read_complete()
+    if cut == "whole sections":
+        spec = spec.with_(arguments={**spec.arguments, "depth": 8, "width": 2})
+    else:
+        spec = spec.with_(
+            plan={"layer1": (0, 1)},
+            widths={"layer1.0.conv1": (2, 4, 3, 3), "layer1.0.bn1": (2,), "layer1.0.conv2": (4, 2, 3, 3)},
+        )
+    sha256 = write_checkpoint(made.bundle.student_path, build(spec, None, "test").state_dict(), spec)
+    changed = {"student": spec, "student_sha256": sha256}
+    made.bundle.write(manifest.model_copy(update=changed))
+    report = profile(made.bundle, target=EAGER.model_copy(update={"batch_sizes": (1,)}))
+    assert (report.fidelity is None) is (cut == "whole sections")
+    assert "other shapes" in (report.fidelity_missing or "other shapes")
+    assert report.flop_ratio > 1
 
 
 def test_a_teacher_that_moved(made: Made) -> None:

@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_stops_the_run(teacher_path: Path, tmp_path: Pa
         ({"data": None}, SettingsError, "no data to train on"),
         ({"epochs": 0}, SettingsError, "at least one epoch"),
         ({"student_depth": None}, StudentError, "how deep the student shall be"),
-        ({"method": "scratch", "init": "copy"}, StudentError, "copies nothing"),
+        ({"method": "scratch", "init": "copy"}, StudentError, "copies no blocks"),
         ({"batch_size": 5000}, TrainingError, "fewer than one batch"),
         ({"input_shape": (1, 9, 9)}, DataError, "8"),
     ],

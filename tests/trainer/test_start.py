@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from litdeploy.errors import NetworkError
-from litdeploy.recipe import read_recipe
-from litdeploy.trainer.start import load_teacher
+from litdeploy.errors import NetworkError, StudentError
+from litdeploy.networks import new
+from litdeploy.recipe import InDistillSettings, Recipe, read_recipe
+from litdeploy.trainer.compress import resolve_recipe
+from litdeploy.trainer.start import begin, load_teacher
 
 _CODE = """
 from pathlib import Path
@@ -26,6 +29,26 @@ def test_a_recipe_names_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(NetworkError, match=f"run only when you name it: --network {name}"):
         load_teacher(teacher_path, read_recipe("a.yaml"), None)
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_recipe_names_no_code_for_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe_code.py").write_text(_CODE)
+    student = "recipe_code:build"
+    (tmp_path / "a.yaml").write_text(f"method: indistill\nindistill: {{student: {student}}}\n")
+    for recipe in ("a.yaml", read_recipe("a.yaml")):
+        with pytest.raises(NetworkError, match=f"run only when you name it: --student-network {student}"):
+            resolve_recipe(recipe, {"data": "digits"})
+        named = resolve_recipe(recipe, {"data": "digits", "indistill": {"student": student}})
+        assert named.indistill == InDistillSettings(student=student)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_student_of_its_own_is_for_images() -> None:
+    teacher = new("vdcnn9", normalise=None, classes=3, seed=0)
+    recipe = Recipe(method="indistill", indistill=InDistillSettings(student="vdcnn9"))
+    with pytest.raises(StudentError, match=r"takes characters. Choose another method"):
+        begin(teacher, recipe, None, torch.device("cpu"))
 
 
 def test_a_recipe_names_one_of_our_networks(tmp_path: Path, teacher_path: Path) -> None:
