@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.faults import torn
+from litdeploy.atomic import PARTIAL
 from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint
 from litdeploy.cli import main
@@ -249,6 +253,43 @@ def test_the_command_ends_with_130(teacher_path: Path, data_path: Path, tmp_path
     assert "--resume" in told
     assert "Traceback" not in told
     assert Bundle(tmp_path / "deploy").read().status == "interrupted"
+
+
+# Python drops an interrupt that comes in the callback of a weak reference, and says so: the command goes on to its end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("command", [("export", "--onnx"), ("profile",)])
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+def test_what_is_made_of_a_student_is_stopped_and_done_again(
+    command: tuple[str, ...], seconds: float, whole: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "target.yaml").write_text(
+        "{device: cpu, runners: [eager], batch_sizes: [1, 4], timing: {warmup_ms: 1, samples: 8}}"
+    )
+    shutil.copytree(whole["eager"].path, tmp_path / "deploy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["litdeploy", *command, "--target", "target.yaml"])
+    # Where the command is quicker, the signal comes when it has put this one back.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        assert ended() in (0, 130)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGTERM, before)
+    assert not torn(tmp_path / "deploy")
+    assert ended() == 0
+    assert not torn(tmp_path / "deploy")
+    assert not list((tmp_path / "deploy").rglob(PARTIAL))
+
+
+def ended() -> int:
+    """Exit code of the command line."""
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def test_a_training_from_new_weights_ends_bit_equal(data_path: Path, tmp_path: Path) -> None:
