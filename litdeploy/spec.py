@@ -178,7 +178,9 @@ class CharacterInput(Settings):
 
 
 def _kind(value: Any) -> str:
-    return str(value.get("kind", "image") if isinstance(value, dict) else value.kind)
+    if isinstance(value, dict):
+        return str(value.get("kind", "image"))
+    return str(getattr(value, "kind", None))  # of what is no input: no kind that there is
 
 
 # What a network can take. Another kind is a class with `kind`, `shape`, `tensors`, `metadata` and `told`, and its place

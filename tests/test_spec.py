@@ -72,7 +72,11 @@ def test_every_kind_of_input_survives_json_and_the_metadata_of_a_file(spec: Inpu
 def test_an_input_of_no_known_kind_is_refused() -> None:
     with pytest.raises(ValidationError, match="image"):
         NetworkSpec.model_validate_json('{"name": "any", "input": {"kind": "sound", "length": 3}}')
+    for strange in ("5", "[]", '"image"', "null", "{}"):
+        with pytest.raises(ValidationError):
+            NetworkSpec.model_validate_json(f'{{"name": "any", "input": {strange}}}')
     assert input_of({"input": '{"kind": "sound"}'}) is None
+    assert input_of({"input": "5"}) is None
     assert input_of({"mean": "[0.5]"}) is None
 
 

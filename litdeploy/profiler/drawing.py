@@ -52,6 +52,7 @@ _STYLE = {
     "grid.color": RULE,
     "grid.linewidth": 0.8,
 }
+_LARGEST = 1e15
 _ROW_UNITS = 74  # height of one pair of bars with its name
 _BAR = 0.26  # of a row
 LETTER = 0.62 * _FONT_SIZE  # about as wide as one is
@@ -81,6 +82,7 @@ def pairs(
         rows: name and both bars; None where there is none, which `missing` says in its place.
         description: what a screen reader says ahead of the figures, which are added.
     """
+    rows = [(label, _drawable(first), _drawable(second)) for label, first, second in rows]
     with panel(height=len(rows) * _ROW_UNITS + 12) as (figure, axes):
         axes.axis("off")
         for row, (label, *bars) in enumerate(rows):
@@ -98,6 +100,13 @@ def pairs(
         for label, first, second in rows
     )
     return svg(figure, name, title, f"{description} {told}.")
+
+
+def _drawable(bar: Bar | None) -> Bar | None:
+    """The bar, where an axis can hold it: a file may claim any number."""
+    if bar is None or not all(abs(x) < _LARGEST for x in (bar.value, bar.low or 0.0, bar.high or 0.0)):
+        return None
+    return bar
 
 
 def _draw(axes: Axes, y: float, bar: Bar | None, colour: str, missing: str) -> None:
