@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
 from benchmarks.interleaved import Interval
+from litdeploy.profiler.statistics import mean_reach
 from litdeploy.runtime import device_name, resolve_device
 from litdeploy.trainer import compress
 
@@ -66,9 +66,9 @@ def main() -> None:
 
 
 def mean(samples: Sequence[float]) -> Interval:
-    """The mean of a few figures by Student's t: a bootstrap of so few would be too narrow."""
+    """The mean of a few figures, by Student's t."""
     middle = statistics.fmean(samples)
-    half = stats.t.ppf(0.975, len(samples) - 1) * statistics.stdev(samples) / len(samples) ** 0.5
+    half = mean_reach(samples)
     return Interval(middle, middle - half, middle + half)
 
 

@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from scipy import stats
-
 from litdeploy.bundle import Accuracy, DataRecord, Record, TeacherRecord
 from litdeploy.profiler.environment import Environment
+from litdeploy.profiler.statistics import mean_reach
 from litdeploy.recipe import Recipe
 
 _COLUMNS = (
@@ -100,17 +99,14 @@ def rows_of(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
 def _row(depth: int, method: str, outcomes: Sequence[Outcome]) -> Row:
     accuracies = [outcome.test.top1 for outcome in outcomes]
     middle = statistics.fmean(accuracies)
-    half = None
-    if len(accuracies) > 1:
-        # By Student's t: a bootstrap of so few would be too narrow.
-        half = stats.t.ppf(0.975, len(accuracies) - 1) * statistics.stdev(accuracies) / len(accuracies) ** 0.5
+    half = mean_reach(accuracies) if len(accuracies) > 1 else None
     return Row(
         method=method,
         depth=depth,
         seeds=tuple(outcome.seed for outcome in outcomes),
         mean=middle,
-        low=None if half is None else max(0.0, float(middle - half)),
-        high=None if half is None else min(1.0, float(middle + half)),
+        low=None if half is None else max(0.0, middle - half),
+        high=None if half is None else min(1.0, middle + half),
         seconds=statistics.fmean(outcome.seconds for outcome in outcomes),
     )
 

@@ -15,6 +15,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from litdeploy.profiler.figures import LARGEST
+
 # Colours that stand for the page's own: an SVG is drawn once and must follow the page from light to dark.
 TEXT, MUTED, RULE, FIRST, SECOND = (f"#0a0b0{number}" for number in range(1, 6))
 SERIES = tuple(f"#0c0d0{number}" for number in range(1, 8))  # of lines that are neither
@@ -52,7 +54,6 @@ _STYLE = {
     "grid.color": RULE,
     "grid.linewidth": 0.8,
 }
-_LARGEST = 1e15
 _ROW_UNITS = 74  # height of one pair of bars with its name
 _BAR = 0.26  # of a row
 LETTER = 0.62 * _FONT_SIZE  # about as wide as one is
@@ -104,7 +105,7 @@ def pairs(
 
 def _drawable(bar: Bar | None) -> Bar | None:
     """The bar, where an axis can hold it: a file may claim any number."""
-    if bar is None or not all(abs(x) < _LARGEST for x in (bar.value, bar.low or 0.0, bar.high or 0.0)):
+    if bar is None or not all(abs(x) < LARGEST for x in (bar.value, bar.low or 0.0, bar.high or 0.0)):
         return None
     return bar
 

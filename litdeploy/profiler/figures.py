@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _SPACE = "\N{NO-BREAK SPACE}"
 
+# Beyond it, and for what is not finite, a chart has no place; a file may claim any number.
+LARGEST = 1e15
+
 
 def short(number: float) -> str:
     """A count for people: `856 k`, `1.27 M`, `251 M`, with a space that no line breaks at."""

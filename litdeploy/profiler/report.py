@@ -18,6 +18,7 @@ from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.diagnosis import Finding
 from litdeploy.profiler.environment import Environment
 from litdeploy.profiler.fidelity import Fidelity
+from litdeploy.profiler.figures import LARGEST
 from litdeploy.profiler.page import render
 from litdeploy.profiler.scenarios import Scenario
 from litdeploy.profiler.section_times import SectionTime
@@ -29,8 +30,6 @@ from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
 
 _REPORT = "report.json"
-# Beyond it, and for what is not finite, a chart has no place.
-_LARGEST = 1e15
 _SCHEMA_VERSION: Literal[2] = 2
 
 
@@ -292,7 +291,7 @@ def _plain(value: object, levels: int = 4) -> Any:
         return [_plain(each, levels - 1) for each in value]
     if isinstance(value, dict) and levels:
         return {_encodable(key): _plain(each, levels - 1) for key, each in value.items()}
-    if isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < _LARGEST):
+    if isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < LARGEST):
         return value
     return None
 

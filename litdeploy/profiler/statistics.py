@@ -254,10 +254,19 @@ def across_processes(
     within = math.sqrt(sum(reach**2 for reach in reaches)) / count
     between = 0.0
     if count > 1:
-        t = float(stdtrit(count - 1, (1 + _CONFIDENCE) / 2))
-        between = t * float(logs.std(ddof=1)) / math.sqrt(count)
+        between = mean_reach(logs)
     reach = max(within, between)
     return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+
+
+def mean_reach(values: Sequence[float] | np.ndarray) -> float:
+    """How far the 95 % interval of the mean reaches to each side, by Student's t: of few a bootstrap is too narrow.
+
+    Args:
+        values: independent, two or more.
+    """
+    t = float(stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2))
+    return t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def judge(
