@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import interleaved
+from litdeploy.batch import moved
 from litdeploy.bundle import Bundle
 from litdeploy.exporter.forms import form_of
 from litdeploy.exporter.verify import verify_bundle
@@ -42,7 +43,7 @@ def measured(bundle: Bundle, target_name: str) -> dict[str, Any]:
         }
         timed = {kind: runner for kind, runner in runners.items() if "rounded" not in runner.describe().mode}
         for size in (target.batch_sizes[0], target.batch_sizes[-1]):
-            batch = student.example(size).to(device)
+            batch = moved(student.example(size), device)
             calls = {kind: partial(runner.run, batch) for kind, runner in timed.items()}
             samples = interleaved.seconds(calls, device, _ROUNDS, _SECONDS)
             for kind, seconds in samples.items():

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks import interleaved
 from benchmarks.roof import as_json, count, measure, roof
+from litdeploy.batch import moved
 from litdeploy.data import augment, draw_crops, normalise, shuffled
 from litdeploy.data.split import Resident
 from litdeploy.networks import FAMILIES, find_sections, new
@@ -143,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     recipe = Recipe(student_depth=arguments.student, batch_size=arguments.batch_size)
     made = new(arguments.teacher, normalise="cifar10", input_shape=(3, 32, 32), classes=10, seed=0)
     spec = made.spec.input
+    assert isinstance(spec, InputSpec)
     found = find_sections(made.module, made.example())
     plan = plan_for_depth(found, arguments.student, FAMILIES.get(made.spec.name))
     sections = [section.name for section in found if section.name in plan]
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         arguments.compile, run_images * forward_flops(made.module, made.example()), device
     )
     step_compiled = compiles_step(
-        arguments.compile, 3 * run_images * forward_flops(student(CHANNELS_LAST), made.example().to(device)), device
+        arguments.compile, 3 * run_images * forward_flops(student(CHANNELS_LAST), moved(made.example(), device)), device
     )
     frozen = Teacher(made.module, sections, made.example(), device, precision, teacher_compiled)
     fresh_step, fresh = ours(

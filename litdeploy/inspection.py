@@ -11,7 +11,7 @@ from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_se
 from litdeploy.networks.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
 from litdeploy.runtime.inductor import read_package
-from litdeploy.spec import DepthPlan, InputSpec
+from litdeploy.spec import AnyInput, DepthPlan
 
 
 class FoundNetwork(Record):
@@ -31,7 +31,7 @@ class FoundNetwork(Record):
     network: str
     classes: int
     class_names: tuple[str, ...]
-    input: InputSpec
+    input: AnyInput
     sha256: str
     breakdown: Breakdown
     student_depths: tuple[int, ...]
@@ -39,11 +39,12 @@ class FoundNetwork(Record):
 
 
 class FoundOnnx(Record):
-    """What is known of an ONNX file: input and output (the batch is a name), opset and metadata."""
+    """What is known of an ONNX file: inputs and output (a size that is free is a name), opset and metadata."""
 
     opset: int
     input: str
     input_shape: list[int | str]
+    inputs: dict[str, list[int | str]]
     output: str
     output_shape: list[int | str]
     metadata: dict[str, str]
@@ -55,7 +56,7 @@ def inspect(
     *,
     network: NetworkName | None = None,
     normalise: str | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
 ) -> FoundNetwork | FoundOnnx | Artefact | Manifest:
     """Looks into a file of weights, an ONNX file, an AOTInductor package (by its sidecar) or a bundle.
 

@@ -87,7 +87,7 @@ class Recipe(Settings):
 
     Attributes:
         network: the teacher's network, where its checkpoint does not tell.
-        input_shape: (channels, height, width) of the teacher's input, likewise.
+        input_shape: (channels, height, width) of the teacher's images, or (length,) of its texts, likewise.
         normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
         method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`.
         born_again: settings of that method alone; None for its defaults.
@@ -103,7 +103,7 @@ class Recipe(Settings):
     """
 
     network: str | None = None
-    input_shape: tuple[int, int, int] | None = None
+    input_shape: tuple[int, ...] | None = None
     normalise: str | None = None
     data: DataSettings = DataSettings()
     augmentation: Augmentation = Augmentation()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from litdeploy.errors import SettingsError
 from litdeploy.settings import Settings
@@ -20,6 +23,31 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Free:
+    """A size that differs from call to call: 1 to `most`; None: nothing says how much."""
+
+    name: str
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """One of the tensors that a network takes.
+
+    Attributes:
+        name: of the input in an exported file; where there are several, of the parameter of the network's forward too.
+        dtype: `float32` or `int64`.
+        shape: of one sample, without the batch.
+        below: for int64, the values are 0 to one less.
+    """
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | Free, ...]
+    below: int | None = None
+
+
 class InputSpec(Settings):
     """One image as the network takes it: float32, (value / 255 − mean) / std per channel, NCHW.
 
@@ -28,6 +56,8 @@ class InputSpec(Settings):
         mean, std: one value a channel, on the scale 0–1.
     """
 
+    # Not a field: a spec without a kind is an image's, as those are that were written before there were others.
+    kind: ClassVar[Literal["image"]] = "image"
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -42,6 +72,82 @@ class InputSpec(Settings):
             raise ValueError("a standard deviation is above 0")
         return self
 
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (InputTensor("images", "float32", self.shape),)
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        values = {"input_shape": self.shape, "mean": self.mean, "std": self.std}
+        return {key: json.dumps(value) for key, value in values.items()}
+
+    def told(self) -> str:
+        """For people."""
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{' × '.join(map(str, self.shape))}, mean ({mean}), std ({std})"
+
+
+class TokenInput(Settings):
+    """A text as token ids with an attention mask, int64 (N, length) both, as BERT's kin take them.
+
+    Attributes:
+        length: tokens of a text; the most, where it is not fixed.
+        vocabulary: ids are 0 to one less.
+        fixed: whether every text is padded to `length`; else any length up to it is taken.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    length: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+    fixed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one tensor of one sample; of the longest."""
+        return (self.length,)
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        size = self.length if self.fixed else Free("length", self.length)
+        return (
+            InputTensor("input_ids", "int64", (size,), below=self.vocabulary),
+            InputTensor("attention_mask", "int64", (size,), below=2),
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{'' if self.fixed else 'up to '}{self.length} tokens of {self.vocabulary:,}"
+
+
+def _kind(value: Any) -> str:
+    return str(value.get("kind", "image") if isinstance(value, dict) else value.kind)
+
+
+# What a network can take. Another kind is a class with `kind`, `shape`, `tensors`, `metadata` and `told`, and its place
+# here; `Network.example` makes noise of its tensors.
+AnyInput = Annotated[
+    Annotated[InputSpec, Tag("image")] | Annotated[TokenInput, Tag("tokens")],
+    Discriminator(_kind),
+]
+_ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
+
+
+def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
+    """What the metadata of an exported file say of its input; None where they do not tell."""
+    stated = metadata.get("input")
+    if stated is None and {"input_shape", "mean", "std"} <= metadata.keys():
+        stated = f'{{"shape": {metadata["input_shape"]}, "mean": {metadata["mean"]}, "std": {metadata["std"]}}}'
+    try:
+        return None if stated is None else _ANY_INPUT.validate_json(stated)
+    except ValidationError:
+        return None
+
 
 # section → indices of the teacher's blocks that are kept, in order; a section named nowhere is kept whole.
 DepthPlan = dict[str, tuple[int, ...]]
@@ -53,14 +159,14 @@ class NetworkSpec(Settings):
     Attributes:
         name: as the registry knows it: `resnet`, `resnext`, `timm:NAME`, `hf:NAME`, `package.module:function`.
         arguments: keyword arguments of the builder; those of the *teacher*, when there is a plan.
-        input: what one image looks like.
+        input: what it takes.
         classes: names of the classes, in the order of the logits; empty where they are not known.
         plan: for a student, what distinguishes it from its teacher.
     """
 
     name: str
     arguments: dict[str, int | float | str | bool] = Field(default_factory=dict)
-    input: InputSpec
+    input: AnyInput
     classes: tuple[str, ...] = ()
     plan: DepthPlan | None = None
 
@@ -101,16 +207,47 @@ def parse_normalisation(text: str, channels: int) -> tuple[tuple[float, ...], tu
     return mean, std
 
 
-def override_input(
-    spec: InputSpec, normalise: str | None, input_shape: tuple[int, int, int] | None, source: str
-) -> InputSpec:
+def override_input(spec: AnyInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> AnyInput:
     """The input with what the user said over what was known.
 
     Raises:
-        SettingsError: another number of channels, or no such normalisation.
+        SettingsError: another number of channels, no such normalisation, or what is for another kind of input.
     """
-    shape = input_shape or spec.shape
+    if isinstance(spec, TokenInput):
+        return _override_tokens(spec, normalise, input_shape, source)
+    shape = spec.shape if input_shape is None else image_shape(input_shape, source)
     if shape[0] != spec.shape[0]:
         raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")
     mean, std = parse_normalisation(normalise, shape[0]) if normalise else (spec.mean, spec.std)
     return InputSpec(shape=shape, mean=mean, std=std)
+
+
+def image_shape(input_shape: tuple[int, ...], source: str) -> tuple[int, int, int]:
+    """The shape as that of an image.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if len(input_shape) != 3:
+        raise SettingsError(
+            f"{source}: takes images, and --input-shape {','.join(map(str, input_shape))} is none of one. Give "
+            "channels, height and width: --input-shape 3,32,32."
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def _override_tokens(
+    spec: TokenInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str
+) -> TokenInput:
+    if normalise is not None:
+        raise SettingsError(f"{source}: takes token ids, which nothing normalises. Leave --normalise out.")
+    if input_shape is None:
+        return spec
+    if len(input_shape) != 1 or not 1 <= input_shape[0] <= spec.length:
+        raise SettingsError(
+            f"{source}: takes texts of up to {spec.length} tokens, and --input-shape "
+            f"{','.join(map(str, input_shape))} is no such length. Give one number: --input-shape "
+            f"{min(128, spec.length)}."
+        )
+    return spec.model_copy(update={"length": input_shape[0], "fixed": True})

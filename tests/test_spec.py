@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from litdeploy.errors import SettingsError
-from litdeploy.spec import InputSpec, NetworkSpec, parse_normalisation
+from litdeploy.spec import Free, InputSpec, NetworkSpec, TokenInput, input_of, override_input, parse_normalisation
 
 
 def test_named_and_numeric_normalisations() -> None:
@@ -46,3 +46,61 @@ def test_a_spec_survives_json() -> None:
         plan={"layer1": (0, 4, 8)},
     )
     assert NetworkSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_spec_that_was_written_before_there_were_kinds_is_an_images() -> None:
+    text = '{"name":"resnet","input":{"shape":[1,8,8],"mean":[0.5],"std":[0.5]},"plan":{"layer1":[0,4]}}'
+    spec = NetworkSpec.model_validate_json(text)
+    assert spec.input == InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
+    assert "kind" not in spec.input.model_dump()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,)),
+        TokenInput(length=64, vocabulary=100),
+        TokenInput(length=64, vocabulary=100, fixed=True),
+    ],
+)
+def test_every_kind_of_input_survives_json_and_the_metadata_of_a_file(spec: InputSpec | TokenInput) -> None:
+    network = NetworkSpec(name="any", input=spec)
+    assert NetworkSpec.model_validate_json(network.model_dump_json()) == network
+    assert input_of(spec.metadata()) == spec
+
+
+def test_an_input_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ValidationError, match="image"):
+        NetworkSpec.model_validate_json('{"name": "any", "input": {"kind": "sound", "length": 3}}')
+    assert input_of({"input": '{"kind": "sound"}'}) is None
+    assert input_of({"mean": "[0.5]"}) is None
+
+
+def test_texts_are_of_any_length_unless_one_is_asked_for() -> None:
+    spec = TokenInput(length=64, vocabulary=100)
+    assert [tensor.shape for tensor in spec.tensors] == [(Free("length", 64),)] * 2
+    fixed = override_input(spec, None, (16,), "bert")
+    assert [(tensor.name, tensor.shape) for tensor in fixed.tensors] == [
+        ("input_ids", (16,)),
+        ("attention_mask", (16,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("normalise", "shape", "message"),
+    [
+        ("half", None, "Leave --normalise out"),
+        (None, (3, 8, 8), "Give one number: --input-shape 64"),
+        (None, (65,), "up to 64 tokens"),
+    ],
+)
+def test_what_is_said_of_images_does_not_fit_texts(
+    normalise: str | None, shape: tuple[int, ...] | None, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        override_input(TokenInput(length=64, vocabulary=100), normalise, shape, "bert")
+
+
+def test_a_length_does_not_fit_images() -> None:
+    with pytest.raises(SettingsError, match="--input-shape 3,32,32"):
+        override_input(InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,)), None, (128,), "resnet")

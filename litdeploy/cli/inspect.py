@@ -36,12 +36,11 @@ def command(
 
 
 def _show_network(found: FoundNetwork) -> None:
-    shape = " × ".join(map(str, found.input.shape))
     lines = {
         "network": found.title,
         "named": found.network,
         "classes": f"{found.classes}" + (f" ({', '.join(found.class_names[:10])})" if found.class_names else ""),
-        "input": f"{shape}, mean {_numbers(found.input.mean)}, std {_numbers(found.input.std)}",
+        "input": found.input.told(),
         "parameters": f"{found.breakdown.parameters:,}",
         "FLOPs": f"{found.breakdown.flops:,} an image (a multiply-add is two)",
         "SHA-256": found.sha256,
@@ -62,7 +61,3 @@ def _show_network(found: FoundNetwork) -> None:
     if found.plan is not None:
         kept = "; ".join(f"{name} {', '.join(map(str, blocks))}" for name, blocks in found.plan.items())
         output.print(f"{'student':<12} keeps the teacher's blocks {kept}", highlight=False)
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

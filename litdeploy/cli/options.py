@@ -36,7 +36,10 @@ Normalise = Annotated[
     str | None, typer.Option(help="imagenet, cifar10, cifar100, half, none, or m1,m2,m3:s1,s2,s3 on the scale 0–1.")
 ]
 InputShape = Annotated[
-    str | None, typer.Option(help="Channels, height and width of one image, as in 3,32,32.", metavar="C,H,W")
+    str | None,
+    typer.Option(
+        help="Channels, height and width of an image, as in 3,32,32, or the length of a text.", metavar="C,H,W"
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -116,12 +119,11 @@ def given(**settings: object) -> dict[str, object] | None:
     return {name: value for name, value in settings.items() if value is not None} or None
 
 
-def shape_of(text: str | None) -> tuple[int, int, int] | None:
-    """Reads --input-shape."""
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """Reads --input-shape: three numbers of an image, one of a text."""
     if text is None:
         return None
-    channels, height, width = _whole_numbers(text, "--input-shape", 3, "3,32,32")
-    return channels, height, width
+    return _whole_numbers(text, "--input-shape", 1 if text.isdecimal() else 3, "3,32,32 (a text: 128)")
 
 
 def data_settings(

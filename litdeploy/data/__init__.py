@@ -5,7 +5,7 @@ DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, label
 A packed file holds labels and pixels as they are: DataSettings ─sources─▶ Packed ─split─▶ batches
 """
 
-from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale, standardise
+from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale, prepared, standardise
 from litdeploy.data.data import Data, check_against, open_data
 from litdeploy.data.memory import free_memory
 from litdeploy.data.pack import Packing, pack
@@ -26,6 +26,7 @@ __all__ = [
     "open_data",
     "pack",
     "pixel_scale",
+    "prepared",
     "shuffled",
     "standardise",
 ]

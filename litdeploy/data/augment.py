@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.recipe import Augmentation
-from litdeploy.spec import InputSpec
+from litdeploy.spec import AnyInput, InputSpec
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
     each = torch.arange(n, device=device)[:, None, None]
     cut_NHWC = padded_NCHW.permute(0, 2, 3, 1)[each, rows_NH[:, :, None], columns_NW[:, None, :]]
     return cut_NHWC.permute(0, 3, 1, 2)
+
+
+def prepared(stored: Tensor, spec: AnyInput) -> Batch:
+    """What a network takes, of what is stored of a batch: of images uint8 (N, C, H, W), on any device."""
+    assert isinstance(spec, InputSpec)  # `check_against` lets nothing else pass
+    return normalise(stored, spec)
 
 
 def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.float32) -> Tensor:

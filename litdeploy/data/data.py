@@ -18,7 +18,7 @@ from litdeploy.data.split import SPLITS, Resident, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import NetworkSpec
+from litdeploy.spec import InputSpec, NetworkSpec
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
@@ -235,7 +235,7 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
         classes: how many the network tells apart.
 
     Raises:
-        DataError: another number or order of classes, other channels, or another image size.
+        DataError: another number or order of classes, other channels, another image size, or another kind of input.
     """
     if len(data.classes) != classes:
         raise DataError(
@@ -247,6 +247,11 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
         raise DataError(
             f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
             f"{', '.join(spec.classes[:5])}, …. Label the images by number, in the network's order."
+        )
+    if not isinstance(spec.input, InputSpec):
+        raise DataError(
+            f"{data.source} has images, and {spec.name} takes {spec.input.told()}. litdeploy reads no data for such a "
+            "network yet; it exports it (litdeploy.exporter.export_onnx, litdeploy.exporter.inductor.export_aoti)."
         )
     channels, height, width = data.shape
     wanted_channels, *wanted_size = spec.input.shape

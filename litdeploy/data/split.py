@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from litdeploy.data.augment import normalise
+from litdeploy.batch import Batch
+from litdeploy.data.augment import prepared
 from litdeploy.errors import DataError
-from litdeploy.spec import InputSpec
+from litdeploy.spec import AnyInput
 
 if TYPE_CHECKING:
     from litdeploy.data.images import Images
@@ -83,10 +84,10 @@ def shuffled(count: int, batch_size: int, generator: torch.Generator) -> tuple[T
     return torch.split(order, batch_size) if len(order) else ()
 
 
-def normalised_batches(split: Split, spec: InputSpec, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
-    for images_NCHW, labels in split.batches(batch_size):
-        yield normalise(images_NCHW, spec), labels
+def normalised_batches(split: Split, spec: AnyInput, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
+    """(what a network takes, as normalised float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
+    for stored, labels in split.batches(batch_size):
+        yield prepared(stored, spec), labels
 
 
 class Resident:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward
 from litdeploy.bundle import Record
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
@@ -40,7 +41,7 @@ class Parting(Record):
     compared: int
 
 
-def first_parting(network: Network, path: Path, images_NCHW: Tensor, tolerance: Tolerance) -> Parting | None:
+def first_parting(network: Network, path: Path, inputs: Batch, tolerance: Tolerance) -> Parting | None:
     """The first layer, in the order in which they end, whose output differs from the network's by more than allowed.
 
     A layer's output in the file is that of the last node named for it. That this is so is tried on a file that is
@@ -49,18 +50,18 @@ def first_parting(network: Network, path: Path, images_NCHW: Tensor, tolerance: 
     Args:
         network: in float32, on the CPU.
         path: an ONNX file of `export_onnx`, in any precision.
-        images_NCHW: a few images, normalised, on the CPU.
+        inputs: of a few samples, on the CPU.
 
     Returns:
         None where no layer's outputs part.
     """
-    expected = _outputs(network, images_NCHW)
+    expected = _outputs(network, inputs)
     with TemporaryDirectory() as folder:
         fresh = Path(folder) / "fresh.onnx"
         export_onnx(network, fresh, None)
-        known = _intermediates(fresh, list(expected), images_NCHW)
+        known = _intermediates(fresh, list(expected), inputs)
     layers = [name for name in expected if name in known and _differs(expected[name], known[name], _SAME) is None]
-    found = _intermediates(path, layers, images_NCHW)
+    found = _intermediates(path, layers, inputs)
     compared = 0
     for layer in layers:
         if layer not in found:
@@ -79,7 +80,7 @@ def first_parting(network: Network, path: Path, images_NCHW: Tensor, tolerance: 
     return None
 
 
-def _outputs(network: Network, images_NCHW: Tensor) -> Values:
+def _outputs(network: Network, inputs: Batch) -> Values:
     """Outputs of the layers that run once, in the order in which they end, batch norms folded as the file has them."""
     module = folded(network)
     runs: dict[str, list[Tensor]] = {}
@@ -92,20 +93,20 @@ def _outputs(network: Network, images_NCHW: Tensor) -> Values:
 
             child.register_forward_hook(note)
     with torch.no_grad():
-        module(images_NCHW)
+        forward(module, inputs)
     return {name: outputs[0].float().numpy() for name, outputs in runs.items() if len(outputs) == 1}
 
 
-def _intermediates(path: Path, layers: list[str], images_NCHW: Tensor) -> Values:
+def _intermediates(path: Path, layers: list[str], inputs: Batch) -> Values:
     """What a file computes for each of the layers that it has nodes of."""
     import onnx
     import onnxruntime
 
     model = onnx.load_model(path)
     feed = read_feed({each.key: each.value for each in model.metadata_props})
-    images = feed.take(images_NCHW)
+    taken = feed.take(inputs)
     if feed.precision == "bf16":
-        model, images = onnx.load_from_string(rounded(path)), images.float()
+        model, taken = onnx.load_from_string(rounded(path)), cast(taken, torch.float32)
     values = {}
     for layer in layers:
         nodes = [node for node in model.graph.node if _belongs(node.name, layer)]
@@ -117,7 +118,8 @@ def _intermediates(path: Path, layers: list[str], images_NCHW: Tensor) -> Values
     )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = list(dict.fromkeys(values.values()))
-    results = session.run(names, {model.graph.input[0].name: images.numpy()})
+    tensors = taken if isinstance(taken, dict) else {model.graph.input[0].name: taken}
+    results = session.run(names, {name: tensor.numpy() for name, tensor in tensors.items()})
     by_name = dict(zip(names, results, strict=True))
     return {layer: by_name[name].astype(np.float32) for layer, name in values.items()}
 

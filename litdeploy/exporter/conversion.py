@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, logits_of
 from litdeploy.networks.folding import folded
@@ -67,7 +68,7 @@ class Conversion:
     """A converted network and what decided on it.
 
     Attributes:
-        module: float images (N, C, H, W) → logits (N, classes), in the type of its last operation.
+        module: what the network takes, in any floating type → logits (N, classes), in the type of its last operation.
         precision: of all but what is kept.
         largest: largest magnitude of any value in it, on the images measured.
         largest_layer: the layer that has it.
@@ -81,7 +82,7 @@ class Conversion:
     kept: tuple[str, ...]
 
 
-def convert(network: Network, precision: Precision, batches: Iterable[Tensor]) -> Conversion:
+def convert(network: Network, precision: Precision, batches: Iterable[Batch]) -> Conversion:
     """Converts a copy of a network, its batch norms folded.
 
     The last layer with weights stays in fp32 and gives the logits: at 16, a step of bfloat16 is 1/8, in which classes
@@ -89,7 +90,7 @@ def convert(network: Network, precision: Precision, batches: Iterable[Tensor]) -
 
     Args:
         precision: `fp16` or `bf16`.
-        batches: normalised images (N, C, H, W), float32, on the network's device.
+        batches: what the network takes (normalised images (N, C, H, W), float32), on its device.
 
     Raises:
         NetworkError: its forward does not call the same functions for each batch.
@@ -113,14 +114,14 @@ def convert(network: Network, precision: Precision, batches: Iterable[Tensor]) -
     )
 
 
-def measured(module: nn.Module, batches: Iterable[Tensor]) -> list[Call]:
+def measured(module: nn.Module, batches: Iterable[Batch]) -> list[Call]:
     """The calls that a module makes, with the largest magnitudes over all batches."""
     known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     calls: list[Call] = []
     with torch.no_grad(), _layers(module) as layer:
-        for batch_NCHW in batches:
+        for batch in batches:
             with _Measure(calls, layer, known):
-                module(batch_NCHW)
+                forward(module, batch)
     return calls
 
 
@@ -207,9 +208,9 @@ class _Converted(nn.Module):
         self.module = module
         self._plan, self._source = plan, source
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *single: Tensor, **several: Tensor) -> Tensor:
         with _Cast(self._plan, self._source):
-            return logits_of(self.module(images))
+            return logits_of(self.module(*single, **several))
 
 
 def _magnitude(tensor: Tensor) -> float:

@@ -15,7 +15,7 @@ from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.inductor import package_details
 from litdeploy.settings import parse
-from litdeploy.spec import InputSpec, NetworkSpec, override_input
+from litdeploy.spec import InputSpec, NetworkSpec, image_shape, input_of, override_input
 
 SPLITS = ("test", "validation", "train")
 
@@ -31,7 +31,7 @@ def evaluate(
     seed: int | None = None,
     network: NetworkName | None = None,
     normalise: str | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Accuracy:
     """Measures accuracy.
 
@@ -71,8 +71,8 @@ def evaluate(
         runner = open_runner("onnxruntime", onnx_path=path, device=where)
     elif path.suffix == ".pt2":
         details = package_details(path, where)
-        stated = details["metadata"], tuple(details["image_shape"])
-        spec, classes = _exported_spec(path, *stated, normalise, input_shape), details["classes"]
+        spec = _exported_spec(path, details["metadata"], details.get("image_shape"), normalise, input_shape)
+        classes = details["classes"]
         runner = open_runner("inductor", package_path=path, device=where)
     else:
         loaded: Network = load(path, network=network, normalise=normalise, input_shape=input_shape)
@@ -84,7 +84,7 @@ def evaluate(
         return accuracy(runner.run, normalised_batches(getattr(opened, split), spec.input, batch_size))
 
 
-def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, int] | None) -> tuple[NetworkSpec, int]:
+def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:
     """What an ONNX file says of its input and classes, and how many classes it tells apart.
 
     Raises:
@@ -92,8 +92,6 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, i
     """
     described = describe_onnx(path)
     metadata, (_, *shape), (_, classes) = described["metadata"], described["input_shape"], described["output_shape"]
-    # The metadata's, where there is one: a file that takes pixels has their channels last.
-    shape = json.loads(metadata["input_shape"]) if "input_shape" in metadata else shape
     stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
     return _exported_spec(path, metadata, stated, normalise, input_shape), int(classes)
 
@@ -101,23 +99,24 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, int, i
 def _exported_spec(
     path: Path,
     metadata: dict[str, str],
-    stated_shape: tuple[int, int, int] | None,
+    stated_shape: tuple[int, ...] | None,
     normalise: str | None,
-    input_shape: tuple[int, int, int] | None,
+    input_shape: tuple[int, ...] | None,
 ) -> NetworkSpec:
-    input_shape = input_shape or stated_shape
-    if {"mean", "std"} <= metadata.keys() and input_shape is not None:
-        stored = InputSpec(
-            shape=input_shape, mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"]))
-        )
-        found = override_input(stored, normalise, input_shape, str(path))
-    elif normalise is None or input_shape is None:
+    # The metadata's shape, where there is one: a file that takes pixels has their channels last.
+    stated = {} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}
+    known = input_of({**stated, **metadata})
+    shape = input_shape or stated_shape
+    if known is not None:
+        found = override_input(known, normalise, input_shape, str(path))
+    elif normalise is None or shape is None:
         raise SettingsError(
             f"{path}: does not say how its images are normalised, or of which size. Say it: --normalise imagenet "
             "--input-shape 3,32,32"
         )
     else:
-        blank = InputSpec(shape=input_shape, mean=(0.0,) * input_shape[0], std=(1.0,) * input_shape[0])
-        found = override_input(blank, normalise, input_shape, str(path))
+        shape = image_shape(shape, str(path))
+        blank = InputSpec(shape=shape, mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
+        found = override_input(blank, normalise, None, str(path))
     names = tuple(json.loads(metadata.get("classes", "[]")))
     return NetworkSpec(name=path.name, input=found, classes=names)

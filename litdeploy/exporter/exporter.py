@@ -11,8 +11,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, picked, size_of
 from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest, sha256_of
-from litdeploy.data import Data, check_against, normalise, open_data
+from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import DataError, ParityError, SettingsError
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
 from litdeploy.exporter.parity import Parity, verify
@@ -126,9 +127,9 @@ def export(
 
 @dataclass(frozen=True)
 class Evidence:
-    """Test images that an artefact is held against the student on: normalised (N, C, H, W), and labels (N)."""
+    """Test images that an artefact is held against the student on: as a network takes them, and labels (N)."""
 
-    images_NCHW: Tensor
+    inputs: Batch
     labels_N: Tensor
 
     @classmethod
@@ -143,15 +144,15 @@ class Evidence:
             raise DataError(f"{data.source}: its test split is empty; give --data a dataset with test images.")
         count = min(count, total)
         rows = torch.arange(count) * total // count
-        [picked] = data.test.pick([rows])
-        return cls(normalise(picked.images(), network.spec.input), picked.labels_N)
+        [batch] = data.test.pick([rows])
+        return cls(prepared(batch.images(), network.spec.input), batch.labels_N)
 
     def in_calls(self, least: int, most: int) -> Evidence:
         """Without the rest that calls of `most` images leave, where it is below `least`: an engine does not take it."""
-        total = len(self.images_NCHW)
+        total = size_of(self.inputs)
         rest = total % most
         count = total - rest if rest < least < total else total
-        return Evidence(self.images_NCHW[:count], self.labels_N[:count])
+        return Evidence(picked(self.inputs, slice(count)), self.labels_N[:count])
 
 
 def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
@@ -284,7 +285,7 @@ def _parity(job: Job, form: Form, path: Path, evidence: Evidence) -> Parity:
         tolerance = getattr(job.target.tolerance, job.precision)
         sizes = sorted(set(job.target.batch_profile))
         taken = evidence.in_calls(sizes[0], sizes[-1])
-        return verify(reference, candidate, taken.images_NCHW, sizes, tolerance, taken.labels_N)
+        return verify(reference, candidate, taken.inputs, sizes, tolerance, taken.labels_N)
 
 
 def _serve(

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from litdeploy.batch import Batch, in_parts, moved, size_of
 from litdeploy.bundle import Artefact
-from litdeploy.data import Data, normalise
+from litdeploy.data import Data, prepared
 from litdeploy.errors import DataError
 from litdeploy.exporter.conversion import Conversion, convert
 from litdeploy.exporter.inductor import export_aoti
@@ -81,7 +81,7 @@ class Options:
     """How the files are written, beside their precision.
 
     Attributes:
-        io_precision: of images and logits.
+        io_precision: of inputs in floating point and of logits.
         embed_preprocessing: whether files take pixels, uint8 (N, H, W, C), and normalise them.
         calibration_images: training images on which activations are measured.
         compute_capabilities: of the GPUs that engines are built for, as in `8.6`; none: the one at hand.
@@ -107,8 +107,8 @@ class Calibration:
         self._data, self._network, self._count = data, network, count
 
     @cached_property
-    def images_NCHW(self) -> Tensor:
-        """Normalised, float32, on the CPU.
+    def inputs(self) -> Batch:
+        """As the network takes them, on the CPU.
 
         Raises:
             DataError: there are fewer.
@@ -121,7 +121,7 @@ class Calibration:
             )
         rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: self._count]
         [picked] = train.pick([rows])
-        return normalise(picked.images(), self._network.spec.input).cpu()
+        return moved(prepared(picked.images(), self._network.spec.input), torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Job:
         """The network in the job's precision; None where that is its own."""
         if self.precision not in ("fp16", "bf16"):
             return None
-        return convert(self.network, self.precision, torch.split(self.calibration.images_NCHW, _MEASURE_AT_ONCE))
+        return convert(self.network, self.precision, in_parts(self.calibration.inputs, _MEASURE_AT_ONCE))
 
 
 def _write_onnx(job: Job, path: Path) -> Written:
@@ -174,11 +174,11 @@ def _onnx(job: Job, path: Path, source: Path) -> dict[str, Any]:
     )
     if job.precision != "int8":
         return {**details, **_told(conversion)}
-    images_NCHW = job.calibration.images_NCHW
+    inputs = job.calibration.inputs
     return {
         **details,
-        **quantise_onnx(source, path, images_NCHW),
-        "calibration": {"images": len(images_NCHW), "method": "least and largest value"},
+        **quantise_onnx(source, path, inputs),
+        "calibration": {"images": size_of(inputs), "method": "least and largest value"},
     }
 
 
@@ -186,7 +186,7 @@ def _latency(job: Job, fp32_path: Path, int8_path: Path) -> dict[str, Any]:
     form = FORMS["onnx"]
     with form.open(fp32_path, job.device, job.target) as fp32, form.open(int8_path, job.device, job.target) as int8:
         size = job.target.batch_profile[0]
-        batch = job.network.example(size).to(job.device)
+        batch = moved(job.network.example(size), job.device)
         fp32_ms, int8_ms = interleaved_ms(fp32, int8, batch)
     return {"batch_size": size, "fp32_ms": fp32_ms, "int8_ms": int8_ms}
 

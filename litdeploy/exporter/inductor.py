@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from litdeploy import __version__
+from litdeploy.batch import moved
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.conversion import Conversion
 from litdeploy.exporter.ends import Ends
@@ -17,6 +18,7 @@ from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.inductor import built_for
+from litdeploy.spec import InputSpec
 from litdeploy.target import Precision
 
 
@@ -36,12 +38,12 @@ def export_aoti(
         path: of the file; ends in `.pt2`.
         device: to compile for.
         conversion: the same network in another precision.
-        io_precision: of images and logits.
+        io_precision: of inputs in floating point and of logits.
         embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalises.
 
     Returns:
-        `image_shape` (C, H, W), `classes` (how many), `metadata` (normalisation, their names, precisions), `built_for`
-        and `bytes`.
+        `inputs` (name → shape), `image_shape` (C, H, W) where it takes images, `classes` (how many), `metadata` (of its
+        input, names of the classes, precisions), `built_for` and `bytes`.
 
     Raises:
         NetworkError: it cannot be exported for any batch size.
@@ -63,7 +65,11 @@ def export_aoti(
         program = _program(module.to(device).eval(), network, device)
         _compile(program, path, network, device, metadata)
     return {
-        "image_shape": list(network.spec.input.shape),
+        "inputs": {
+            each.name: ["batch", *(size if isinstance(size, int) else size.name for size in each.shape)]
+            for each in network.spec.input.tensors
+        },
+        **({"image_shape": list(network.spec.input.shape)} if isinstance(network.spec.input, InputSpec) else {}),
         "classes": network.class_count(),
         "metadata": metadata,
         "built_for": built_for(device),
@@ -79,23 +85,21 @@ def _metadata(network: Network, precision: str, io_precision: str, embedded: boo
         "precision": precision,
         "io_precision": io_precision,
         "preprocessing": "embedded" if embedded else "outside",
-        "mean": json.dumps(spec.input.mean),
-        "std": json.dumps(spec.input.std),
-        "input_shape": json.dumps(spec.input.shape),
+        **spec.input.metadata(),
         "classes": json.dumps(spec.classes),
     }
 
 
 def _program(module: Ends, network: Network, device: torch.device) -> Any:
-    example = module.example(network.example(2).to(device)).contiguous()
+    call = module.call(moved(network.example(2), device))
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+        return torch.export.export(module, call.args, call.kwargs, dynamic_shapes=call.dynamic_shapes, strict=False)
     except Exception as error:  # its many kinds of errors have no common base
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise NetworkError(
             f"{network.source}: torch.export cannot export {network.spec.name} for any batch size: "
-            f"{reason.rstrip('.:')}. Its forward must take one tensor of images, not branch on what is in it, and not "
-            "fix the batch size."
+            f"{reason.rstrip('.:')}. Its forward must take what its input spec says, not branch on what is in it, and "
+            "not fix the batch size."
         ) from error
 
 

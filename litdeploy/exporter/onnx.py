@@ -14,17 +14,18 @@ from typing import Any
 import torch
 
 from litdeploy import __version__
+from litdeploy.batch import moved
 from litdeploy.bundle import write_whole
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.exporter.conversion import Conversion
-from litdeploy.exporter.ends import Ends
+from litdeploy.exporter.ends import BATCH, Ends
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.spec import NetworkSpec
 from litdeploy.target import Precision
 
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+OUTPUT = "logits"
 # Of a protobuf message, hence of an ONNX file without a second one beside it.
 _MOST_BYTES = 2**31 - 2**20
 # The first in which convolutions take bfloat16.
@@ -42,20 +43,21 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes a network as ONNX: float32 `images` (batch, C, H, W), normalised, to `logits` (batch, classes).
 
-    The file's metadata tell how images are normalised, their shape and the names of the classes, and its nodes are
-    named for the network's layers (`layer1.0.conv1/Conv_3`).
+    Or what else its input spec names, as int64 `input_ids` and `attention_mask` (batch, length). The file's metadata
+    tell of the input (how images are normalised, their shape) and the names of the classes, and its nodes are named for
+    the network's layers (`layer1.0.conv1/Conv_3`).
 
     Args:
         network: left as it is.
         path: of the file; its folder is made.
         opset: ONNX operator set; None for the exporter's own, or the first that has the precision.
         conversion: the same network in another precision.
-        io_precision: of images and logits.
+        io_precision: of inputs in floating point and of logits.
         embedded: whether `images` are pixels, uint8 (batch, H, W, C), which the file normalises.
 
     Returns:
-        What the saved file holds: `opset`, `input`, `output`, `input_shape`, `output_shape`, `nodes`, `bytes`, and
-        `unfolded_batch_norms`, those right behind a convolution that were left.
+        What the saved file holds: `opset`, `input` and `input_shape` (of the first), `inputs` (name → shape), `output`,
+        `output_shape`, `nodes`, `bytes`, and `unfolded_batch_norms`, those right behind a convolution that were left.
 
     Raises:
         NetworkError: it cannot be exported, or not for any batch size, or it is larger than one file can be.
@@ -101,15 +103,17 @@ def _check_size(network: Network) -> None:
 
 def _converted(module: Ends, network: Network, opset: int | None) -> Any:
     """The ONNX model (a ModelProto) as PyTorch's exporter and its optimizer make it."""
+    call = module.call(moved(network.example(2), torch.device("cpu")))
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (module.example(network.example(2).cpu()),),
+                call.args,
+                kwargs=call.kwargs,
                 dynamo=True,
-                input_names=[INPUT],
+                input_names=[each.name for each in module.inputs],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=call.dynamic_shapes,
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -132,6 +136,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # torch.export copies its own tree specs, whose class is deprecated (torch 2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        # Of a size that two inputs share: it has its one name, which `_written` reads back.
+        warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
         try:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
@@ -153,9 +159,14 @@ def _reason(error: Exception) -> str:
 def _not_exportable(network: Network, reason: str) -> NetworkError:
     return NetworkError(
         f"{network.source}: PyTorch cannot export {network.spec.name} to ONNX for any batch size: {reason}. Its "
-        "forward must take one tensor of images, not branch on what is in it, and not fix the batch size; "
+        f"forward must take {_taken(network)}, not branch on what is in it, and not fix the batch size; "
         'try torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).'
     )
+
+
+def _taken(network: Network) -> str:
+    names = [each.name for each in network.spec.input.tensors]
+    return f"one tensor of {names[0]}" if len(names) == 1 else " and ".join(names)
 
 
 def _strip(model: Any, depth: int) -> None:
@@ -181,16 +192,8 @@ def _strip(model: Any, depth: int) -> None:
 def _describe(model: Any, spec: NetworkSpec, texts: dict[str, str]) -> None:
     from onnx.helper import set_model_props
 
-    properties = {
-        "mean": spec.input.mean,
-        "std": spec.input.std,
-        "input_shape": spec.input.shape,
-        "classes": spec.classes,
-    }
-    set_model_props(
-        model,
-        {"litdeploy": __version__, **texts, **{key: json.dumps(value) for key, value in properties.items()}},
-    )
+    told = {"litdeploy": __version__, **texts, **spec.input.metadata(), "classes": json.dumps(spec.classes)}
+    set_model_props(model, told)
 
 
 def _written(model: Any, network: Network, path: Path, opset: int | None) -> dict[str, Any]:
@@ -208,15 +211,14 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
                 f"PyTorch {torch.__version__} writes it in {reached}. Set the target's `opset` to {reached}, or "
                 "leave it out."
             )
-        shapes = [_shape(value) for value in (*saved.graph.input, *saved.graph.output)]
-        if len(shapes) != 2 or any(shape[0] != BATCH for shape in shapes):
+        told = _ends_of(saved.graph)
+        shapes = [*told["inputs"].values(), told["output_shape"]]
+        names = [each.name for each in network.spec.input.tensors]
+        if list(told["inputs"]) != names or len(saved.graph.output) != 1 or any(shape[0] != BATCH for shape in shapes):
             raise _not_exportable(network, f"the shapes in the file are {shapes}")
         return {
             "opset": reached,
-            "input": saved.graph.input[0].name,
-            "output": saved.graph.output[0].name,
-            "input_shape": shapes[0],
-            "output_shape": shapes[1],
+            **told,
             "nodes": len(saved.graph.node),
             "unfolded_batch_norms": _unfolded(saved.graph),
             "bytes": temporary.stat().st_size,
@@ -224,7 +226,7 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
 
 
 def describe_onnx(path: Path) -> dict[str, Any]:
-    """What an ONNX file says of itself: `opset`, `input`, `output`, their shapes and the `metadata`.
+    """What an ONNX file says of itself: `opset`, what `export_onnx` tells of its ends, and the `metadata`.
 
     Raises:
         RunnerError: no such file, or no ONNX.
@@ -236,16 +238,25 @@ def describe_onnx(path: Path) -> dict[str, Any]:
         raise RunnerError(f"{path}: no such file.")
     try:
         model = onnx.load_model(path, load_external_data=False)
-        [source], [result, *_] = model.graph.input, model.graph.output
-    except (DecodeError, ValueError):
-        raise RunnerError(f"{path}: not an ONNX file with one input. Make one: litdeploy export --onnx") from None
+        told = _ends_of(model.graph)
+    except (DecodeError, IndexError):
+        raise RunnerError(
+            f"{path}: not an ONNX file with an input and an output. Make one: litdeploy export --onnx"
+        ) from None
     return {
         "opset": next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
-        "input": source.name,
-        "output": result.name,
-        "input_shape": _shape(source),
-        "output_shape": _shape(result),
+        **told,
         "metadata": {each.key: each.value for each in model.metadata_props},
+    }
+
+
+def _ends_of(graph: Any) -> dict[str, Any]:
+    return {
+        "input": graph.input[0].name,
+        "output": graph.output[0].name,
+        "input_shape": _shape(graph.input[0]),
+        "output_shape": _shape(graph.output[0]),
+        "inputs": {each.name: _shape(each) for each in graph.input},
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, device_of, in_parts, picked, size_of
 from litdeploy.bundle import Accuracy, Record
 from litdeploy.runtime import Runner, accuracy
 from litdeploy.target import Tolerance
@@ -111,7 +112,7 @@ class Parity(Record):
 def verify(
     reference: Runner,
     candidate: Runner,
-    images_NCHW: Tensor,
+    inputs: Batch,
     batch_sizes: Sequence[int],
     tolerance: Tolerance,
     labels_N: Tensor | None = None,
@@ -120,16 +121,16 @@ def verify(
 
     Args:
         reference, candidate: open, on one device.
-        images_NCHW: normalised, float32, on that device; at least one. Repeated where a batch takes more.
+        inputs: what the network takes, on that device; at least one. Repeated where a batch takes more.
         batch_sizes: each sees as many whole batches as the images fill, at least one and at most sixteen.
         labels_N: of the images, int64; None: no accuracy is measured.
     """
     batches = []
     for size in batch_sizes:
-        calls = min(max(1, len(images_NCHW) // size), _MOST_CALLS)
-        rows = torch.arange(calls * size, device=images_NCHW.device) % len(images_NCHW)
-        inputs = [images_NCHW.index_select(0, some) for some in torch.split(rows, size)]
-        outputs = [torch.cat([runner.run(batch) for batch in inputs]) for runner in (reference, candidate)]
+        calls = min(max(1, size_of(inputs) // size), _MOST_CALLS)
+        rows = torch.arange(calls * size, device=device_of(inputs)) % size_of(inputs)
+        parts = [picked(inputs, some) for some in torch.split(rows, size)]
+        outputs = [torch.cat([runner.run(part) for part in parts]) for runner in (reference, candidate)]
         batches.append(compare(outputs[0], outputs[1], size, tolerance.model_copy(update={"top1": 0.0})))
     parity = Parity(
         reference=reference.name,
@@ -141,7 +142,7 @@ def verify(
     if labels_N is None:
         return parity
     size = max(batch_sizes)
-    labelled = list(zip(torch.split(images_NCHW, size), torch.split(labels_N, size), strict=True))
+    labelled = list(zip(in_parts(inputs, size), torch.split(labels_N, size), strict=True))
     return parity.with_accuracy(
         compare_accuracy(accuracy(reference.run, labelled), accuracy(candidate.run, labelled), tolerance)
     )

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from litdeploy.batch import Batch, in_parts
 from litdeploy.errors import NetworkError
 from litdeploy.runtime.feed import read_feed
 
@@ -20,7 +18,7 @@ _QUANTISED = ("Conv", "Gemm", "MatMul", "Add")
 _BATCH_SIZE = 64
 
 
-def quantise_onnx(source: Path, path: Path, images_NCHW: Tensor) -> dict[str, Any]:
+def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
     """Writes a float32 ONNX file of `export_onnx` in int8.
 
     Weights are symmetric, one scale a channel; activations symmetric, one scale a tensor, from the least and largest
@@ -30,7 +28,7 @@ def quantise_onnx(source: Path, path: Path, images_NCHW: Tensor) -> dict[str, An
     Args:
         source: the float32 file.
         path: of the file to write.
-        images_NCHW: normalised float32 images to calibrate on, on the CPU.
+        inputs: what to calibrate on, as the network takes it (normalised float32 images), on the CPU.
 
     Returns:
         `quantised`: how many nodes of each type take int8; `bytes`.
@@ -44,12 +42,12 @@ def quantise_onnx(source: Path, path: Path, images_NCHW: Tensor) -> dict[str, An
     model = onnx.load_model(source)
     properties = {each.key: each.value for each in model.metadata_props}
     feed = read_feed(properties)
-    batches = [feed.take(batch).numpy() for batch in torch.split(images_NCHW, _BATCH_SIZE)]
+    batches = [_arrays(feed.take(part), model.graph.input[0].name) for part in in_parts(inputs, _BATCH_SIZE)]
     with _quiet():
         quantize_static(
             source,
             path,
-            _Reader(model.graph.input[0].name, batches),
+            _Reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
             nodes_to_exclude=_bias_additions(model.graph),
@@ -83,16 +81,21 @@ def quantise_onnx(source: Path, path: Path, images_NCHW: Tensor) -> dict[str, An
 class _Reader:
     """Calibration batches, as onnxruntime asks for them."""
 
-    def __init__(self, name: str, batches: Sequence[Any]) -> None:
-        self._name, self._batches = name, batches
-        self._left: Iterator[Any] = iter(batches)
+    def __init__(self, batches: Sequence[dict[str, Any]]) -> None:
+        self._batches = batches
+        self._left: Iterator[dict[str, Any]] = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
-        batch = next(self._left, None)
-        return None if batch is None else {self._name: batch}
+        return next(self._left, None)
 
     def rewind(self) -> None:
         self._left = iter(self._batches)
+
+
+def _arrays(batch: Batch, name: str) -> dict[str, Any]:
+    """What onnxruntime takes, by the names of a file's inputs; `name` is that of a single one."""
+    tensors = batch if isinstance(batch, dict) else {name: batch}
+    return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from litdeploy.bundle import Bundle, Manifest, sha256_of
 from litdeploy.errors import BundleError
 from litdeploy.networks import Network, NetworkName, describe, load
 from litdeploy.networks.registry import is_code
-from litdeploy.spec import InputSpec
 
 
 def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:
@@ -39,11 +38,5 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
     return load(
         found,
         network=network if is_code(spec.name) else describe(spec.name, spec.arguments),
-        normalise=_as_text(spec.input),
-        input_shape=spec.input.shape,
+        input=spec.input,
     )
-
-
-def _as_text(spec: InputSpec) -> str:
-    """The normalisation as `load` takes it."""
-    return ":".join(",".join(repr(value) for value in values) for values in (spec.mean, spec.std))

@@ -73,7 +73,7 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
         BundleError: the engine cannot be written.
     """
     described = describe_onnx(onnx_path)
-    _check_shape(onnx_path, described["input_shape"], options.batches)
+    _check_inputs(onnx_path, described["inputs"], options.batches)
     trt, log = load_library(choice.library), logger_of(choice.library)
     log.errors.clear()
     builder = trt.Builder(log)
@@ -110,11 +110,13 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
     return _written(path, memoryview(plan), details, choice, options.precision)
 
 
-def _check_shape(onnx_path: Path, shape: list[int | str], batches: BatchProfile) -> None:
-    if len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+def _check_inputs(onnx_path: Path, inputs: dict[str, list[int | str]], batches: BatchProfile) -> None:
+    shape = next(iter(inputs.values()))
+    if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        told = " and ".join(f"{name} {sizes}" for name, sizes in inputs.items())
         raise RunnerError(
-            f"{onnx_path}: its input has the shape {shape}; images of one size, in batches, are needed. "
-            "Make such a file: litdeploy export --onnx"
+            f"{onnx_path}: takes {told}; images of one size, in batches, are needed. Make such a file: "
+            "litdeploy export --onnx. Networks that take something else run in onnxruntime on a GPU: leave --trt out"
         )
     if isinstance(shape[0], int) and {batches.min, batches.opt, batches.max} != {shape[0]}:
         raise SettingsError(

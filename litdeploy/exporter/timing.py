@@ -6,8 +6,8 @@ import time
 from statistics import median
 
 import torch
-from torch import Tensor
 
+from litdeploy.batch import Batch, device_of
 from litdeploy.runtime import Runner
 
 _WARM_UP = 5
@@ -15,12 +15,12 @@ _SECONDS = 1.0
 _MOST_CALLS = 200
 
 
-def interleaved_ms(first: Runner, second: Runner, batch: Tensor) -> tuple[float, float]:
+def interleaved_ms(first: Runner, second: Runner, batch: Batch) -> tuple[float, float]:
     """Median wall-clock milliseconds of a call of each, in turn, with the device idle before and after.
 
     Args:
         first, second: open, on one device.
-        batch: float32 (N, C, H, W), on that device.
+        batch: what they take, on that device.
     """
     times: dict[Runner, list[float]] = {first: [], second: []}
     for runner in times:
@@ -35,11 +35,12 @@ def interleaved_ms(first: Runner, second: Runner, batch: Tensor) -> tuple[float,
     return median(times[first]), median(times[second])
 
 
-def _call(runner: Runner, batch: Tensor) -> float:
-    if batch.is_cuda:
-        torch.cuda.synchronize(batch.device)
+def _call(runner: Runner, batch: Batch) -> float:
+    device = device_of(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start = time.perf_counter_ns()
     runner.run(batch)
-    if batch.is_cuda:
-        torch.cuda.synchronize(batch.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return (time.perf_counter_ns() - start) / 1e6

@@ -11,10 +11,17 @@ from typing import Any, Literal
 
 from litdeploy.bundle import Artefact, remove, sha256_of
 from litdeploy.errors import BundleError, SettingsError
+from litdeploy.runtime.inductor import inputs_of
 
 # Microseconds that a request may wait for others to share its batch.
 QUEUE_DELAY_US = 100
-_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "uint8": "TYPE_UINT8",
+    "int64": "TYPE_INT64",
+}
 _IO_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _OURS = {"config.pbtxt", "labels.txt", "1"}
 
@@ -70,7 +77,7 @@ def triton_repository(
 
     Args:
         artefacts: files (.onnx, .engine, .pt2) and what their sidecars say. Details that are used: of an engine its
-            `EngineDetails`, of a package `image_shape` (C, H, W) and `metadata`; an ONNX file tells all itself.
+            `EngineDetails`, of a package `metadata`; an ONNX file tells all itself.
         out_dir: of the repository; other models in it are left as they are.
         classes: names in the order of the logits; empty where they are not known.
         batch_sizes: those of the target. The largest is the most that Triton puts together, and each is warmed up.
@@ -92,8 +99,9 @@ def triton_repository(
             raise SettingsError(
                 f"{path}: another artefact is served as {folder.name} already. Rename one of the files."
             )
-        source, result = _signature(path, artefact.details)
-        config = _config(folder.name, backend, source, result, _batches(path, artefact, batch_sizes, backend, source))
+        sources, result = _signature(path, artefact.details)
+        sizes = _batches(path, artefact, batch_sizes, backend, sources[0])
+        config = _config(folder.name, backend, sources, result, sizes)
         config["instance_group"] = [
             {
                 "count": instances,
@@ -121,8 +129,8 @@ def _backend(path: Path, artefact: Artefact) -> _Backend:
     return backend
 
 
-def _signature(path: Path, details: Mapping[str, Any]) -> tuple[_Tensor, _Tensor]:
-    """Input and output, batch first."""
+def _signature(path: Path, details: Mapping[str, Any]) -> tuple[list[_Tensor], _Tensor]:
+    """Inputs and output, batch first."""
     if path.suffix == ".onnx":
         return _onnx_signature(path)
     if path.suffix == ".pt2":
@@ -130,29 +138,34 @@ def _signature(path: Path, details: Mapping[str, Any]) -> tuple[_Tensor, _Tensor
     source, result = (
         _Tensor(details[key], details[f"{key}_type"], tuple(details[f"{key}_shape"])) for key in ("input", "output")
     )
-    return source, result
+    return [source], result
 
 
-def _package_signature(details: Mapping[str, Any]) -> tuple[_Tensor, _Tensor]:
+def _package_signature(details: Mapping[str, Any]) -> tuple[list[_Tensor], _Tensor]:
     """Of an AOTInductor package, whose tensors have no names but their places."""
-    metadata, shape = details["metadata"], list(details["image_shape"])
+    metadata = details["metadata"]
     kind = _IO_TYPES[metadata.get("io_precision", "fp32")]
     pixels = metadata.get("preprocessing") == "embedded"  # uint8 (N, H, W, C)
-    source = _Tensor("INPUT__0", "uint8" if pixels else kind, ("batch", *(shape[1:] + shape[:1] if pixels else shape)))
+    sources = []
+    for place, tensor in enumerate(inputs_of(details)):
+        shape = [size if isinstance(size, int) else size.name for size in tensor.shape]
+        shape = shape[1:] + shape[:1] if pixels else shape
+        type_ = "uint8" if pixels else kind if tensor.dtype == "float32" else tensor.dtype
+        sources.append(_Tensor(f"INPUT__{place}", type_, ("batch", *shape)))
     classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
-    return source, _Tensor("OUTPUT__0", kind, ("batch", classes))
+    return sources, _Tensor("OUTPUT__0", kind, ("batch", classes))
 
 
-def _onnx_signature(path: Path) -> tuple[_Tensor, _Tensor]:
+def _onnx_signature(path: Path) -> tuple[list[_Tensor], _Tensor]:
     import onnx
 
     graph = onnx.load_model(path, load_external_data=False).graph
     tensors = []
-    for value in (graph.input[0], graph.output[0]):
+    for value in (*graph.input, graph.output[0]):
         kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
         shape = tuple(size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim)
         tensors.append(_Tensor(value.name, {"float": "float32"}.get(kind, kind), shape))
-    return tensors[0], tensors[1]
+    return tensors[:-1], tensors[-1]
 
 
 def _batches(
@@ -177,38 +190,43 @@ def _batches(
     return tuple(sorted({*(size for size in wanted if size <= largest), largest}))
 
 
-def _config(name: str, backend: _Backend, source: _Tensor, result: _Tensor, batches: tuple[int, ...]) -> dict[str, Any]:
+def _config(
+    name: str, backend: _Backend, sources: Sequence[_Tensor], result: _Tensor, batches: tuple[int, ...]
+) -> dict[str, Any]:
     """A ModelConfig, as nested mappings. Where Triton does not batch, shapes hold the batch."""
-    batched = backend.batches and isinstance(source.shape[0], str)
+    batched = backend.batches and isinstance(sources[0].shape[0], str)
     config: dict[str, Any] = {
         "name": name,
         "platform": backend.platform,
         "backend": backend.name,
         "max_batch_size": batches[-1] if batched else 0,
     }
-    for key, tensor in (("input", source), ("output", result)):
-        dims = [-1 if isinstance(size, str) else size for size in tensor.shape]
-        config[key] = [
-            {"name": tensor.name, "data_type": _Word(_TYPES[tensor.kind]), "dims": dims[1:] if batched else dims}
-        ]
+    ends: dict[str, Sequence[_Tensor]] = {"input": sources, "output": [result]}
+    for key, tensors in ends.items():
+        config[key] = []
+        for tensor in tensors:
+            dims = [-1 if isinstance(size, str) else size for size in tensor.shape]
+            dims = dims[1:] if batched else dims
+            config[key].append({"name": tensor.name, "data_type": _Word(_TYPES[tensor.kind]), "dims": dims})
     if batched and batches[-1] > 1:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": QUEUE_DELAY_US}
-    config["model_warmup"] = [_warm_up(source, size, batched) for size in batches]
+    config["model_warmup"] = [_warm_up(sources, size, batched) for size in batches]
     return config
 
 
-def _warm_up(source: _Tensor, size: int, batched: bool) -> dict[str, Any]:
-    images = list(source.shape[1:])
-    value = {
-        "data_type": _Word(_TYPES[source.kind]),
-        "dims": images if batched else [size, *images],
-        "random_data": True,
-    }
-    return {
-        "name": f"batch of {size}",
-        "batch_size": size if batched else 1,
-        "inputs": [{"key": source.name, "value": value}],
-    }
+def _warm_up(sources: Sequence[_Tensor], size: int, batched: bool) -> dict[str, Any]:
+    inputs = []
+    for source in sources:
+        # Of a free size the least.
+        sample = [1 if isinstance(each, str) else each for each in source.shape[1:]]
+        value = {
+            "data_type": _Word(_TYPES[source.kind]),
+            "dims": sample if batched else [size, *sample],
+            # Random whole numbers are no ids.
+            ("zero_data" if source.kind == "int64" else "random_data"): True,
+        }
+        inputs.append({"key": source.name, "value": value})
+    return {"name": f"batch of {size}", "batch_size": size if batched else 1, "inputs": inputs}
 
 
 def _text(message: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from litdeploy.batch import Batch, in_parts, mapped, moved, picked
 from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Record, remove, sidecar_of
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
@@ -148,8 +149,8 @@ class _Bench:
         with open_runner("eager", network=teacher, device=self.device) as runner:
             size = self.target.batch_sizes[-1]
             outputs = [
-                torch.cat([each.run(batch) for batch in torch.split(self.evidence.images_NCHW, size)])
-                for each in (runner, student)
+                torch.cat([side.run(batch) for batch in in_parts(self.evidence.inputs, size)])
+                for side in (runner, student)
             ]
             found = compare(outputs[0], outputs[1], size, _ANYTHING)
             return _difference("compression", "teacher", "student", "fp32", [found], self.accuracy(runner), of_student)
@@ -160,13 +161,13 @@ class _Bench:
         tolerance = getattr(self.target.tolerance, artefact.precision)
         sizes = sorted(set(self.target.batch_profile))
         with form_of(kind).open(path, self.device, self.target) as runner:
-            parity = verify(student, runner, self.evidence.images_NCHW, sizes, tolerance)
+            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance)
             of_artefact = self.accuracy(runner)
         parity = parity.with_accuracy(compare_accuracy(of_student, of_artefact, tolerance))
         found = _difference("conversion", "student", kind, artefact.precision, parity.batches, of_student, of_artefact)
         return found.model_copy(update={"parity": parity})
 
-    def _labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _labelled(self) -> Iterator[tuple[Batch, Tensor]]:
         return normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
 
 
@@ -226,7 +227,8 @@ def _set_aside(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity
 
 def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str], None]) -> dict[str, Parting | None]:
     """Bisects every ONNX file that was set aside, by its sidecar's precision."""
-    images_NCHW = bench.evidence.images_NCHW[:_BISECT_IMAGES].cpu().contiguous()
+    few = moved(picked(bench.evidence.inputs, slice(_BISECT_IMAGES)), torch.device("cpu"))
+    inputs = mapped(lambda tensor: tensor.contiguous(), few)
     partings = {}
     for path in sorted(bundle.export_path.glob(rejected_path(Path("*.onnx")).name)):
         try:
@@ -238,5 +240,5 @@ def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str]
             ) from None
         say(f"bisecting {path.name}")
         tolerance = getattr(bench.target.tolerance, artefact.precision)
-        partings[path.name] = first_parting(student, path, images_NCHW, tolerance)
+        partings[path.name] = first_parting(student, path, inputs, tolerance)
     return partings

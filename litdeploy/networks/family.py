@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from litdeploy.networks.sections import Section
-from litdeploy.spec import InputSpec
+from litdeploy.spec import AnyInput
 
 Weights = Mapping[str, Tensor]
 Arguments = dict[str, int | float | str | bool]
@@ -45,7 +45,7 @@ class Family:
     title: str
     build: Callable[..., nn.Module]
     read: Callable[[Weights], list[Reading]]
-    input: Callable[[Arguments], InputSpec]
+    input: Callable[[Arguments], AnyInput]
     layers_per_block: int
 
     def depth(self, blocks: int) -> int:

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 
+from litdeploy.batch import Batch, forward
 from litdeploy.networks.network import Network
 
 _Producer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -26,7 +27,7 @@ def folded(network: Network) -> nn.Module:
     return module
 
 
-def fold_batch_norms(module: nn.Module, example: Tensor | dict[str, Tensor], sections: Sequence[str] = ()) -> int:
+def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] = ()) -> int:
     """Folds, in place, each batch norm that a convolution or a linear layer alone feeds, and leaves an identity there.
 
     The module is run once to see who feeds whom, so that nothing need be known of how it is written. A layer whose
@@ -34,7 +35,7 @@ def fold_batch_norms(module: nn.Module, example: Tensor | dict[str, Tensor], sec
 
     Args:
         module: in eval mode; any network.
-        example: what it is run on: one tensor, or keyword arguments.
+        example: what it is run on.
         sections: names of containers whose outputs must stay what they are: nothing is folded across their borders.
 
     Returns:
@@ -58,7 +59,7 @@ def fold_batch_norms(module: nn.Module, example: Tensor | dict[str, Tensor], sec
     return len(pairs)
 
 
-def _pairs(module: nn.Module, example: Tensor | dict[str, Tensor]) -> list[tuple[str, str]]:
+def _pairs(module: nn.Module, example: Batch) -> list[tuple[str, str]]:
     """(producer, batch norm) by name, for each pair that can be folded."""
     producers: dict[int, str] = {}  # id of an output → who made it
     norms: list[tuple[int, str]] = []  # (id of the input, batch norm)
@@ -83,7 +84,7 @@ def _pairs(module: nn.Module, example: Tensor | dict[str, Tensor]) -> list[tuple
     ]
     try:
         with torch.no_grad(), _Readers() as readers:
-            module(**example) if isinstance(example, dict) else module(example)
+            forward(module, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,33 @@ from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, is_code, request
 from litdeploy.networks.student import shorten
-from litdeploy.spec import InputSpec, NetworkSpec, override_input, parse_normalisation
+from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_shape, override_input, parse_normalisation
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the caller says of the input, over what is known of it."""
+
+    normalise: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    input: AnyInput | None = None
+
+    def over(self, known: AnyInput | None, name: str, source: str) -> AnyInput:
+        """The input. Raises as `load`."""
+        known = self.input or known
+        if known is None:
+            if self.input_shape is None or self.normalise is None:
+                given = {"input_shape": self.input_shape, "normalise": self.normalise}
+                lacking = " and ".join(key for key, value in given.items() if value is None)
+                raise NetworkError(
+                    f"{source}: nothing says what images the network {name} takes; {lacking} must be given, as in "
+                    "--input-shape 3,32,32 --normalise imagenet. Where it takes something else, its module says so in "
+                    "an attribute `input_spec` (litdeploy.spec.TokenInput, for one)."
+                )
+            shape = image_shape(self.input_shape, source)
+            mean, std = parse_normalisation(self.normalise, shape[0])
+            return InputSpec(shape=shape, mean=mean, std=std)
+        return override_input(known, self.normalise, self.input_shape, source)
 
 
 def load(
@@ -20,15 +47,17 @@ def load(
     *,
     network: NetworkName | None = None,
     normalise: str | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    input: AnyInput | None = None,
 ) -> Network:
     """Loads a network with its weights.
 
     Args:
         source: a file of weights (`.pt .pth .th .bin .safetensors`), one that was read, or a module.
         network: the network, where the file does not tell or tells two: see `registry.request`.
-        normalise: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
-        input_shape: (channels, height, width) of one image; None: likewise.
+        normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
+        input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
+        input: what the network takes, in place of all that is known of it.
 
     Returns:
         The network in eval mode, in float32, on the CPU.
@@ -36,37 +65,39 @@ def load(
     Raises:
         CheckpointError: the file is no whole checkpoint, or does not fit the network.
         NetworkError: the network is not recognised, ambiguous, or its input is not known.
+        SettingsError: what is said of the input does not fit the network.
     """
+    said = _Said(normalise, input_shape, input)
     if isinstance(source, nn.Module):
         asked = request(source)
-        spec = _spec(asked, source, {}, normalise, input_shape, asked.name)
-        return Network(source.eval(), spec, asked.name)
+        return Network(source.eval(), _spec(asked, source, {}, said, asked.name), asked.name)
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     asked_for = None if network is None else request(network)
     if checkpoint.spec is not None:
-        return _rebuilt(checkpoint, checkpoint.spec, asked_for, normalise, input_shape)
+        return _rebuilt(checkpoint, checkpoint.spec, asked_for, said)
     if asked_for is None or asked_for.family is not None:
-        return _recognised(checkpoint, asked_for, normalise, input_shape)
+        return _recognised(checkpoint, asked_for, said)
     module = asked_for.build()
-    spec = _spec(asked_for, module, asked_for.arguments, normalise, input_shape, str(checkpoint.path))
+    spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
     load_weights(module, checkpoint.weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
     return Network(module.eval(), spec, str(checkpoint.path))
 
 
 def new(
-    network: NetworkName, *, normalise: str | None, input_shape: tuple[int, int, int], classes: int, seed: int
+    network: NetworkName, *, normalise: str | None, input_shape: tuple[int, ...], classes: int, seed: int
 ) -> Network:
     """A newly initialised network. One of our own families takes the channels and classes where it is not told others.
 
     Raises:
         NetworkError: unknown.
+        SettingsError: it does not take such an input.
     """
     asked = request(network)
     arguments = dict(asked.arguments)
     if asked.family:
         arguments = {"classes": classes, "in_channels": input_shape[0], **arguments}
     module = asked.build(arguments, seed)
-    return Network(module, _spec(asked, module, arguments, normalise, input_shape, asked.name), asked.name)
+    return Network(module, _spec(asked, module, arguments, _Said(normalise, input_shape), asked.name), asked.name)
 
 
 def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:
@@ -91,13 +122,7 @@ def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) 
     return module
 
 
-def _rebuilt(
-    checkpoint: Checkpoint,
-    spec: NetworkSpec,
-    asked: Request | None,
-    normalise: str | None,
-    input_shape: tuple[int, int, int] | None,
-) -> Network:
+def _rebuilt(checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, said: _Said) -> Network:
     source = str(checkpoint.path)
     if asked is not None and (asked.name != spec.name or not asked.arguments.items() <= spec.arguments.items()):
         raise NetworkError(
@@ -106,20 +131,15 @@ def _rebuilt(
         )
     module = build(spec, asked, source)
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    return Network(module.eval(), spec.with_(input=override_input(spec.input, normalise, input_shape, source)), source)
+    return Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source)
 
 
-def _recognised(
-    checkpoint: Checkpoint,
-    asked: Request | None,
-    normalise: str | None,
-    input_shape: tuple[int, int, int] | None,
-) -> Network:
+def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> Network:
     source = str(checkpoint.path)
     name, reading = identify(checkpoint.weights, source, asked)
     found = request(name)
     module = found.build(reading.arguments)
-    spec = _spec(found, module, reading.arguments, normalise, input_shape, source)
+    spec = _spec(found, module, reading.arguments, said, source)
     load_weights(module, reading.weights, source, describe(name, reading.arguments))
     return Network(module.eval(), spec, source)
 
@@ -128,22 +148,8 @@ def _spec(
     asked: Request,
     module: nn.Module,
     arguments: dict[str, int | float | str | bool],
-    normalise: str | None,
-    input_shape: tuple[int, int, int] | None,
+    said: _Said,
     source: str,
 ) -> NetworkSpec:
     known = asked.input(module, arguments)
-    if known is None:
-        if input_shape is None or normalise is None:
-            lacking = " and ".join(
-                name for name, value in (("input_shape", input_shape), ("normalise", normalise)) if value is None
-            )
-            raise NetworkError(
-                f"{source}: nothing says what images the network {asked.name} takes; {lacking} must be given, as in "
-                "--input-shape 3,32,32 --normalise imagenet."
-            )
-        mean, std = parse_normalisation(normalise, input_shape[0])
-        known = InputSpec(shape=input_shape, mean=mean, std=std)
-    return NetworkSpec(
-        name=asked.name, arguments=dict(arguments), input=override_input(known, normalise, input_shape, source)
-    )
+    return NetworkSpec(name=asked.name, arguments=dict(arguments), input=said.over(known, asked.name, source))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from litdeploy.spec import NetworkSpec
+from litdeploy.batch import Batch, forward, mapped
+from litdeploy.spec import InputTensor, NetworkSpec, TokenInput
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class Network:
     """A module with its weights, and its spec.
 
     Attributes:
-        module: takes float32 images (N, C, H, W), normalised as `spec.input` says; gives logits (N, classes), or an
-            output object with them under `.logits`.
+        module: takes the tensors that `spec.input` names: one as its first argument (float32 images (N, C, H, W),
+            normalised), several as keyword arguments. Gives logits (N, classes), or an output object with them under
+            `.logits`.
         spec: rebuilds the module without its weights.
         source: what a message calls the network: the file that it came from, or its name.
     """
@@ -25,20 +27,39 @@ class Network:
     spec: NetworkSpec
     source: str
 
-    def example(self, batch_size: int = 2) -> Tensor:
-        """Normalised noise (batch_size, C, H, W) on the module's device; the same each time."""
+    def example(self, batch_size: int = 2) -> Batch:
+        """Noise that it takes, on the module's device; the same each time. Of a free size, half of the most."""
         first = next(self.module.parameters())
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch_size, *self.spec.input.shape, generator=generator).to(first.device)
+        spec = self.spec.input
+        noise = {each.name: _noise(each, batch_size, generator) for each in spec.tensors}
+        if isinstance(spec, TokenInput):
+            noise["attention_mask"] = _mask(noise["attention_mask"])
+        batch = noise if len(noise) > 1 else next(iter(noise.values()))
+        return mapped(lambda tensor: tensor.to(first.device), batch)
 
     def class_count(self) -> int:
-        """Width of the logits, by running the network once on one image."""
+        """Width of the logits, by running the network once on one sample."""
         training = self.module.training
         self.module.eval()
         with torch.no_grad():
-            width = logits_of(self.module(self.example(1))).shape[-1]
+            width = logits_of(forward(self.module, self.example(1))).shape[-1]
         self.module.train(training)
         return int(width)
+
+
+def _noise(tensor: InputTensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    shape = (batch_size, *(size if isinstance(size, int) else max(1, (size.most or 64) // 2) for size in tensor.shape))
+    if tensor.dtype == "float32":
+        return torch.randn(shape, generator=generator)
+    return torch.randint(tensor.below or 2, shape, generator=generator)
+
+
+def _mask(like_NL: Tensor) -> Tensor:
+    """Texts of different lengths, padded behind: the first is the longest, and each has a token."""
+    n, length = like_NL.shape
+    kept_N = length - torch.arange(n) * length // (2 * n)
+    return (torch.arange(length) < kept_N[:, None]).long()
 
 
 def logits_of(output: object) -> Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from litdeploy.errors import DependencyError, NetworkError
 from litdeploy.networks import resnet, resnext
 from litdeploy.networks.family import Arguments, Family
-from litdeploy.spec import InputSpec
+from litdeploy.spec import AnyInput, InputSpec, TokenInput
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -65,7 +65,7 @@ class Request:
             raise NetworkError(f"{self.name}: gives a {type(module).__name__}, not an nn.Module.")
         return module
 
-    def input(self, module: nn.Module, arguments: Arguments) -> InputSpec | None:
+    def input(self, module: nn.Module, arguments: Arguments) -> AnyInput | None:
         """The input that the network is known to take; None where nothing says so."""
         if self.family:
             return self.family.input(arguments)
@@ -146,14 +146,25 @@ def _hf_builder(name: str) -> Callable[..., nn.Module]:
 
     def build(**arguments: Any) -> nn.Module:
         try:
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **arguments)
-            module: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
+            config = transformers.AutoConfig.from_pretrained(
+                name, trust_remote_code=False, local_files_only=True, **arguments
+            )
         except (OSError, ValueError) as error:
             raise NetworkError(
-                f"hf:{name}: no configuration of an image classifier by that name ({str(error).splitlines()[0]}). "
-                "Give a model's name at the hub, or a local folder that holds its config.json."
+                f"hf:{name}: no configuration by that name ({str(error).splitlines()[0]}). Give a local folder that "
+                "holds its config.json, or a model's name whose config.json is in the hub's cache here (hf download "
+                f"{name} config.json); nothing is downloaded."
             ) from None
-        return module
+        for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
+            try:
+                module: nn.Module = kind.from_config(config)
+            except ValueError:  # how it says that it has no such classifier
+                continue
+            return module
+        raise NetworkError(
+            f"hf:{name}: transformers {transformers.__version__} has no classifier of images or of texts for its "
+            f"configuration ({type(config).__name__})."
+        )
 
     return build
 
@@ -192,8 +203,11 @@ def _working_folder_importable() -> Any:
         sys.path.remove(folder)
 
 
-def _declared_input(module: nn.Module) -> InputSpec | None:
-    """What a timm module (`pretrained_cfg`) or a transformers one (`config`) says of its input."""
+def _declared_input(module: nn.Module) -> AnyInput | None:
+    """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
+    own = getattr(module, "input_spec", None)
+    if isinstance(own, InputSpec | TokenInput):
+        return own
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:
         return InputSpec(shape=tuple(declared["input_size"]), mean=tuple(declared["mean"]), std=tuple(declared["std"]))
@@ -201,4 +215,17 @@ def _declared_input(module: nn.Module) -> InputSpec | None:
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     if isinstance(size, int) and isinstance(channels, int):
         return InputSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
+    vocabulary, positions = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
+    if isinstance(vocabulary, int) and isinstance(positions, int):
+        return TokenInput(length=positions - _reserved_positions(module), vocabulary=vocabulary)
     return None
+
+
+def _reserved_positions(module: nn.Module) -> int:
+    """Rows of a table of positions that no token takes: RoBERTa's kin count from the one behind the padding's."""
+    tables = [
+        child
+        for name, child in module.named_modules()
+        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding)
+    ]
+    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)

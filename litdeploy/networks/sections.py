@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError
 
 
@@ -137,7 +138,7 @@ class _Trace:
     outputs: list[Any] = field(default_factory=list)
 
 
-def find_sections(module: nn.Module, example: Tensor | dict[str, Tensor]) -> list[Section]:
+def find_sections(module: nn.Module, example: Batch) -> list[Section]:
     """Finds the sections of a network by running it once.
 
     A section is an `nn.Sequential` or `nn.ModuleList` of at least two blocks that
@@ -148,7 +149,7 @@ def find_sections(module: nn.Module, example: Tensor | dict[str, Tensor]) -> lis
 
     Args:
         module: any network.
-        example: what it is run on: one tensor, or keyword arguments.
+        example: what it is run on.
 
     Raises:
         NetworkError: it has no such container; the message says what was looked for and what came nearest.
@@ -178,7 +179,7 @@ def find_sections(module: nn.Module, example: Tensor | dict[str, Tensor]) -> lis
     return sections
 
 
-def _run_traced(module: nn.Module, candidates: dict[str, _Trace], example: Tensor | dict[str, Tensor]) -> None:
+def _run_traced(module: nn.Module, candidates: dict[str, _Trace], example: Batch) -> None:
     handles = []
 
     def hook_for(trace: _Trace, index: int) -> Callable[..., None]:
@@ -196,7 +197,7 @@ def _run_traced(module: nn.Module, candidates: dict[str, _Trace], example: Tenso
     module.eval()
     try:
         with torch.no_grad():
-            module(**example) if isinstance(example, dict) else module(example)
+            forward(module, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from litdeploy.batch import forward
 from litdeploy.bundle import Record
 from litdeploy.networks import FAMILIES, Network
 from litdeploy.networks.sections import container
@@ -63,7 +64,7 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
     """
     module = network.module
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(network.example(1))
+        forward(module, network.example(1))
     flops = {name: int(sum(by_operation.values())) for name, by_operation in counter.get_flop_counts().items()}
     root = type(module).__name__
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
 from litdeploy.errors import BundleError
 from litdeploy.exporter import FORMS, Parity
@@ -140,7 +141,7 @@ def _measure_runner(
         open_runner(name, **sources["student"], **how) as student,
     ):
         for batch_size in target.batch_sizes:
-            timed = measure(teacher, student, networks["student"].example(batch_size).to(device), target.timing)
+            timed = measure(teacher, student, moved(networks["student"].example(batch_size), device), target.timing)
             runners = {"teacher": teacher.describe(), "student": student.describe()}
             timings = {
                 role: SideTiming(

@@ -12,8 +12,8 @@ from statistics import median
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from litdeploy.batch import Batch, device_of
 from litdeploy.runtime import Runner
 from litdeploy.target import Timing
 
@@ -62,12 +62,12 @@ class Timed:
     student: Samples
 
 
-def measure(teacher: Runner, student: Runner, batch: Tensor, timing: Timing, seed: int = 0) -> Timed:
+def measure(teacher: Runner, student: Runner, batch: Batch, timing: Timing, seed: int = 0) -> Timed:
     """Times two runners in turn on one batch, in randomised blocks TSST or STTS.
 
     Args:
         teacher, student: on the batch's device.
-        batch: float32 (N, C, H, W).
+        batch: what they take.
         timing: how long to warm up, how many samples a side (rounded up to whole blocks), and the limit on the time
             from after the first run, which may compile. At least one block is timed whatever the limit.
         seed: of the blocks' order.
@@ -75,11 +75,11 @@ def measure(teacher: Runner, student: Runner, batch: Tensor, timing: Timing, see
     Raises:
         RunnerError: a runner cannot run this batch.
     """
-    on_cuda = batch.device.type == "cuda"
+    on_cuda = device_of(batch).type == "cuda"
     clock = _device_ms if on_cuda else _wall_ms
     calls: dict[str, Call] = {"T": lambda: teacher.run(batch), "S": lambda: student.run(batch)}
     with torch.no_grad():
-        first = {side: _first_run_ms(call, batch.device) for side, call in calls.items()}
+        first = {side: _first_run_ms(call, device_of(batch)) for side, call in calls.items()}
         started = time.perf_counter()
         for call in calls.values():
             _warm_up(call, clock, timing)

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward, mapped, tensors_of
 from litdeploy.errors import CompilationError, RunnerError
 from litdeploy.networks import logits_of
 from litdeploy.runtime.compilation import compiled
@@ -18,7 +19,7 @@ from litdeploy.runtime.runner import Description, Source, check_batch, check_pre
 
 
 class CompiledRunner:
-    """The module compiled for each batch size apart, by the first call with that size."""
+    """The module compiled for each shape of a batch apart, by the first call with that shape."""
 
     name = "compiled"
 
@@ -30,7 +31,7 @@ class CompiledRunner:
         # Its other modes capture CUDA graphs, whose outputs the next call overwrites.
         self._copies = device.type == "cuda" and self._mode != "default"
         self._module: nn.Module | None = None
-        self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._compiled: dict[tuple[torch.Size, ...], Callable[[Batch], Tensor]] = {}
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -43,16 +44,16 @@ class CompiledRunner:
         self._module = None
         self._compiled.clear()
 
-    def run(self, batch_NCHW: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`. The first call with a batch size compiles."""
         if self._module is None:
             raise not_open(self.name)
-        check_batch(self.name, batch_NCHW, self._network.spec.input.shape, self.device)
+        check_batch(self.name, batch, self._network.spec.input.tensors, self.device)
         # What Dynamo guards on, besides the shape: else the same size would compile again.
-        batch_NCHW = batch_NCHW.detach().contiguous().to(DTYPES[self._precision])
-        call = self._compiled.get(len(batch_NCHW))
+        batch = cast(mapped(lambda tensor: tensor.detach().contiguous(), batch), DTYPES[self._precision])
+        call = self._compiled.get(_shapes(batch))
         with torch.inference_mode(), ieee_float32(self.device):
-            logits = (self._first(self._module, batch_NCHW) if call is None else call(batch_NCHW)).float()
+            logits = (self._first(self._module, batch) if call is None else call(batch)).float()
             return logits.clone() if self._copies else logits
 
     def describe(self) -> Description:
@@ -66,18 +67,22 @@ class CompiledRunner:
             build_seconds=self._build_seconds,
         )
 
-    def _first(self, module: nn.Module, batch_NCHW: Tensor) -> Tensor:
-        def forward(batch_NCHW: Tensor) -> Tensor:
-            return logits_of(module(batch_NCHW))
+    def _first(self, module: nn.Module, batch: Batch) -> Tensor:
+        def run(batch: Batch) -> Tensor:
+            return logits_of(forward(module, batch))
 
-        call = compiled(forward, mode=self._mode)
+        call = compiled(run, mode=self._mode)
         try:
-            logits = call(batch_NCHW)
+            logits = call(batch)
         except CompilationError as error:
             raise RunnerError(
                 f"the runner '{self.name}' cannot compile {self._network.source} ({error}). "
                 "torch.compile needs a C++ compiler (apt-get install g++) and, on CUDA, Triton (pip install triton). "
                 "Or leave this runner out of the target's `runners`."
             ) from error
-        self._compiled[len(batch_NCHW)] = call
+        self._compiled[_shapes(batch)] = call
         return logits
+
+
+def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in tensors_of(batch))

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward
 from litdeploy.networks import Network, logits_of
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
@@ -37,13 +38,13 @@ class EagerRunner:
     def __exit__(self, *_: object) -> None:
         self._module = None
 
-    def run(self, batch_NCHW: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
         if self._module is None:
             raise not_open(self.name)
-        check_batch(self.name, batch_NCHW, self._network.spec.input.shape, self.device)
+        check_batch(self.name, batch, self._network.spec.input.tensors, self.device)
         with torch.inference_mode(), ieee_float32(self.device):
-            return logits_of(self._module(batch_NCHW.to(DTYPES[self._precision]))).float()
+            return logits_of(forward(self._module, cast(batch, DTYPES[self._precision]))).float()
 
     def describe(self) -> Description:
         """See `Runner.describe`."""

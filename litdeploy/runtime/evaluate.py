@@ -8,18 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.bundle import Accuracy
 from litdeploy.errors import DataError
 
 
-def accuracy(run: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+def accuracy(run: Callable[[Batch], Tensor], batches: Iterable[tuple[Batch, Tensor]]) -> Accuracy:
     """Top-1 accuracy and mean cross-entropy.
 
     Sums stay on the device and are read once, at the end.
 
     Args:
-        run: normalised images (N, C, H, W) → logits (N, classes).
-        batches: (normalised images, int64 labels (N)), on the device of `run`.
+        run: what a network takes → logits (N, classes).
+        batches: (what it takes, int64 labels (N)), on the device of `run`.
 
     Raises:
         DataError: there are no batches.
@@ -28,8 +29,8 @@ def accuracy(run: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Te
     hits: Tensor | None = None
     images = 0
     with torch.no_grad():
-        for batch_NCHW, labels in batches:
-            logits = run(batch_NCHW)
+        for batch, labels in batches:
+            logits = run(batch)
             batch_loss = F.cross_entropy(logits.float(), labels, reduction="sum").double()
             batch_hits = (logits.argmax(1) == labels).sum()
             loss = batch_loss if loss is None else loss + batch_loss

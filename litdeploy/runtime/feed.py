@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, mapped
+
 IO_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -19,7 +21,8 @@ class Feed:
 
     Attributes:
         precision: of its arithmetic.
-        dtype: of its input; uint8 where the normalisation is inside the file, which then takes (N, H, W, C).
+        dtype: of its input, where that is of floating point; uint8 where the normalisation is inside the file, which
+            then takes (N, H, W, C).
         mean, std: one value a channel, on the scale 0–1; empty where the file does not tell.
     """
 
@@ -28,15 +31,19 @@ class Feed:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def take(self, batch_NCHW: Tensor) -> Tensor:
-        """What the file takes in place of normalised float32 images (N, C, H, W); contiguous."""
-        batch_NCHW = batch_NCHW.detach()
-        if self.dtype is not torch.uint8:
+    def take(self, batch: Batch) -> Batch:
+        """What the file takes in place of a batch of a runner's, float32 where it is of floating point; contiguous."""
+        return mapped(self._taken, batch)
+
+    def _taken(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if self.dtype is not torch.uint8 or not tensor.is_floating_point():
             # A batch of one channel in channels-last format counts as contiguous, with other strides than were compiled
             # for; AOTInductor does not look at them, and computes something else (seen with torch 2.13 on a CPU).
-            return batch_NCHW.to(self.dtype).contiguous().flatten().view(batch_NCHW.shape)
-        mean_C11, std_C11 = (_of_pixels(values, batch_NCHW.device) for values in (self.mean, self.std))
-        pixels_NCHW = (batch_NCHW * std_C11 + mean_C11).round_().clamp_(0, 255).to(torch.uint8)
+            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(dtype).contiguous().flatten().view(tensor.shape)
+        mean_C11, std_C11 = (_of_pixels(values, tensor.device) for values in (self.mean, self.std))
+        pixels_NCHW = (tensor * std_C11 + mean_C11).round_().clamp_(0, 255).to(torch.uint8)
         return pixels_NCHW.permute(0, 2, 3, 1).contiguous()
 
 

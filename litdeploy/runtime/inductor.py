@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,11 +13,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from litdeploy.batch import Batch, forward
 from litdeploy.bundle import Artefact, sha256_of, sidecar_of
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.spec import InputTensor, input_of
 
 # Of torch.cpu.get_capabilities(): what the compiler may have used (`-march=native`).
 _PROCESSOR_FEATURES = ("avx", "avx2", "avx512", "amx", "fma", "f16c", "bmi", "neon", "sve", "sse", "vsx")
@@ -37,13 +40,13 @@ class InductorRunner:
         check_precision(self.name, precision, ("fp32", "fp16", "bf16"))
         self._model: Any = None
         self._feed = Feed()
-        self._shape: tuple[int, ...] = ()
+        self._inputs: tuple[InputTensor, ...] = ()
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
         details = package_details(self._path, self.device)
         self._feed = read_feed(details["metadata"])
-        self._shape = tuple(details["image_shape"])
+        self._inputs = inputs_of(details)
         started = time.perf_counter()
         self._model = _load(self._path, self.device)
         self._build_seconds = time.perf_counter() - started
@@ -52,14 +55,14 @@ class InductorRunner:
     def __exit__(self, *_: object) -> None:
         self._model = None
 
-    def run(self, batch_NCHW: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
         if self._model is None:
             raise not_open(self.name)
-        check_batch(self.name, batch_NCHW, self._shape, self.device)
+        check_batch(self.name, batch, self._inputs, self.device)
         try:
             with torch.inference_mode(), ieee_float32(self.device):
-                logits: Tensor = self._model(self._feed.take(batch_NCHW))
+                logits: Tensor = forward(self._model, self._feed.take(batch))
         except RuntimeError as error:
             raise RunnerError(f"{self._path}: AOTInductor cannot run it: {str(error).splitlines()[0]}") from error
         return logits.float()
@@ -135,6 +138,12 @@ def package_details(path: Path, device: torch.device) -> dict[str, Any]:
             f"{_command(artefact)}"
         )
     return artefact.details
+
+
+def inputs_of(details: Mapping[str, Any]) -> tuple[InputTensor, ...]:
+    """What a package takes, by its sidecar's details."""
+    spec = input_of(details["metadata"])
+    return (InputTensor("images", "float32", tuple(details["image_shape"])),) if spec is None else spec.tensors
 
 
 def _command(artefact: Artefact) -> str:

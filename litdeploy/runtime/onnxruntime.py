@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, size_of
 from litdeploy.errors import DependencyError, RunnerError
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.spec import AnyInput, Free, InputTensor, input_of
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
@@ -25,13 +27,14 @@ _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
     torch.float16: ("tensor(float16)", np.float16),
     torch.bfloat16: ("tensor(bfloat16)", 16),
     torch.uint8: ("tensor(uint8)", np.uint8),
+    torch.int64: ("tensor(int64)", np.int64),
 }
 
 
 class OnnxRuntimeRunner:
-    """An ONNX file with one float32 image input (N, C, H, W) and logits (N, classes) as its first output.
+    """An ONNX file whose inputs are float32 or int64, batch first, with logits (N, classes) as its first output.
 
-    Or another input, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
+    Or other inputs, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
     """
 
     name = "onnxruntime"
@@ -46,10 +49,10 @@ class OnnxRuntimeRunner:
         self._feed = Feed()
         self._session: Any = None
         self._stream: torch.cuda.Stream | None = None
-        self._input, self._output = "", ""
+        self._inputs: tuple[InputTensor, ...] = ()
+        self._output = ""
         self._output_dtype = torch.float32
-        self._shape: tuple[int | None, ...] = ()
-        self._classes = 0
+        self._output_shape: tuple[int, ...] = ()
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -68,14 +71,15 @@ class OnnxRuntimeRunner:
         self._session = None
         self._stream = None
 
-    def run(self, batch_NCHW: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
         if self._session is None:
             raise not_open(self.name)
-        check_batch(self.name, batch_NCHW, self._shape, self.device)
-        images = self._feed.take(batch_NCHW)
+        check_batch(self.name, batch, self._inputs, self.device)
+        taken = self._feed.take(batch)
+        tensors = taken if isinstance(taken, dict) else {self._inputs[0].name: taken}
         try:
-            return self._run_on_cpu(images) if self._stream is None else self._run_on_cuda(images, self._stream)
+            return self._run_on_cpu(tensors) if self._stream is None else self._run_on_cuda(tensors, self._stream)
         except Exception as error:  # ONNX Runtime's own have no common base
             raise RunnerError(f"{self._path}: onnxruntime cannot run it: {_first_line(error)}") from error
 
@@ -107,7 +111,8 @@ class OnnxRuntimeRunner:
             }
             if self._memory_limit is not None:
                 settings["gpu_mem_limit"] = str(int(self._memory_limit * 2**30))
-        self._feed = _read_feed(self._path)
+        metadata = _metadata(self._path)
+        self._feed = read_feed(metadata)
         try:
             model = rounded(self._path) if self._rounds() else str(self._path)
             session = ort.InferenceSession(model, options, providers=[(provider, settings)])
@@ -123,47 +128,46 @@ class OnnxRuntimeRunner:
             )
         # Else a call that fails on CUDA would be tried again, silently, in a new session on the CPU.
         session.disable_fallback()
-        self._read_signature(session)
+        self._read_signature(session, input_of(metadata))
         return session
 
     def _rounds(self) -> bool:
         """Whether it runs in float32 with each result rounded: ONNX Runtime has no bfloat16 on a processor."""
         return self._feed.precision == "bf16" and self.device.type == "cpu"
 
-    def _read_signature(self, session: Any) -> None:
+    def _read_signature(self, session: Any, spec: AnyInput | None) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        images, logits = inputs[0], outputs[0]
         if self._rounds() and self._feed.dtype is torch.bfloat16:
             self._feed = replace(self._feed, dtype=torch.float32)
-        kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items() if dtype is not torch.uint8}
-        fits = len(inputs) == 1 and images.type == _ELEMENTS[self._feed.dtype][0] and logits.type in kinds
-        if not fits or len(images.shape) != 4 or len(logits.shape) != 2 or not isinstance(logits.shape[1], int):
+        kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items() if dtype.is_floating_point}
+        logits = outputs[0]
+        taken = [_input_tensor(each, self._feed) for each in inputs]
+        known = tuple(each for each in taken if each is not None)
+        fixed = len(logits.shape) == 2 and isinstance(logits.shape[1], int)
+        if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(
-                f"{self._path}: no classifier of images as `litdeploy export` writes it: one float32 input "
-                f"(N, C, H, W) and logits (N, classes) are needed; it has {found}."
+                f"{self._path}: no classifier as `litdeploy export` writes it: float32 or int64 inputs, batch first, "
+                f"as images (N, C, H, W), and logits (N, classes) are needed; it has {found}."
             )
-        self._input, self._output = images.name, logits.name
-        shape = tuple(size if isinstance(size, int) else None for size in images.shape[1:])
-        # Pixels have their channels last.
-        self._shape = (shape[2], shape[0], shape[1]) if self._feed.dtype is torch.uint8 else shape
-        self._classes = logits.shape[1]
+        # What the file says of itself knows how long a free size may be.
+        stated = () if spec is None else spec.tensors
+        self._inputs = stated if [each.name for each in stated] == [each.name for each in known] else known
+        self._output, self._output_shape = logits.name, tuple(logits.shape[1:])
         self._output_dtype = kinds[logits.type]
 
-    def _run_on_cpu(self, images: Tensor) -> Tensor:
-        [logits] = self._session.run([self._output], {self._input: images.numpy()})
+    def _run_on_cpu(self, tensors: dict[str, Tensor]) -> Tensor:
+        [logits] = self._session.run([self._output], {name: tensor.numpy() for name, tensor in tensors.items()})
         return torch.from_numpy(logits).float()
 
-    def _run_on_cuda(self, images: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    def _run_on_cuda(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
         """In torch's own memory, on a stream that takes its place in the current one's order; nothing waits."""
-        logits = torch.empty(len(images), self._classes, device=self.device, dtype=self._output_dtype)
+        size = size_of(tensors)
+        logits = torch.empty(size, *self._output_shape, device=self.device, dtype=self._output_dtype)
         binding = self._session.io_binding()
-        for bind, name, tensor in (
-            (binding.bind_input, self._input, images),
-            (binding.bind_output, self._output, logits),
-        ):
-            element = _ELEMENTS[tensor.dtype][1]
-            bind(name, "cuda", self.device.index, element, tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in tensors.items():
+            _bind(binding.bind_input, name, tensor)
+        _bind(binding.bind_output, self._output, logits)
         options = _library().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         current = torch.cuda.current_stream(self.device)
@@ -173,16 +177,33 @@ class OnnxRuntimeRunner:
         return logits.float()
 
 
-def _read_feed(path: Path) -> Feed:
-    """What the file's metadata say of its input; nothing where it is no ONNX: the session's error says it better."""
+def _input_tensor(found: Any, feed: Feed) -> InputTensor | None:
+    """What a runner is given for an input of a file; None where nothing becomes it."""
+    sizes = tuple(size if isinstance(size, int) else Free(str(size)) for size in found.shape[1:])
+    if found.type == _ELEMENTS[torch.int64][0] and sizes:
+        return InputTensor(found.name, "int64", sizes)
+    if found.type != _ELEMENTS[feed.dtype][0] or not sizes:
+        return None
+    if feed.dtype is torch.uint8:  # pixels, which have their channels last
+        return InputTensor(found.name, "float32", (sizes[2], sizes[0], sizes[1])) if len(sizes) == 3 else None
+    return InputTensor(found.name, "float32", sizes)
+
+
+def _bind(bind: Any, name: str, tensor: Tensor) -> None:
+    element = _ELEMENTS[tensor.dtype][1]
+    bind(name, "cuda", tensor.device.index, element, tuple(tensor.shape), tensor.data_ptr())
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What the file says of its input; nothing where it is no ONNX: the session's error says it better."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load_model(path, load_external_data=False)
     except DecodeError:
-        return Feed()
-    return read_feed({each.key: each.value for each in model.metadata_props})
+        return {}
+    return {each.key: each.value for each in model.metadata_props}
 
 
 def _library() -> Any:

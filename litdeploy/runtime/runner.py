@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, tensors_of
 from litdeploy.errors import RunnerError
+from litdeploy.spec import Free, InputTensor
 from litdeploy.target import CompileMode
 
 if TYPE_CHECKING:
@@ -57,13 +59,14 @@ class Runner(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-    def run(self, batch_NCHW: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         """Runs one batch of any size.
 
         On CUDA the work is queued behind, and ahead of, the current stream's; nothing waits for it.
 
         Args:
-            batch_NCHW: float32, normalised, on `device`.
+            batch: what the network takes, on `device`: float32 images (N, C, H, W), normalised; or several tensors by
+                their names.
 
         Returns:
             Logits (N, classes), float32, on `device`.
@@ -158,24 +161,60 @@ def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:
     return precision
 
 
-def check_batch(runner: str, batch: Tensor, shape: Sequence[int | None], device: torch.device) -> None:
+def check_batch(runner: str, batch: Batch, inputs: Sequence[InputTensor], device: torch.device) -> None:
     """Holds a batch against what a runner takes.
 
-    Args:
-        shape: of one image; None where any size serves.
-
     Raises:
-        RunnerError: another shape, type or device.
+        RunnerError: other tensors, or of another shape, type or device.
     """
-    fits = batch.dim() == len(shape) + 1 and all(
-        wanted in (None, size) for wanted, size in zip(shape, batch.shape[1:], strict=True)
+    given = batch if isinstance(batch, dict) else {inputs[0].name: batch}
+    names = [each.name for each in inputs]
+    sizes = {len(tensor) for tensor in tensors_of(batch) if tensor.dim()}
+    if (
+        list(given) == names
+        and isinstance(batch, dict) == (len(inputs) > 1)
+        and len(sizes) == 1
+        and min(sizes) > 0
+        and all(_fits(given[each.name], each, device) for each in inputs)
+        and _free_sizes_agree(given, inputs)
+    ):
+        return
+    wanted = " and ".join(f"{each.dtype} {each.name} of shape (N, {_told(each.shape)})" for each in inputs)
+    found = " and ".join(
+        f"{f'{name}: ' if isinstance(batch, dict) else ''}{str(tensor.dtype).removeprefix('torch.')} of shape "
+        f"{tuple(tensor.shape)} on {tensor.device}"
+        for name, tensor in given.items()
     )
-    if not fits or not len(batch) or batch.dtype != torch.float32 or batch.device != device:
-        sizes = ", ".join("any" if size is None else str(size) for size in shape)
-        raise RunnerError(
-            f"the runner '{runner}' takes float32 images of shape (N, {sizes}) on {device}, N at least 1; it was given "
-            f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)} on {batch.device}."
+    raise RunnerError(
+        f"the runner '{runner}' takes {wanted} on {device}, N at least 1; it was given {found or 'nothing'}."
+    )
+
+
+def _fits(tensor: Tensor, wanted: InputTensor, device: torch.device) -> bool:
+    return (
+        tensor.dim() == len(wanted.shape) + 1
+        and str(tensor.dtype) == f"torch.{wanted.dtype}"
+        and tensor.device == device
+        and all(
+            1 <= found <= (size.most or found) if isinstance(size, Free) else found == size
+            for size, found in zip(wanted.shape, tensor.shape[1:], strict=True)
         )
+    )
+
+
+def _free_sizes_agree(given: dict[str, Tensor], inputs: Sequence[InputTensor]) -> bool:
+    found: dict[str, set[int]] = {}
+    for each in inputs:
+        for size, length in zip(each.shape, given[each.name].shape[1:], strict=True):
+            if isinstance(size, Free):
+                found.setdefault(size.name, set()).add(length)
+    return all(len(lengths) == 1 for lengths in found.values())
+
+
+def _told(shape: Sequence[int | Free]) -> str:
+    return ", ".join(
+        str(size) if isinstance(size, int) else f"1 to {size.most}" if size.most else "any" for size in shape
+    )
 
 
 def not_open(runner: str) -> RunnerError:

@@ -10,11 +10,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, size_of
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.spec import InputTensor
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,19 +84,21 @@ class TensorRTRunner:
         self._captured.clear()
         self._context = self._engine = self._built = self._stream = self._done = None
 
-    def run(self, batch_NCHW: Tensor) -> Tensor:
+    def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`. A batch outside the engine's profile is refused."""
         if self._built is None or self._context is None:
             raise not_open(self.name)
         details = self._built.details
-        check_batch(self.name, batch_NCHW, _image_shape(details.input_shape, self._feed), self.device)
-        sizes, size = details.batches, len(batch_NCHW)
+        taken = InputTensor(details.input, "float32", _image_shape(details.input_shape, self._feed))
+        check_batch(self.name, batch, [taken], self.device)
+        sizes, size = details.batches, size_of(batch)
         if not sizes.min <= size <= sizes.max:
             raise RunnerError(
                 f"{self._path}: takes batches of {sizes.min} to {sizes.max} images, and was given {size}. Split the "
                 "batch, or build an engine for it: set the target's `batch_sizes`, and litdeploy export --trt"
             )
-        images = self._feed.take(batch_NCHW)
+        images = self._feed.take(batch)
+        assert isinstance(images, Tensor)  # as its only input is one
         with torch.cuda.device(self.device):
             if self._cuda_graph:
                 return self._replayed(images).float()
@@ -200,10 +204,10 @@ class TensorRTRunner:
         return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{told}")
 
 
-def _image_shape(input_shape: Sequence[int | str], feed: Feed) -> list[int]:
+def _image_shape(input_shape: Sequence[int | str], feed: Feed) -> tuple[int, ...]:
     """(C, H, W) of one image; pixels have their channels last."""
     sizes = [int(size) for size in input_shape[1:]]
-    return [sizes[2], sizes[0], sizes[1]] if feed.dtype is torch.uint8 else sizes
+    return (sizes[2], sizes[0], sizes[1]) if feed.dtype is torch.uint8 else tuple(sizes)
 
 
 def _checked_feed(built: Engine) -> Feed:

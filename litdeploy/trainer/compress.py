@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import litdeploy
+from litdeploy.batch import moved
 from litdeploy.bundle import (
     DEFAULT_PATH,
     Accuracy,
@@ -120,7 +121,7 @@ def compress(
             folder=bundle.path,
             log=log,
             progress=progress,
-            example=loaded.example().to(where),
+            example=moved(loaded.example(), where),
             ranks=ranks,
         )
         kept = None if feature_cache_dir is None else Path(feature_cache_dir)
@@ -205,8 +206,8 @@ def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
         run.progress.note(
-            f"warning: that is hardly better than guessing ({chance:.0%}). Is the normalisation the teacher's own (now "
-            f"mean {run.input.mean}, std {run.input.std}; --normalise), and are these the classes it was trained on?"
+            f"warning: that is hardly better than guessing ({chance:.0%}). Is the input the teacher's own (now "
+            f"{run.input.told()}; of images --normalise), and are these the classes it was trained on?"
         )
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from litdeploy.data import Crops, Split, draw_crops, shuffled
 from litdeploy.recipe import Recipe
-from litdeploy.spec import InputSpec
+from litdeploy.spec import AnyInput, InputSpec
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
@@ -43,7 +43,7 @@ class Epochs:
         teacher: Teacher | None,
         cache: FeatureCache | None,
         optimiser: torch.optim.Optimizer,
-        spec: InputSpec,
+        spec: AnyInput,
         recipe: Recipe,
         order: torch.Generator,
         draws: torch.Generator,
@@ -126,6 +126,7 @@ class Epochs:
         return features
 
     def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
+        assert isinstance(self._input, InputSpec)  # no other data is read
         crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
         return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self._step.precision])
 

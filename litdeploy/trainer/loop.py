@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward
 from litdeploy.bundle import Accuracy
 from litdeploy.data import Data, Split, normalised_batches
 from litdeploy.errors import TrainingError
@@ -19,7 +20,7 @@ from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
 from litdeploy.recipe import Phase, Recipe
 from litdeploy.runtime import accuracy
-from litdeploy.spec import InputSpec, NetworkSpec
+from litdeploy.spec import AnyInput, NetworkSpec
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.epoch import Epochs
@@ -55,14 +56,14 @@ class Run:
     sections: Sequence[str]
     data: Data
     spec: NetworkSpec
-    input: InputSpec
+    input: AnyInput
     recipe: Recipe
     precision: str
     device: torch.device
     folder: Path
     log: MetricsLog
     progress: Progress
-    example: Tensor
+    example: Batch
     cache: FeatureCache | None = None
     ranks: Ranks = ALONE
     epochs_done: int = 0
@@ -219,15 +220,15 @@ def _captures(run: Run) -> bool:
     return run.device.type == "cuda" and run.ranks.size == 1 and (run.cache is None or not run.cache.mapped)
 
 
-def evaluate(module: nn.Module, split: Split, spec: InputSpec, precision: str, batch_size: int = 256) -> Accuracy:
+def evaluate(module: nn.Module, split: Split, spec: AnyInput, precision: str, batch_size: int = 256) -> Accuracy:
     """Accuracy of a module on a split, on the module's device. Leaves it in eval mode."""
     module.eval()
     device = next(module.parameters()).device
 
     @torch.no_grad()
-    def logits(images_NCHW: Tensor) -> Tensor:
+    def logits(batch: Batch) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return logits_of(module(images_NCHW)).float()
+            return logits_of(forward(module, batch)).float()
 
     return accuracy(logits, normalised_batches(split, spec, batch_size))
 

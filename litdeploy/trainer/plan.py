@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from litdeploy.batch import Batch, forward, size_of
 from litdeploy.data import free_memory
 from litdeploy.errors import CompilationError, TrainingError
 from litdeploy.networks.sections import container, recording, run_section
@@ -31,25 +32,25 @@ _AUTO_VISITS = 2
 
 
 @torch.no_grad()
-def forward_flops(module: nn.Module, example: Tensor) -> int:
+def forward_flops(module: nn.Module, example: Batch) -> int:
     """Floating-point operations of one image's forward pass; a multiply-add is two. Elementwise work is left out."""
     module = copy.deepcopy(module).eval()
     with FlopCounterMode(display=False) as counted:
-        module(example)
-    return int(counted.get_total_flops()) // len(example)
+        forward(module, example)
+    return int(counted.get_total_flops()) // size_of(example)
 
 
 @torch.no_grad()
-def section_flops(module: nn.Module, sections: Sequence[str], example: Tensor) -> dict[str, int]:
+def section_flops(module: nn.Module, sections: Sequence[str], example: Batch) -> dict[str, int]:
     """Section → floating-point operations of one image's forward pass through it. Counted as by `forward_flops`."""
     module = copy.deepcopy(module).eval()
     with recording(module, sections) as calls:
-        module(example)
+        forward(module, example)
     found = {}
     for name, call in calls.items():
         with FlopCounterMode(display=False) as counted:
             run_section(list(container(module, name)), call.input, call.arguments)
-        found[name] = int(counted.get_total_flops()) // len(example)
+        found[name] = int(counted.get_total_flops()) // size_of(example)
     return {name: found[name] for name in sections}
 
 

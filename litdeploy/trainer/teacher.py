@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward, moved, picked
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import SectionCall, recording
@@ -53,7 +54,7 @@ class Teacher:
         self,
         module: nn.Module,
         sections: Sequence[str],
-        example: Tensor,
+        example: Batch,
         device: torch.device,
         precision: str = "fp32",
         compiled: bool = False,
@@ -61,12 +62,12 @@ class Teacher:
     ) -> None:
         self._settings = (sections, example, device, precision, compiled, fallback)
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        fold_batch_norms(self.module, example.to(next(module.parameters()).device), sections)
+        fold_batch_norms(self.module, moved(example, next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]
         self.module.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._hooks = ExitStack()  # open as long as this object lives: the copy is its own
         self._calls = self._hooks.enter_context(recording(self.module, sections))
-        self.template = self.eager(example[:1].to(device))
+        self.template = self.eager(moved(picked(example, slice(1)), device))
         # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
         self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
 
@@ -76,15 +77,15 @@ class Teacher:
 
     # Not inference_mode: the sections' inputs are saved for the student's backward pass.
     @torch.no_grad()
-    def __call__(self, images_NCHW: Tensor) -> Features:
-        """Normalised images in float32 or the training precision → what the teacher makes of them."""
-        return self._run(images_NCHW.to(self._dtype))
+    def __call__(self, batch: Batch) -> Features:
+        """What the module takes, in float32 or the training precision → what the teacher makes of it."""
+        return self._run(cast(batch, self._dtype))
 
     @torch.no_grad()
-    def eager(self, images_NCHW: Tensor) -> Features:
+    def eager(self, batch: Batch) -> Features:
         """The same, never compiled."""
-        return self._forward(images_NCHW.to(self._dtype))
+        return self._forward(cast(batch, self._dtype))
 
-    def _forward(self, images_NCHW: Tensor) -> Features:
-        logits_NK = logits_of(self.module(images_NCHW)).float()
+    def _forward(self, batch: Batch) -> Features:
+        logits_NK = logits_of(forward(self.module, batch)).float()
         return Features(logits_NK, dict(self._calls))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
@@ -92,7 +93,7 @@ def train(
             folder=path.parent,
             log=log,
             progress=progress if progress is not None and ranks.first else Progress(),
-            example=made.example().to(where),
+            example=moved(made.example(), where),
             ranks=ranks,
         )
         fit(run)

@@ -31,7 +31,7 @@ def test_the_first_file_keeps_its_name() -> None:
 
 def test_calibration_takes_the_same_training_images_each_time(student: Network) -> None:
     data = open_data(DataSettings(source="digits"), torch.device("cpu"), 0)
-    found = [Calibration(data, student, 32).images_NCHW for _ in range(2)]
+    found = [Calibration(data, student, 32).inputs for _ in range(2)]
     assert torch.equal(*found)
     assert found[0].shape == (32, 1, 8, 8)
     assert found[0].dtype == torch.float32
@@ -43,4 +43,4 @@ def test_fewer_training_images_than_asked_are_an_error(student: Network) -> None
     with pytest.raises(
         DataError, match=f"has {count} training images, and {count + 1} .* --calibration-images {count}"
     ):
-        _ = Calibration(data, student, count + 1).images_NCHW
+        _ = Calibration(data, student, count + 1).inputs

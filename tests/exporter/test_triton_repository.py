@@ -221,3 +221,23 @@ def test_a_repository_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> N
     with pytest.raises(BundleError, match="cannot be written"):
         written([stand_in(tmp_path / "student.pt2")], tmp_path / "file")
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_text_classifier_is_served_with_both_its_inputs(tmp_path: Path) -> None:
+    ids, mask = (helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", 16]) for name in ("ids", "mask"))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16])
+    nodes = [helper.make_node("Mul", ["ids", "mask"], ["kept"]), helper.make_node("Cast", ["kept"], ["logits"], to=1)]
+    graph = helper.make_graph(nodes, "text", [ids, mask], [logits])
+    path = tmp_path / "student.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    [folder] = written([artefact_of(path)], tmp_path / "models")
+    config = parsed(folder)
+    assert [(each.name, each.data_type, list(each.dims)) for each in config.input] == [
+        ("ids", model_config_pb2.TYPE_INT64, [16]),
+        ("mask", model_config_pb2.TYPE_INT64, [16]),
+    ]
+    warm_up = config.model_warmup[0].inputs
+    assert {name: (list(warm_up[name].dims), warm_up[name].zero_data) for name in warm_up} == {
+        "ids": ([16], True),
+        "mask": ([16], True),
+    }

@@ -8,10 +8,10 @@ from torch import nn
 
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import CheckpointError, NetworkError, SettingsError
-from litdeploy.networks import load, new
+from litdeploy.networks import find_sections, load, new
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.student import shorten
-from litdeploy.spec import InputSpec, NetworkSpec
+from litdeploy.spec import InputSpec, NetworkSpec, TokenInput
 
 EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -105,3 +105,21 @@ def test_the_published_teacher_is_a_resnet_56(shared: Path) -> None:
     spec = load(shared / "teachers" / "cifar10-resnet56.th").spec
     assert (spec.name, spec.arguments["depth"], spec.arguments["shortcut"]) == ("resnet", 56, "A")
     assert spec.input.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_text_classifier_from_its_weights_and_its_folder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8, num_labels=4
+    )
+    module = transformers.BertForSequenceClassification(config).eval()
+    module.save_pretrained(tmp_path)
+    found = load(tmp_path / "model.safetensors", network=f"hf:{tmp_path}", input_shape=(16,))
+    assert (found.class_count(), found.spec.input) == (4, TokenInput(length=16, vocabulary=50, fixed=True))
+    batch = found.example(3)
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()} == dict.fromkeys(
+        ("input_ids", "attention_mask"), ((3, 16), torch.int64)
+    )
+    assert batch["attention_mask"].sum(1).tolist() == [16, 14, 11]
+    assert torch.equal(found.module(**batch).logits, module(**batch).logits)
+    assert [section.name for section in find_sections(found.module, batch)] == ["bert.encoder.layer"]

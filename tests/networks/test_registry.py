@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig
+from transformers import BertConfig, CLIPTextConfig, RobertaConfig, ViTConfig
 
 from litdeploy.errors import DependencyError, NetworkError
 from litdeploy.networks.registry import request
+from litdeploy.spec import TokenInput
 
 
 def test_names_and_arguments() -> None:
@@ -61,6 +62,31 @@ def test_a_transformers_configuration_in_a_folder(tmp_path: Path) -> None:
     declared = asked.input(module, {})
     assert declared is not None
     assert declared.shape == (3, 32, 32)
+
+
+def test_a_text_classifier_of_transformers_in_a_folder(tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    BertConfig(vocab_size=50, max_position_embeddings=32, **small).save_pretrained(tmp_path)
+    asked = request(f"hf:{tmp_path},num_labels=5")
+    module = asked.build()
+    assert module(torch.tensor([[1, 2, 3]])).logits.shape == (1, 5)
+    assert asked.input(module, {}) == TokenInput(length=32, vocabulary=50)
+    # Its first two positions are the padding's.
+    RobertaConfig(vocab_size=50, max_position_embeddings=34, **small).save_pretrained(tmp_path)
+    asked = request(f"hf:{tmp_path}")
+    assert asked.input(asked.build(), {}) == TokenInput(length=32, vocabulary=50)
+
+
+def test_a_configuration_of_no_classifier(tmp_path: Path) -> None:
+    CLIPTextConfig().save_pretrained(tmp_path)
+    with pytest.raises(NetworkError, match="no classifier of images or of texts"):
+        request(f"hf:{tmp_path}").build()
+
+
+def test_a_module_says_itself_what_it_takes() -> None:
+    module = nn.Embedding(10, 3)
+    module.input_spec = TokenInput(length=8, vocabulary=10)
+    assert request(module).input(module, {}) == TokenInput(length=8, vocabulary=10)
 
 
 def test_a_transformers_name_that_is_not_there() -> None:

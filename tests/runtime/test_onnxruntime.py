@@ -76,7 +76,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, onnx_path: Path) -> None:
 @pytest.mark.parametrize(
     ("input_type", "input_shape", "output_shape"),
     [
-        (TensorProto.FLOAT, ["batch", 12], ["batch", 12]),
+        (TensorProto.DOUBLE, ["batch", 12], ["batch", 12]),
+        (TensorProto.INT64, ["batch", 12], ["batch", 12]),
         (TensorProto.UINT8, ["batch", 1, 3, 4], ["batch", 12]),
         (TensorProto.FLOAT, ["batch", 1, "height", "width"], ["batch", "features"]),
     ],
@@ -95,3 +96,24 @@ def test_a_model_of_one_batch_size_refuses_others_with_a_message(tmp_path: Path)
         assert runner.run(torch.ones(2, 1, 3, 4)).shape == (2, 12)
         with pytest.raises(RunnerError, match="cannot run it"):
             runner.run(torch.ones(3, 1, 3, 4))
+
+
+def test_several_inputs_go_in_by_their_names(tmp_path: Path) -> None:
+    """As of a generator that takes images and domains."""
+    images, domains = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("images", 4), ("domains", 2))
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Concat", ["images", "domains"], ["out"], axis=1)],
+        "beside",
+        [images, domains],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 6])],
+    )
+    path = tmp_path / "two.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    batch = {"images": torch.ones(3, 4), "domains": torch.zeros(3, 2)}
+    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+        assert torch.equal(runner.run(batch), torch.cat([*batch.values()], dim=1))
+        with pytest.raises(RunnerError, match=r"float32 images of shape \(N, 4\) and float32 domains"):
+            runner.run({"images": torch.ones(3, 4), "domains": torch.zeros(2, 2)})
