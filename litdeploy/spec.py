@@ -125,6 +125,37 @@ class TokenInput(Settings):
         return f"{'' if self.fixed else 'up to '}{self.length} tokens of {self.vocabulary:,}"
 
 
+class TranslationInput(Settings):
+    """An image and the domains that it shall be translated to; such a network gives images like those that it takes.
+
+    Attributes:
+        images: as `InputSpec` has them.
+        domains: how many; the second tensor (N, domains) holds 1 for each that is wanted and else 0.
+    """
+
+    kind: Literal["translation"] = "translation"
+    images: InputSpec
+    domains: int = Field(ge=1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        return self.images.shape
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (*self.images.tensors, InputTensor("domains", "float32", (self.domains,)))
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{self.images.told()}, and the {self.domains} domains"
+
+
 def _kind(value: Any) -> str:
     return str(value.get("kind", "image") if isinstance(value, dict) else value.kind)
 
@@ -132,10 +163,19 @@ def _kind(value: Any) -> str:
 # What a network can take. Another kind is a class with `kind`, `shape`, `tensors`, `metadata` and `told`, and its place
 # here; `Network.example` makes noise of its tensors.
 AnyInput = Annotated[
-    Annotated[InputSpec, Tag("image")] | Annotated[TokenInput, Tag("tokens")],
+    Annotated[InputSpec, Tag("image")]
+    | Annotated[TokenInput, Tag("tokens")]
+    | Annotated[TranslationInput, Tag("translation")],
     Discriminator(_kind),
 ]
 _ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
+
+
+def image_of(spec: AnyInput) -> InputSpec | None:
+    """What images a network takes; None where it takes none."""
+    if isinstance(spec, TranslationInput):
+        return spec.images
+    return spec if isinstance(spec, InputSpec) else None
 
 
 def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
@@ -169,6 +209,11 @@ class NetworkSpec(Settings):
     input: AnyInput
     classes: tuple[str, ...] = ()
     plan: DepthPlan | None = None
+
+    @property
+    def translates(self) -> bool:
+        """Whether it gives images in place of logits."""
+        return isinstance(self.input, TranslationInput)
 
     def with_(self, **changes: Any) -> NetworkSpec:
         """The same with some fields changed."""
@@ -215,6 +260,9 @@ def override_input(spec: AnyInput, normalise: str | None, input_shape: tuple[int
     """
     if isinstance(spec, TokenInput):
         return _override_tokens(spec, normalise, input_shape, source)
+    if isinstance(spec, TranslationInput):
+        images = override_input(spec.images, normalise, input_shape, source)
+        return spec.model_copy(update={"images": images})
     shape = spec.shape if input_shape is None else image_shape(input_shape, source)
     if shape[0] != spec.shape[0]:
         raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")

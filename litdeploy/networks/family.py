@@ -39,7 +39,9 @@ class Family:
         build: arguments → newly initialised module.
         read: state dict → the readings that fit; empty where it is of another family.
         input: arguments → input spec that its published checkpoints take.
-        layers_per_block: weighted layers in one block; the depth is this times the blocks, plus two (stem and head).
+        layers_per_block: weighted layers in one block; the depth is this times the blocks, plus `layers_outside`.
+        layers_outside: weighted layers of stem and head.
+        classes: the builder's argument for how many classes there are.
     """
 
     title: str
@@ -47,10 +49,12 @@ class Family:
     read: Callable[[Weights], list[Reading]]
     input: Callable[[Arguments], AnyInput]
     layers_per_block: int
+    layers_outside: int = 2
+    classes: str = "classes"
 
     def depth(self, blocks: int) -> int:
         """Weighted layers of a network with that many blocks in all sections together."""
-        return self.layers_per_block * blocks + 2
+        return self.layers_per_block * blocks + self.layers_outside
 
 
 def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, int]:

@@ -53,7 +53,7 @@ def load(
     """Loads a network with its weights.
 
     Args:
-        source: a file of weights (`.pt .pth .th .bin .safetensors`), one that was read, or a module.
+        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, or a module.
         network: the network, where the file does not tell or tells two: see `registry.request`.
         normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
         input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
@@ -95,7 +95,7 @@ def new(
     asked = request(network)
     arguments = dict(asked.arguments)
     if asked.family:
-        arguments = {"classes": classes, "in_channels": input_shape[0], **arguments}
+        arguments = {asked.family.classes: classes, "in_channels": input_shape[0], **arguments}
     module = asked.build(arguments, seed)
     return Network(module, _spec(asked, module, arguments, _Said(normalise, input_shape), asked.name), asked.name)
 

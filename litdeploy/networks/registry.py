@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from litdeploy.errors import DependencyError, NetworkError
-from litdeploy.networks import resnet, resnext
+from litdeploy.networks import resnet, resnext, stargan
 from litdeploy.networks.family import Arguments, Family
 from litdeploy.spec import AnyInput, InputSpec, TokenInput
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
     "resnext": resnext.FAMILY,
+    "stargan": stargan.FAMILY,
+    "stargan-discriminator": stargan.DISCRIMINATOR,
 }
 
 # What a caller may name a network by. Code of the user's is run only when it was named like this, never by a file.
