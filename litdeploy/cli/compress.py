@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, percent, print_json, training_progress
+from litdeploy.cli.console import note, output, print_json, scored, training_progress
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Bundle, Manifest
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
@@ -28,6 +28,7 @@ def command(
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,
     beta: o.Beta = None,
+    discriminator: o.Discriminator = None,
     parallel: o.Parallel = None,
     batch_norm: o.BatchNorm = None,
     precision: o.Precision = None,
@@ -41,6 +42,7 @@ def command(
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     workers: o.Workers = None,
     out: o.Out = o.DEFAULT_BUNDLE,
@@ -55,7 +57,7 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(data, image_column, label_column, image_size, workers),
+        "data": o.data_settings(data, image_column, label_column, image_size, workers, attributes),
         "method": method,
         "init": init,
         "born_again": o.given(generations=generations, by=by),
@@ -63,6 +65,7 @@ def command(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "beta": beta,
+        "discriminator": None if discriminator is None else str(discriminator),
         "parallel": parallel,
         "batch_norm": batch_norm,
         "precision": precision,
@@ -95,8 +98,9 @@ def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
         return
     metrics = manifest.metrics
     for role in ("teacher", "student"):
-        splits = "   ".join(f"{split} {percent(found)}" for split, found in metrics[role].items())
-        output.print(f"{role}   {splits}", highlight=False)
+        if metrics[role]:
+            splits = "   ".join(f"{split} {scored(found)}" for split, found in metrics[role].items())
+            output.print(f"{role}   {splits}", highlight=False)
     held_out = "held out of the training images" if manifest.data.test_is_held_out else "the dataset's own"
     note(f"The test split ({held_out}) was used once, after the last epoch.")
     argument = "" if bundle.path == o.DEFAULT_BUNDLE else f" {bundle.path}"

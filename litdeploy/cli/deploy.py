@@ -10,11 +10,11 @@ import typer
 from litdeploy.cli import export as export_command
 from litdeploy.cli import options as o
 from litdeploy.cli import profile as profile_command
-from litdeploy.cli.console import note, output, percent, training_progress
+from litdeploy.cli.console import note, output, scored, training_progress
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
@@ -33,6 +33,7 @@ def command(
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     workers: o.Workers = None,
     out: o.Out = o.DEFAULT_BUNDLE,
@@ -45,7 +46,7 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(data, image_column, label_column, image_size, workers),
+        "data": o.data_settings(data, image_column, label_column, image_size, workers, attributes),
         "method": method,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -72,7 +73,7 @@ def command(
         return
     manifest = bundle.read()
     for role in ("teacher", "student"):
-        output.print(f"{role}   test {percent(manifest.metrics[role].get('test'))}", highlight=False)
+        output.print(f"{role}   test {scored(manifest.metrics[role].get('test'))}", highlight=False)
     for artefact in manifest.artefacts.values():
         export_command.show(artefact)
     profile_command.show(report, bundle.path)

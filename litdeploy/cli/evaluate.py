@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import output, percent, print_json
-from litdeploy.errors import GateError
+from litdeploy.cli.console import output, print_json, scored
+from litdeploy.errors import GateError, SettingsError
 
 
 def command(
@@ -25,19 +25,25 @@ def command(
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     workers: o.Workers = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Of a network that makes images: the teacher's file, whose they are held against."),
+    ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail with exit code 3 below this, in percent.", min=0, max=100)
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """Measure the accuracy of weights or of an exported file."""
+    """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
+    from litdeploy.bundle import Fidelity
     from litdeploy.exporter import evaluate
 
     found = evaluate(
         file,
-        data=o.data_settings(data, image_column, label_column, image_size, workers) or None,
+        data=o.data_settings(data, image_column, label_column, image_size, workers, attributes) or None,
         split=split,
         batch_size=batch_size,
         precision=precision,
@@ -46,12 +52,14 @@ def command(
         network=network,
         normalise=normalise,
         input_shape=o.shape_of(input_shape),
+        teacher=teacher,
     )
+    if isinstance(found, Fidelity) and min_accuracy is not None:
+        raise SettingsError(f"--min-accuracy {min_accuracy:g}: {file} makes images, which have none. Leave it out.")
     if json:
         print_json({"file": str(file), "split": split, **found.model_dump()})
     else:
-        output.print(
-            f"{file}   {split} {percent(found)}   loss {found.loss:.4f}   {found.images} images", highlight=False
-        )
-    if min_accuracy is not None and 100 * found.top1 < min_accuracy:
-        raise GateError(f"accuracy {percent(found)} is below --min-accuracy {min_accuracy:g} %.")
+        loss = "" if isinstance(found, Fidelity) else f"   loss {found.loss:.4f}"
+        output.print(f"{file}   {split} {scored(found)}{loss}   {found.images} images", highlight=False)
+    if min_accuracy is not None and not isinstance(found, Fidelity) and 100 * found.top1 < min_accuracy:
+        raise GateError(f"accuracy {scored(found)} is below --min-accuracy {min_accuracy:g} %.")

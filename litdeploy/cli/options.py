@@ -49,6 +49,13 @@ Data = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
+Attributes = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns that say whether an image has an attribute, in the place of labels: a generator's domains.",
+        metavar="A,B,…",
+    ),
+]
 ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this height and width.", metavar="H,W")]
 Workers = Annotated[
     int | None, typer.Option(help="Processes that decode, where the images do not fit in memory.", min=0)
@@ -81,6 +88,10 @@ Compile = Annotated[
     str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")
 ]
 Beta = Annotated[float | None, typer.Option(help="Weight of distillation in LIT's loss, 0 to 1; 0: sections alone.")]
+Discriminator = Annotated[
+    Path | None,
+    typer.Option(help="Of a network that makes images: its discriminator's weights, to fine-tune the student against."),
+]
 Parallel = Annotated[
     str | None,
     typer.Option(
@@ -127,7 +138,12 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def data_settings(
-    source: str | None, image_column: str | None, label_column: str | None, image_size: str | None, workers: int | None
+    source: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    image_size: str | None,
+    workers: int | None,
+    attributes: str | None = None,
 ) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
     size = None if image_size is None else list(_whole_numbers(image_size, "--image-size", 2, "32,32"))
@@ -137,6 +153,7 @@ def data_settings(
         "label_column": label_column,
         "image_size": size,
         "workers": workers,
+        "attributes": None if attributes is None else [name.strip() for name in attributes.split(",")],
     }
     return {key: value for key, value in given.items() if value is not None}
 

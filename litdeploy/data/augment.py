@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litdeploy.batch import Batch
+from litdeploy.data.domains import as_vectors, others
 from litdeploy.recipe import Augmentation
-from litdeploy.spec import AnyInput, InputSpec
+from litdeploy.spec import AnyInput, InputSpec, TranslationInput, image_of
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,20 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
     return cut_NHWC.permute(0, 3, 1, 2)
 
 
-def prepared(stored: Tensor, spec: AnyInput) -> Batch:
-    """What a network takes, of what is stored of a batch: of images uint8 (N, C, H, W), on any device."""
-    assert isinstance(spec, InputSpec)  # `check_against` lets nothing else pass
-    return normalise(stored, spec)
+def prepared(stored: Tensor, spec: AnyInput, labels: Tensor, first: int = 0) -> Batch:
+    """What a network takes, to be measured by.
+
+    Args:
+        stored: of a batch: images, uint8 (N, C, H, W), on any device.
+        labels: theirs; who translates is asked for other domains than these, see `others`.
+        first: place of the first of them in its split.
+    """
+    image = image_of(spec)
+    assert image is not None  # `check_against` lets nothing else pass
+    images_NCHW = normalise(stored, image)
+    if isinstance(spec, TranslationInput):
+        return {"images": images_NCHW, "domains": as_vectors(others(labels, spec.domains, first), spec.domains)}
+    return images_NCHW
 
 
 def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.float32) -> Tensor:

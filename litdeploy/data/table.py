@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ _STRINGS = ("string", "large_string")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the two columns that are used."""
+    """Names of the columns that are used: one of labels, or one for each attribute."""
 
     image: str
     label: str
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Table:
         dataset: a `datasets.Dataset` of the image column alone, not decoded. In worker processes it is the memory map
             of the same file.
         base: the folder that relative paths are relative to.
-        labels: int64, one index into the classes a row.
+        labels: int64, one index into the classes a row; of attributes 0 or 1 for each (rows, attributes).
     """
 
     source: str
@@ -63,10 +65,10 @@ def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
     Raises:
         DataError: a named column is not there, or none, or several, could be meant.
     """
-    return Columns(
-        image=_choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS),
-        label=_choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS),
-    )
+    image = _choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS)
+    if settings.attributes is not None:
+        return Columns(image, settings.attributes[0], settings.attributes)
+    return Columns(image, _choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS))
 
 
 def _choose(dataset: Any, source: str, role: str, named: str | None, feature: str, usual_names: tuple[str, ...]) -> str:
@@ -91,13 +93,16 @@ def _choose(dataset: Any, source: str, role: str, named: str | None, feature: st
 
 
 def class_names(dataset: Any, source: str, split: str, columns: Columns) -> tuple[str, ...]:
-    """Names of the classes, in the order of the labels.
+    """Names of the classes, in the order of the labels; of attributes those that were asked for.
 
     A `ClassLabel` brings them; strings are sorted; whole numbers are named by themselves.
 
     Raises:
         DataError: labels of another kind, or numbers that do not count from 0 without a gap.
     """
+    if columns.attributes:
+        _attributes(dataset, source, split, columns.attributes)
+        return columns.attributes
     codes, names = _coded(dataset, source, split, columns)
     feature = dataset.features[columns.label]
     if not hasattr(feature, "names") and feature.dtype not in _STRINGS:
@@ -125,16 +130,10 @@ def read_table(
     """
     import datasets
 
-    codes, names = _coded(dataset, source, split, columns)
-    index = {name: number for number, name in enumerate(classes)}
-    to_class = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-    labels = to_class[codes]
-    if labels.min() < 0:
-        row = int(labels.argmin())
-        raise DataError(
-            f"{source}: row {row} (counted from 0) of split '{split}' has the label '{names[codes[row]]}', which no "
-            f"training image has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
-        )
+    if columns.attributes:
+        labels = _attributes(dataset, source, split, columns.attributes)
+    else:
+        labels = _labels(dataset, source, split, columns, classes)
     encoded = dataset.select_columns([columns.image])
     try:
         # Decoded by us, into memory that is there already.
@@ -147,6 +146,46 @@ def read_table(
             "images (PNG, JPEG, …) or paths of image files are needed. Name another with --image-column."
         ) from error
     return Table(source, split, encoded, base, labels)
+
+
+def _labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    codes, names = _coded(dataset, source, split, columns)
+    index = {name: number for number, name in enumerate(classes)}
+    to_class = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    labels: NDArray[np.int64] = to_class[codes]
+    if labels.min() < 0:
+        row = int(labels.argmin())
+        raise DataError(
+            f"{source}: row {row} (counted from 0) of split '{split}' has the label '{names[codes[row]]}', which no "
+            f"training image has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
+        )
+    return labels
+
+
+def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -> NDArray[np.int64]:
+    """0 or 1 for each row and attribute; stored as truth values, as 0 and 1 or, as CelebA has them, as −1 and 1."""
+    if len(dataset) == 0:
+        raise DataError(f"{source}: split '{split}' is empty.")
+    found = np.zeros((len(dataset), len(names)), np.int64)
+    for place, name in enumerate(names):
+        if name not in dataset.column_names:
+            near = difflib.get_close_matches(name, dataset.column_names, 1, cutoff=0.0)
+            raise DataError(
+                f"--attributes {','.join(names)}: {source} has no attribute '{name}' in split '{split}'; its columns "
+                f"are {', '.join(dataset.column_names)}. Name columns that it has: --attributes {near[0]}"
+            )
+        values = dataset.select_columns([name]).with_format("arrow")[:].column(0)
+        if values.null_count:
+            raise _unlabelled(source, split, values.is_null().to_pylist().index(True))
+        kinds = set(values.unique().to_pylist())
+        if not (kinds <= {False, True} or kinds <= {-1, 1}) or any(isinstance(kind, float) for kind in kinds):
+            raise DataError(
+                f"--attributes {','.join(names)}: column '{name}' of {source} holds "
+                f"{', '.join(map(str, sorted(kinds, key=str)[:4]))}; an attribute is there or not (true and false, 1 "
+                "and 0, or 1 and -1). Leave it out."
+            )
+        found[:, place] = np.array(values.to_pylist(), dtype=np.int64) == 1
+    return found
 
 
 def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import Accuracy, Bundle
+from litdeploy.bundle import Bundle, Score
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.runtime.fidelity import fidelity
 from litdeploy.runtime.inductor import package_details
 from litdeploy.settings import parse
-from litdeploy.spec import InputSpec, NetworkSpec, image_shape, input_of, override_input
+from litdeploy.spec import InputSpec, NetworkSpec, TranslationInput, image_of, image_shape, input_of, override_input
 
 SPLITS = ("test", "validation", "train")
 
@@ -32,8 +34,9 @@ def evaluate(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
-) -> Accuracy:
-    """Measures accuracy.
+    teacher: str | Path | None = None,
+) -> Score:
+    """Measures accuracy; of a network that makes images, how near they come to its teacher's.
 
     Args:
         path: weights, an exported file (`.onnx`, `.pt2`), or a bundle, whose student is taken.
@@ -44,6 +47,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         seed: of the split that is held out, where the dataset has none of its own; None: 0, or the bundle's.
         network, normalise, input_shape: see `networks.load`.
+        teacher: weights, where images are made; of a bundle None is the one that its student was made from.
 
     Raises:
         LitdeployError: one of its kinds.
@@ -52,6 +56,7 @@ def evaluate(
     if split not in SPLITS:
         raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
     settings = DataSettings(source=data) if isinstance(data, str) else data
+    bundle: Bundle | None = None
     if path.is_dir():
         bundle = Bundle(path)
         manifest = bundle.read()
@@ -80,8 +85,31 @@ def evaluate(
         runner = open_runner("eager", network=loaded, device=where, precision=resolve_precision(precision, where))
     opened = open_data(settings, where, seed or 0)
     check_against(opened, spec, classes)
-    with runner:
-        return accuracy(runner.run, normalised_batches(getattr(opened, split), spec.input, batch_size))
+    batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
+    images = image_of(spec.input)
+    if not spec.translates or images is None:
+        if teacher is not None:
+            raise SettingsError(
+                f"--teacher {teacher}: is for networks that make images, and {path} does not. Leave it out."
+            )
+        with runner:
+            return accuracy(runner.run, batches)
+    reference = _teacher(path, spec, bundle, teacher, network)
+    with runner, open_runner("eager", network=reference, device=where) as original:
+        return fidelity(original.run, runner.run, (batch for batch, _ in batches), images)
+
+
+def _teacher(
+    path: Path, spec: NetworkSpec, bundle: Bundle | None, teacher: str | Path | None, network: NetworkName | None
+) -> Network:
+    """Whose images the others are held against."""
+    if bundle is not None:
+        return load_teacher(bundle, bundle.read(), teacher, network)
+    if teacher is None:
+        raise SettingsError(
+            f"{path}: makes images, which are held against its teacher's. Say where it is: --teacher FILE"
+        )
+    return load(teacher, network=network, input=spec.input)
 
 
 def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:
@@ -91,9 +119,10 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] |
         SettingsError: it says nothing of its normalisation, and none is given.
     """
     described = describe_onnx(path)
-    metadata, (_, *shape), (_, classes) = described["metadata"], described["input_shape"], described["output_shape"]
+    metadata, (_, *shape), (_, classes, *_) = described["metadata"], described["input_shape"], described["output_shape"]
     stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
-    return _exported_spec(path, metadata, stated, normalise, input_shape), int(classes)
+    spec = _exported_spec(path, metadata, stated, normalise, input_shape)
+    return spec, spec.input.domains if isinstance(spec.input, TranslationInput) else int(classes)
 
 
 def _exported_spec(

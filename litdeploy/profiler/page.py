@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from itertools import groupby
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from litdeploy.bundle import Accuracy
+from litdeploy.bundle import SAMPLES, Accuracy
 from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
@@ -52,10 +54,17 @@ def render(report: Report) -> str:
         drawn=charts is not None,
         loss=charts and charts.training_loss(report.training),
         accuracy=charts and charts.validation_accuracy(report.training, validation.top1 if validation else None),
+        likeness=charts and charts.validation_likeness(report.training),
         teacher_validation=validation,
         phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
+        samples=_data_url(Path(report.bundle) / SAMPLES) if report.student.likeness else None,
         recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
     )
+
+
+def _data_url(path: Path) -> str | None:
+    """A PNG as part of the page; None where there is none."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else None
 
 
 def _charts() -> ModuleType | None:
@@ -97,6 +106,7 @@ def _sizes(report: Report) -> list[tuple[str, str, str, str]]:
         if before and after:
             change = f"{points(before, after):+.{decimals(min(before.images, after.images))}f} points".replace("-", "−")
         rows.append((f"Accuracy, {split}", _percent(before), _percent(after), change))
+    rows += [(f"Against the teacher's, {split}", "–", found.told(), "–") for split, found in student.likeness.items()]
     a, b = teacher.breakdown, student.breakdown
     rows.append((f"Depth, {a.depth_unit}", str(a.depth), str(b.depth), f"÷ {report.depth_ratio:.2f}"))
     rows.append(("Parameters", short(a.parameters), short(b.parameters), f"÷ {report.parameter_ratio:.2f}"))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from litdeploy.batch import moved
-from litdeploy.bundle import DEFAULT_PATH, Bundle, Manifest
+from litdeploy.bundle import DEFAULT_PATH, Accuracy, Bundle, Fidelity, Manifest
 from litdeploy.errors import BundleError
 from litdeploy.exporter import FORMS, Parity
 from litdeploy.exporter.forms import runs_here
@@ -175,6 +175,7 @@ def _measure_runner(
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
+    scores = manifest.metrics.get(role, {}).items()
     family = FAMILIES.get(spec.name)
     kind = type(network.module).__name__ if family else spec.name
     return Side(
@@ -185,7 +186,8 @@ def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown)
         sha256=manifest.teacher.sha256 if role == "teacher" else manifest.student_sha256,
         bytes=Path(network.source).stat().st_size,
         breakdown=breakdown,
-        accuracy=manifest.metrics.get(role, {}),
+        accuracy={split: score for split, score in scores if isinstance(score, Accuracy)},
+        likeness={split: score for split, score in scores if isinstance(score, Fidelity)},
     )
 
 
@@ -214,7 +216,7 @@ def _report(
         parity=Parity.model_validate(onnx.details["parity"]) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,
-        test_used_once="test" in teacher.accuracy and "test" in student.accuracy,
+        test_used_once="test" in student.likeness or ("test" in teacher.accuracy and "test" in student.accuracy),
         environment=environment,
         recipe=manifest.recipe,
         target=target,

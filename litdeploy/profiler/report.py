@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from litdeploy.bundle import Accuracy, DataRecord, Record, write_whole
+from litdeploy.bundle import Accuracy, DataRecord, Fidelity, Record, write_whole
 from litdeploy.exporter import Parity
 from litdeploy.profiler.breakdown import Breakdown
 from litdeploy.profiler.environment import Environment
@@ -33,7 +33,8 @@ class Side(Record):
         plan: the blocks that a student kept; None for a teacher.
         path, sha256, bytes: the file of weights.
         breakdown: depth, parameters, FLOPs.
-        accuracy: split (`validation`, `test`) → accuracy as the bundle's manifest has it.
+        accuracy: split (`validation`, `test`) → accuracy as the bundle's manifest has it; empty where images are made.
+        likeness: there, split → how near a student's images come to its teacher's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Side(Record):
     bytes: int
     breakdown: Breakdown
     accuracy: dict[str, Accuracy]
+    likeness: dict[str, Fidelity] = Field(default_factory=dict)
 
 
 class SideTiming(Summary):

@@ -27,6 +27,9 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
                 f"No clear difference in speed between {student.name} and {teacher.name} {where} (the ratio of the "
                 f"medians is {ratio}, but {measurement.comparison.reason})"
             )
+    if student.likeness:
+        split = next(name for name in ("test", "validation") if name in student.likeness)
+        return f"{speed}; its images come as near to the teacher's as {student.likeness[split].told()} ({split} split)."
     return f"{speed}, {_cost(teacher.accuracy, student.accuracy)}."
 
 

@@ -24,6 +24,7 @@ from litdeploy.bundle import (
     Bundle,
     Manifest,
     RunRecord,
+    Score,
     TeacherRecord,
 )
 from litdeploy.checkpoint import write_checkpoint
@@ -32,10 +33,12 @@ from litdeploy.errors import InterruptedRun, SettingsError, StudentError
 from litdeploy.networks import Network, NetworkName, find_sections
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
+from litdeploy.spec import TranslationInput
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES, Start
+from litdeploy.trainer.objectives import OBJECTIVES, Start, check_fits
 from litdeploy.trainer.parallel import check_recipe, launched
+from litdeploy.trainer.samples import write_samples
 from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student, student_spec
 
 
@@ -99,7 +102,8 @@ def compress(
     def fresh(seed: int) -> nn.Module:
         return start_student(loaded, plan, resolved.model_copy(update={"seed": seed}), network)
 
-    phases = OBJECTIVES[resolved.method].phases(resolved, Start(names, fresh))
+    phases = OBJECTIVES[resolved.method].phases(resolved, Start(names, fresh, loaded))
+    check_fits(phases, loaded, resolved.method)
     bundle = Bundle(out)
     ranks.on_first(bundle.claim, overwrite)
     if record is None:
@@ -153,6 +157,8 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
         )
     if Path(source).exists():
         merged["source"] = str(Path(source).resolve())
+    if changes.get("discriminator"):
+        changes["discriminator"] = str(Path(changes["discriminator"]).resolve())
     if learning_rate is not None:
         changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
     resolved = base.with_(**changes, data=merged)
@@ -165,29 +171,41 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
 
 def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord) -> Bundle:
     started, clock = datetime.now(UTC), time.perf_counter()
-    teacher_accuracy: dict[str, Accuracy] = {}
+    of_teacher: dict[str, Score] = {}
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
+        if loaded.spec.translates:
+            run.reference = as_given.eval()
+        else:
+            of_teacher["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
         fit(run)
         run.progress.note("testing teacher and student on the test split, once")
-        teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
+        student_test = run.ranks.on_first(_test, run, run.student)
+        if run.reference is None:
+            of_teacher["test"] = run.ranks.on_first(_test, run, as_given)
+        else:
+            run.ranks.on_first(_draw_samples, bundle, run, run.reference)
     except KeyboardInterrupt:
         if run.ranks.first:
-            _finish(bundle, run, teacher, started, clock, {"teacher": teacher_accuracy}, "interrupted")
+            _finish(bundle, run, teacher, started, clock, {"teacher": of_teacher}, "interrupted")
         raise InterruptedRun(
             f"interrupted after {run.epochs_done} of {run.epochs} epochs; {bundle.path} says so and holds the weights "
             "so far. To train again: the same command with --overwrite."
         ) from None
-    metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
+    metrics = {"teacher": of_teacher, "student": {"test": student_test}}
     run.ranks.on_first(_finish, bundle, run, teacher, started, clock, metrics, "complete")
     return bundle
 
 
-def _test(run: Run, teacher: nn.Module) -> tuple[Accuracy, Accuracy]:
-    first, second = (evaluate(module, run.data.test, run.input, "fp32") for module in (teacher, run.student))
-    return first, second
+def _test(run: Run, module: nn.Module) -> Score:
+    return evaluate(module, run.data.test, run.input, "fp32", run.reference)
+
+
+def _draw_samples(bundle: Bundle, run: Run, teacher: nn.Module) -> None:
+    assert isinstance(run.input, TranslationInput)
+    drawn = write_samples(bundle.samples_path, teacher, run.student, run.data.test, run.input, run.data.classes)
+    run.progress.note(f"{bundle.samples_path}: drawn" if drawn else "no sample sheet: it needs Pillow")
 
 
 @contextmanager
@@ -200,8 +218,9 @@ def _own_folder(bundle: Bundle) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
+def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
     found = evaluate(teacher, run.data.validation, run.input, run.precision)
+    assert isinstance(found, Accuracy)
     run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation images")
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
@@ -218,7 +237,7 @@ def _finish(
     teacher: TeacherRecord,
     started: datetime,
     clock: float,
-    metrics: dict[str, dict[str, Accuracy]],
+    metrics: dict[str, dict[str, Score]],
     status: str,
 ) -> None:
     """Weights first, the manifest that names them last."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.data import Crops, Split, draw_crops, shuffled
+from litdeploy.batch import Batch
+from litdeploy.data import Crops, Split, as_vectors, draw_crops, shuffled, swapped
 from litdeploy.recipe import Recipe
-from litdeploy.spec import AnyInput, InputSpec
+from litdeploy.spec import AnyInput, TranslationInput, image_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
@@ -81,8 +82,8 @@ class Epochs:
                 yield self._on_new(*tensors, slots_N)
                 self._mark(views)
 
-    def samples(self, split: Split, batches: int) -> Iterator[Tensor]:
-        """The images of at most so many whole batches, augmented as a step sees them.
+    def samples(self, split: Split, batches: int) -> Iterator[Batch]:
+        """What the student takes of the images of at most so many whole batches, augmented as a step sees them.
 
         The same at each call and on each rank: drawn by generators of their own, so that no step sees others for it.
         """
@@ -90,7 +91,7 @@ class Epochs:
         picked = split.pick(shuffled(len(split), self._recipe.batch_size, order)[:batches])
         for each in picked:
             crops = draw_crops(self._recipe.batch_size, self._recipe.augmentation, draws).to(each.labels_N.device)
-            yield self._images(each.source_MCHW, each.rows_N, crops.tops_N, crops.lefts_N, crops.flips_N)
+            yield self._inputs(each.source_MCHW, each.rows_N, each.labels_N, crops.tops_N, crops.lefts_N, crops.flips_N)
 
     def _part(self, crops: Crops) -> Crops:
         part = self._ranks.part
@@ -113,22 +114,31 @@ class Epochs:
         slots_N: Tensor,
     ) -> dict[str, Tensor]:
         """One step. `known`: the batch's features are kept already."""
-        images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
-        features = self._features(images_NCHW, slots_N, known)
-        return self._step(self._optimiser, images_NCHW, labels_N, features)
+        inputs = self._inputs(source_MCHW, rows_N, labels_N, tops_N, lefts_N, flips_N)
+        features = self._features(inputs, slots_N, known)
+        return self._step(self._optimiser, inputs, labels_N, features)
 
-    def _features(self, images_NCHW: Tensor, slots_N: Tensor, known: bool) -> Features | None:
+    def _features(self, inputs: Batch, slots_N: Tensor, known: bool) -> Features | None:
         if self._cache is not None and known:
             return self._cache.read(slots_N)
-        features = None if self._teacher is None else self._teacher(images_NCHW)
+        features = None if self._teacher is None else self._teacher(inputs)
         if self._cache is not None and features is not None:
             self._cache.write(slots_N, features)
         return features
 
-    def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
-        assert isinstance(self._input, InputSpec)  # no other data is read
+    def _inputs(
+        self, source_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor
+    ) -> Batch:
+        """What the student takes; who translates is asked for the domains of other images."""
+        image = image_of(self._input)
+        assert image is not None  # no other data is read
         crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
-        return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self._step.precision])
+        dtype = DTYPES[self._step.precision]
+        images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
+        if isinstance(self._input, TranslationInput):
+            domains_NK = as_vectors(swapped(labels_N), self._input.domains).to(dtype)
+            return {"images": images_NCHW, "domains": domains_NK}
+        return images_NCHW
 
 
 def _as_is(function: Any) -> Any:

@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Accuracy
+from litdeploy.batch import Batch, forward, mapped
+from litdeploy.bundle import Score
 from litdeploy.data import Data, Split, normalised_batches
 from litdeploy.errors import TrainingError
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
 from litdeploy.recipe import Phase, Recipe
 from litdeploy.runtime import accuracy
-from litdeploy.spec import AnyInput, NetworkSpec
+from litdeploy.runtime.fidelity import fidelity
+from litdeploy.spec import AnyInput, NetworkSpec, image_of
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.epoch import Epochs
@@ -31,6 +32,9 @@ from litdeploy.trainer.parallel import ALONE, Ranks, divide
 from litdeploy.trainer.plan import compiles_step, fallback, forward_flops, section_flops
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
+
+# Of Adam, for generators (Radford et al., "DCGAN", 2016; Choi et al., 2018).
+_GENERATORS_BETAS = (0.5, 0.999)
 
 
 @dataclass
@@ -44,10 +48,11 @@ class Run:
         sections: names of the student's planned sections, in the order they run in.
         folder: where the run keeps what it needs to go on.
         example: what the student takes, of a few images.
+        reference: whose images the student's are measured against, on `device`; None where it tells classes apart.
         cache: of the teacher's features; None: none are kept.
         ranks: that share the run.
         epochs_done: whole epochs of all phases together.
-        validation: accuracy after the last whole epoch.
+        validation: how good the student was after the last whole epoch.
     """
 
     student: nn.Module
@@ -64,12 +69,13 @@ class Run:
     log: MetricsLog
     progress: Progress
     example: Batch
+    reference: nn.Module | None = None
     cache: FeatureCache | None = None
     ranks: Ranks = ALONE
     epochs_done: int = 0
     images_done: int = 0
     training_seconds: float = 0.0
-    validation: Accuracy | None = None
+    validation: Score | None = None
 
     @property
     def epochs(self) -> int:
@@ -159,10 +165,10 @@ def _attempt(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Cal
 
     def attempt(images: int) -> None:
         images = max(1, images // share.ranks.size)
-        images_NCHW = torch.zeros(images, *run.input.shape, device=run.device)
-        labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
-        features = None if teacher is None else teacher.eager(images_NCHW)
-        step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
+        inputs = mapped(lambda tensor: tensor.new_zeros(images, *tensor.shape[1:]), run.example)
+        labels_N = run.data.train.labels.new_zeros(images, *run.data.train.labels.shape[1:])
+        features = None if teacher is None else teacher.eager(inputs)
+        step.losses(inputs, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
 
     return attempt
 
@@ -197,11 +203,11 @@ def _gather(run: Run, share: Share) -> None:
         average_statistics(run.student, share.ranks)
 
 
-def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Accuracy:
+def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Score:
     if not phase.objective.needs_chain:
         samples = passes.samples(run.data.train, ESTIMATION_BATCHES)
         estimate_statistics(run.student, run.sections, samples, run.precision)
-    return evaluate(run.student, run.data.validation, run.input, run.precision)
+    return evaluate(run.student, run.data.validation, run.input, run.precision, run.reference)
 
 
 def _step(run: Run, share: Share) -> Step:
@@ -220,17 +226,37 @@ def _captures(run: Run) -> bool:
     return run.device.type == "cuda" and run.ranks.size == 1 and (run.cache is None or not run.cache.mapped)
 
 
-def evaluate(module: nn.Module, split: Split, spec: AnyInput, precision: str, batch_size: int = 256) -> Accuracy:
-    """Accuracy of a module on a split, on the module's device. Leaves it in eval mode."""
+def evaluate(
+    module: nn.Module,
+    split: Split,
+    spec: AnyInput,
+    precision: str,
+    reference: nn.Module | None = None,
+    batch_size: int = 256,
+) -> Score:
+    """How good a module is on a split, on the module's device. Leaves it in eval mode.
+
+    Args:
+        reference: of one that makes images: whose images they are held against. None: accuracy is measured.
+    """
+    batches = normalised_batches(split, spec, batch_size)
+    images = image_of(spec)
+    if reference is None or images is None:
+        return accuracy(_answers(module, precision), batches)
+    each = (batch for batch, _ in batches)
+    return fidelity(_answers(reference, precision), _answers(module, precision), each, images)
+
+
+def _answers(module: nn.Module, precision: str) -> Callable[[Batch], Tensor]:
     module.eval()
     device = next(module.parameters()).device
 
     @torch.no_grad()
-    def logits(batch: Batch) -> Tensor:
+    def run(batch: Batch) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return logits_of(forward(module, batch)).float()
 
-    return accuracy(logits, normalised_batches(split, spec, batch_size))
+    return run
 
 
 def _optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
@@ -238,8 +264,13 @@ def _optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     on_cuda = run.device.type == "cuda"
     # A captured graph has its numbers built in: there the learning rate is a tensor, which the fused update reads.
     rate = torch.tensor(phase.settings.learning_rate, device=run.device) if on_cuda else phase.settings.learning_rate
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if run.recipe.optimiser == "adam":
+        return torch.optim.Adam(
+            trained, lr=rate, betas=_GENERATORS_BETAS, weight_decay=run.recipe.weight_decay, fused=on_cuda
+        )
     return torch.optim.SGD(
-        [parameter for parameter in parameters if parameter.requires_grad],
+        trained,
         lr=rate,
         fused=on_cuda,
         momentum=run.recipe.momentum,
@@ -297,8 +328,7 @@ def _record(
         "epochs": run.epochs,
         "learning_rate": float(optimiser.param_groups[0]["lr"]),
         **losses,
-        "validation_top1": run.validation.top1,
-        "validation_loss": run.validation.loss,
+        **run.validation.row("validation"),
         "seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 1),
     }

@@ -123,7 +123,8 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     # For further students all of it, since their method may be another.
     inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
-    layout = Layout.of(run.teacher.template, inputs, outputs)
+    # Of an image that is translated to another domain at each step, no view comes again.
+    layout = None if teacher.spec.translates else Layout.of(run.teacher.template, inputs, outputs)
     plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size)
     run.progress.note(plan.why)
     if not plan.views or layout is None:

@@ -13,7 +13,7 @@ from litdeploy.batch import moved
 from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, SettingsError
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_precision
@@ -74,6 +74,11 @@ def train(
         classes=len(data.classes),
         seed=resolved.seed,
     )
+    if made.spec.translates:
+        raise SettingsError(
+            f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
+            "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
+        )
     check_against(data, made.spec, made.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
     ranks.on_first(path.parent.mkdir, parents=True, exist_ok=True)
@@ -97,12 +102,13 @@ def train(
             ranks=ranks,
         )
         fit(run)
-    assert run.validation is not None
+    assert isinstance(run.validation, Accuracy)
     test = ranks.on_first(_finish, run, path)
     return Trained(path, run.validation, test)
 
 
 def _finish(run: Run, path: Path) -> Accuracy:
     test = evaluate(run.student, run.data.test, run.input, "fp32")
+    assert isinstance(test, Accuracy)
     write_checkpoint(path, run.student.state_dict(), run.spec)
     return test

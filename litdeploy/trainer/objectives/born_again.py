@@ -75,7 +75,7 @@ class Succession:
         assert run.validation is not None
         assert self.fresh is not None
         run.ranks.on_first(self._keep, run)
-        run.progress.note(f"generation {self.ended}: {run.validation.top1:.2%} on validation; it teaches the next one")
+        run.progress.note(f"generation {self.ended}: {run.validation.told()} on validation; it teaches the next one")
         self._teach(run, run.student)
         new = self.fresh(run.recipe.seed + self.ended)
         if self.whole:
