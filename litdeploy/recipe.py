@@ -20,31 +20,34 @@ Choice = Literal["auto", "on", "off"]
 
 
 class DataSettings(Settings):
-    """Where the images come from.
+    """Where the images or texts come from.
 
     Attributes:
         source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, a packed file
             (`litdeploy data pack`), or `digits`.
-        image_column, label_column: named where the columns' types do not tell.
+        image_column, text_column, label_column: named where the columns' types and names do not tell.
         attributes: columns of which each says whether an image has that attribute, in the place of one label column: a
             generator's domains.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
+        text_length: characters that texts are cut or padded to; None: 1,014, as published for VDCNN.
         validation: share of the training images held out where the dataset has no validation split of its own.
         resident: decode everything once into device memory; None where that is decided by the memory there is.
     """
 
     source: str | None = None
     image_column: str | None = None
+    text_column: str | None = None
     label_column: str | None = None
     attributes: tuple[str, ...] | None = Field(None, min_length=1)
     image_size: tuple[int, int] | None = None
+    text_length: int | None = Field(None, ge=1)
     validation: float = Field(0.05, gt=0, lt=1)
     resident: bool | None = None
     workers: int = Field(2, ge=0)
 
 
 class Augmentation(Settings):
-    """Random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""
+    """Of images: random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""
 
     padding: int = Field(4, ge=0)
     flip: bool = True

@@ -125,6 +125,52 @@ class TokenInput(Settings):
         return f"{'' if self.fixed else 'up to '}{self.length} tokens of {self.vocabulary:,}"
 
 
+# Of Conneau et al. (EACL 2017), section 3, beside padding and what is not in it: 69 ids.
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:'\"/|_#$%^&*~`+=<>()[]{} "
+
+
+class CharacterInput(Settings):
+    """A text as character ids, int64 (N, length): 0 behind its end, 1 for what is not in the alphabet, then its places.
+
+    Attributes:
+        length: characters of a text; longer ones are cut.
+        alphabet: ASCII; capitals count as small letters where they are not in it.
+    """
+
+    kind: Literal["characters"] = "characters"
+    length: int = Field(1014, ge=1)
+    alphabet: str = Field(ALPHABET, min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> CharacterInput:
+        if not self.alphabet.isascii() or len(set(self.alphabet)) < len(self.alphabet) or "\0" in self.alphabet:
+            raise ValueError("an alphabet is of different ASCII characters")
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return len(self.alphabet) + 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one text."""
+        return (self.length,)
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (InputTensor("characters", "int64", (self.length,), below=self.vocabulary),)
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{self.length} characters of {self.vocabulary}"
+
+
 class TranslationInput(Settings):
     """An image and the domains that it shall be translated to; such a network gives images like those that it takes.
 
@@ -165,6 +211,7 @@ def _kind(value: Any) -> str:
 AnyInput = Annotated[
     Annotated[InputSpec, Tag("image")]
     | Annotated[TokenInput, Tag("tokens")]
+    | Annotated[CharacterInput, Tag("characters")]
     | Annotated[TranslationInput, Tag("translation")],
     Discriminator(_kind),
 ]
@@ -258,11 +305,11 @@ def override_input(spec: AnyInput, normalise: str | None, input_shape: tuple[int
     Raises:
         SettingsError: another number of channels, no such normalisation, or what is for another kind of input.
     """
-    if isinstance(spec, TokenInput):
-        return _override_tokens(spec, normalise, input_shape, source)
     if isinstance(spec, TranslationInput):
         images = override_input(spec.images, normalise, input_shape, source)
         return spec.model_copy(update={"images": images})
+    if not isinstance(spec, InputSpec):
+        return _override_text(spec, normalise, input_shape, source)
     shape = spec.shape if input_shape is None else image_shape(input_shape, source)
     if shape[0] != spec.shape[0]:
         raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")
@@ -285,17 +332,19 @@ def image_shape(input_shape: tuple[int, ...], source: str) -> tuple[int, int, in
     return channels, height, width
 
 
-def _override_tokens(
-    spec: TokenInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str
-) -> TokenInput:
+def _override_text(
+    spec: TokenInput | CharacterInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str
+) -> TokenInput | CharacterInput:
     if normalise is not None:
-        raise SettingsError(f"{source}: takes token ids, which nothing normalises. Leave --normalise out.")
+        raise SettingsError(f"{source}: takes {spec.kind}, which nothing normalises. Leave --normalise out.")
     if input_shape is None:
         return spec
-    if len(input_shape) != 1 or not 1 <= input_shape[0] <= spec.length:
+    most = spec.length if isinstance(spec, TokenInput) else None
+    if len(input_shape) != 1 or not 1 <= input_shape[0] <= (most or input_shape[0]):
         raise SettingsError(
-            f"{source}: takes texts of up to {spec.length} tokens, and --input-shape "
+            f"{source}: takes texts of {f'up to {most} ' if most else ''}{spec.kind}, and --input-shape "
             f"{','.join(map(str, input_shape))} is no such length. Give one number: --input-shape "
             f"{min(128, spec.length)}."
         )
-    return spec.model_copy(update={"length": input_shape[0], "fixed": True})
+    changes = {"length": input_shape[0], **({"fixed": True} if isinstance(spec, TokenInput) else {})}
+    return spec.model_copy(update=changes)

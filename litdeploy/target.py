@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from litdeploy import settings
 from litdeploy.settings import Settings
 
-RunnerName = Literal["eager", "compiled", "onnxruntime", "inductor", "tensorrt", "tensorrt-graph"]
+RunnerName = Literal["eager", "compiled", "onnxruntime", "onnxruntime-graph", "inductor", "tensorrt", "tensorrt-graph"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 
 from litdeploy.bundle import Bundle
 from litdeploy.errors import BundleError, CheckpointError
+from litdeploy.exporter import evaluate
+from litdeploy.exporter.verify import verify_bundle
 from litdeploy.pipeline import deploy
 from litdeploy.target import Target, Timing
-from litdeploy.trainer import Progress
+from litdeploy.trainer import Progress, train
 
 TARGET = Target(device="cpu", runners=("onnxruntime",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8))
 QUICK: dict[str, Any] = {"recipe": "digits-resnet", "student_depth": 8, "epochs": 1, "device": "cpu", "target": TARGET}
@@ -60,3 +63,33 @@ def test_another_run_is_refused_and_kept(deployed: Bundle, teacher_path: Path) -
 def test_a_teacher_that_is_gone_is_told(deployed: Bundle, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         deploy(tmp_path / "gone.pt", out=deployed.path, **QUICK)
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> dict[str, Any]:
+    """Texts that a word tells apart, as the settings of their data."""
+    words = ("dull and slow", "warm and witty")
+    for split, count in (("train", 256), ("test", 64)):
+        rows = [(f"film {row}: {words[row % 2]}, {'so ' * (row % 5)}{words[row % 2]}", row % 2) for row in range(count)]
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("review", "stars"), *rows])
+    return {"source": str(tmp_path), "text_column": "review", "label_column": "stars", "text_length": 64}
+
+
+@pytest.mark.slow
+def test_texts_go_the_whole_way(reviews: dict[str, Any], tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"data": reviews, "device": "cpu", "batch_size": 16, "precision": "fp32", "compile": "off"}
+    network = "vdcnn17,width=8,hidden=16"
+    trained = train(network, out=tmp_path / "t.safetensors", epochs=6, learning_rate=0.02, **quick)
+    assert trained.test.top1 > 0.9
+    bundle, report = deploy(
+        trained.path, out=tmp_path / "deploy", student_depth=9, epochs=4, learning_rate=0.02, target=TARGET, **quick
+    )
+    # On its own texts: the student keeps a part of each section and what the teacher knows.
+    assert report.student.accuracy["test"].top1 > 0.9
+    assert (report.teacher.name, report.student.name, report.depth_ratio) == ("VDCNN-17", "VDCNN-9", 17 / 9)
+    student, onnx = bundle.student_path, bundle.export_path / "student.onnx"
+    assert evaluate(onnx, data=reviews).top1 == evaluate(student, data=reviews).top1
+    found = verify_bundle(bundle, target=TARGET)
+    assert found.within
+    assert [each.error for each in found.differences] == ["compression", "conversion"]

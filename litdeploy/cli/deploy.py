@@ -32,9 +32,11 @@ def command(
     normalise: o.Normalise = None,
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
+    text_length: o.TextLength = None,
     workers: o.Workers = None,
     out: o.Out = o.DEFAULT_BUNDLE,
     overwrite: o.Overwrite = False,
@@ -46,7 +48,9 @@ def command(
     changes: dict[str, Any] = {
         "student_depth": student_depth,
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
-        "data": o.data_settings(data, image_column, label_column, image_size, workers, attributes),
+        "data": o.data_settings(
+            data, image_column, label_column, image_size, workers, text_column, text_length, attributes
+        ),
         "method": method,
         "epochs": epochs,
         "batch_size": batch_size,

@@ -24,9 +24,11 @@ def command(
     normalise: o.Normalise = None,
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
+    text_length: o.TextLength = None,
     workers: o.Workers = None,
     teacher: Annotated[
         Path | None,
@@ -43,7 +45,10 @@ def command(
 
     found = evaluate(
         file,
-        data=o.data_settings(data, image_column, label_column, image_size, workers, attributes) or None,
+        data=o.data_settings(
+            data, image_column, label_column, image_size, workers, text_column, text_length, attributes
+        )
+        or None,
         split=split,
         batch_size=batch_size,
         precision=precision,

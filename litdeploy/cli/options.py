@@ -48,6 +48,8 @@ Data = Annotated[
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
+TextColumn = Annotated[str | None, typer.Option(help="The column that holds the texts.")]
+TextLength = Annotated[int | None, typer.Option(help="Characters that texts are cut or padded to; else 1,014.", min=1)]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
 Attributes = Annotated[
     str | None,
@@ -143,6 +145,8 @@ def data_settings(
     label_column: str | None,
     image_size: str | None,
     workers: int | None,
+    text_column: str | None = None,
+    text_length: int | None = None,
     attributes: str | None = None,
 ) -> dict[str, object]:
     """The fields of a recipe's `data` that were given."""
@@ -150,6 +154,8 @@ def data_settings(
     given = {
         "source": source,
         "image_column": image_column,
+        "text_column": text_column,
+        "text_length": text_length,
         "label_column": label_column,
         "image_size": size,
         "workers": workers,

@@ -12,7 +12,7 @@ from litdeploy.cli.console import output, print_json, scored, training_progress
 
 
 def command(
-    network: Annotated[str, typer.Argument(help="resnet56, resnext29, timm:NAME, hf:NAME, package.module:function.")],
+    network: Annotated[str, typer.Argument(help="resnet56, vdcnn17, timm:NAME, hf:NAME, package.module:function.")],
     data: o.Data = None,
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
@@ -26,8 +26,10 @@ def command(
     normalise: o.Normalise = None,
     input_shape: o.InputShape = None,
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     image_size: o.ImageSize = None,
+    text_length: o.TextLength = None,
     workers: o.Workers = None,
     out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("teacher.safetensors"),
     overwrite: o.Overwrite = False,
@@ -44,7 +46,7 @@ def command(
         device=device,
         overwrite=overwrite,
         progress=training_progress(),
-        data=o.data_settings(data, image_column, label_column, image_size, workers),
+        data=o.data_settings(data, image_column, label_column, image_size, workers, text_column, text_length),
         epochs=epochs,
         batch_size=batch_size,
         batch_norm=batch_norm,

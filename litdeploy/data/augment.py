@@ -1,6 +1,6 @@
-"""From stored pixels to a network's input, on the device where the pixels are.
+"""From what is stored, pixels or characters, to a network's input, on the device where it is.
 
-Shape suffixes: N images, C channels, H height, W width.
+Shape suffixes: N images or texts, C channels, H height, W width, L characters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 from litdeploy.batch import Batch
 from litdeploy.data.domains import as_vectors, others
 from litdeploy.recipe import Augmentation
-from litdeploy.spec import AnyInput, InputSpec, TranslationInput, image_of
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TranslationInput, image_of
+
+# Stored for a character that is not ASCII.
+FOREIGN = 127
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,32 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
     return cut_NHWC.permute(0, 3, 1, 2)
 
 
-def prepared(stored: Tensor, spec: AnyInput, labels: Tensor, first: int = 0) -> Batch:
-    """What a network takes, to be measured by.
+def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first: int = 0) -> Batch:
+    """What a network takes, of what is stored of a batch.
 
     Args:
-        stored: of a batch: images, uint8 (N, C, H, W), on any device.
-        labels: theirs; who translates is asked for other domains than these, see `others`.
+        stored: uint8, on any device: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends.
+        labels: theirs; a network that translates needs them: it is asked for other domains than these, see `others`.
         first: place of the first of them in its split.
     """
+    if isinstance(spec, CharacterInput):
+        return _character_ids(spec, stored.device)[stored.long()]
     image = image_of(spec)
     assert image is not None  # `check_against` lets nothing else pass
     images_NCHW = normalise(stored, image)
     if isinstance(spec, TranslationInput):
+        assert labels is not None
         return {"images": images_NCHW, "domains": as_vectors(others(labels, spec.domains, first), spec.domains)}
     return images_NCHW
+
+
+@lru_cache(maxsize=16)
+def _character_ids(spec: CharacterInput, device: torch.device) -> Tensor:
+    """int64 (256): the id of each byte, see `CharacterInput`; not to be written to."""
+    places = {character: place for place, character in enumerate(spec.alphabet, start=2)}
+    ids = [places.get(chr(byte), places.get(chr(byte).lower(), 1)) for byte in range(FOREIGN)]
+    with torch.inference_mode(False):
+        return torch.tensor([0, *ids[1:], *[1] * (256 - FOREIGN)]).to(device)
 
 
 def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.float32) -> Tensor:

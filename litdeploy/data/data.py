@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -15,23 +16,24 @@ from litdeploy.data import sources
 from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import Packed
 from litdeploy.data.split import SPLITS, Resident, Split
-from litdeploy.data.table import Columns
+from litdeploy.data.table import Columns, holds_texts
+from litdeploy.data.texts import Texts
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import NetworkSpec, image_of
+from litdeploy.spec import CharacterInput, InputSpec, NetworkSpec, image_of
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
 
 
 class Store(Protocol):
-    """Where a dataset's images are: encoded in tables and folders, or packed in one file.
+    """Where a dataset's images or texts are: in tables and folders, or packed in one file.
 
     Attributes:
         name: of the source, as the user gave it.
         splits: those of train, validation and test that the source itself has.
         classes: names, in the order of the labels.
-        columns: what held images and labels.
+        columns: what held images or texts, and labels.
         test_share: share of the training images that is held out where there is neither test nor validation split.
     """
 
@@ -42,8 +44,8 @@ class Store(Protocol):
     test_share: float
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image.
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of every image, or (characters,) of every text.
 
         Raises:
             DataError: the image that tells it cannot be decoded.
@@ -62,11 +64,11 @@ class Store(Protocol):
         """
         ...
 
-    def pixels(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """The images of these rows: uint8 (rows, channels, height, width), on the device, nobody else's.
+    def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """What is stored of these rows: uint8 (rows, *shape), on the device, nobody else's. See `prepared`.
 
         Raises:
-            DataError: an image that cannot be decoded.
+            DataError: an image that cannot be decoded, or a text that cannot be read.
         """
         ...
 
@@ -96,6 +98,11 @@ def open_store(settings: DataSettings) -> Store:
     if isinstance(found, Packed):
         found.check(settings)
         return found
+    first = next(split for split in SPLITS if split in found.splits)
+    dataset = found.splits[first]()
+    found = replace(found, splits={**found.splits, first: lambda: dataset})
+    if holds_texts(dataset, settings):
+        return Texts(found, settings)
     # Imported here: a packed file is for machines without Pillow.
     from litdeploy.data.encoded import Encoded
 
@@ -124,8 +131,8 @@ class Data:
         self._seed = seed
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image; told by the first one.
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of every image, told by the first one; (characters,) of every text.
 
         Raises:
             DataError: that image cannot be decoded.
@@ -227,7 +234,7 @@ class Data:
         if not resident:
             return self._store.streamed(own, rows, self._device, self._settings.workers)
         labels_M = torch.from_numpy(self._store.labels(own)[rows]).to(self._device)
-        return Resident(self._store.pixels(own, rows, self._device), labels_M)
+        return Resident(self._store.stored(own, rows, self._device), labels_M)
 
 
 def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
@@ -256,11 +263,14 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
             f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
             f"{', '.join(spec.classes[:5])}, …. Label the images by number, in the network's order."
         )
+    if len(data.shape) == 1:
+        _check_texts(data, spec)
+        return
     image = image_of(spec.input)
     if image is None:
         raise DataError(
-            f"{data.source} has images, and {spec.name} takes {spec.input.told()}. litdeploy reads no data for such a "
-            "network yet; it exports it (litdeploy.exporter.export_onnx, litdeploy.exporter.inductor.export_aoti)."
+            f"{data.source} has images, and {spec.name} takes texts ({spec.input.told()}). Give --data texts: a "
+            "Parquet or CSV file with a text and a label column (--text-column, --label-column)."
         )
     channels, height, width = data.shape
     wanted_channels, *wanted_size = image.shape
@@ -274,6 +284,25 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
             f"{data.source} has images of {height} × {width} pixels (height × width), and {spec.name} takes "
             f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}"
             + (f", or say that it takes these: --input-shape {channels},{height},{width}." if spec.translates else ".")
+        )
+
+
+def _check_texts(data: Data, spec: NetworkSpec) -> None:
+    wanted = spec.input
+    if isinstance(wanted, InputSpec):
+        raise DataError(
+            f"{data.source} has texts, and {spec.name} takes images. Give --data images, or name their column: "
+            "--image-column image."
+        )
+    if not isinstance(wanted, CharacterInput):
+        raise DataError(
+            f"{data.source}: its texts are read as characters, and {spec.name} takes {wanted.told()}, which litdeploy "
+            "does not make yet. It exports such a network: litdeploy.exporter.export_onnx."
+        )
+    if data.shape != wanted.shape:
+        raise DataError(
+            f"{data.source}: its texts are cut to {data.shape[0]} characters, and {spec.name} takes {wanted.length}. "
+            f"Say so: --text-length {wanted.length}."
         )
 
 

@@ -51,8 +51,8 @@ class Encoded:
         """See `Store.labels`."""
         return self._table(split).labels
 
-    def pixels(self, split: str, rows: NDArray[np.int64], device: device) -> Tensor:
-        """See `Store.pixels`."""
+    def stored(self, split: str, rows: NDArray[np.int64], device: device) -> Tensor:
+        """See `Store.stored`."""
         return self._images(split).decode_all(rows, device)
 
     def streamed(self, split: str, rows: NDArray[np.int64], device: device, workers: int) -> Split:

@@ -62,6 +62,8 @@ def pack(
     _check_out(path, overwrite)
     settings = _settings(data)
     store = open_store(settings)
+    if len(store.shape) != 3:
+        raise DataError(f"{store.name}: holds texts, and images are packed. Give --data {store.name} as it is.")
     most = dict.fromkeys(store.splits, limit)
     if train_images is not None:
         if "train" not in store.splits:
@@ -73,7 +75,7 @@ def pack(
         {
             "source": store.name,
             "fingerprint": store.fingerprint(),
-            "image_column": store.columns.image,
+            "image_column": store.columns.content,
             "label_column": store.columns.label,
             "classes": store.classes,
             "shape": store.shape,
@@ -86,7 +88,7 @@ def pack(
     _check_memory(header)
     tensors = {}
     for split, kept in rows.items():
-        tensors[images_key(split)] = store.pixels(split, kept, _CPU)
+        tensors[images_key(split)] = store.stored(split, kept, _CPU)
         tensors[labels_key(split)] = torch.from_numpy(store.labels(split)[kept])
     try:
         with write_whole(path) as temporary:

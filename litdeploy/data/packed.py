@@ -136,8 +136,10 @@ class Packed:
                 f"again in the other size: litdeploy data pack {self.header.source} --image-size {size[0]},{size[1]} "
                 f"--out FILE{SUFFIX}."
             )
+        if settings.text_column is not None or settings.text_length is not None:
+            raise DataError(f"{self.name}: is a file of packed images. Leave --text-column and --text-length out.")
         for role, asked, used in (
-            ("image", settings.image_column, self.columns.image),
+            ("image", settings.image_column, self.columns.content),
             ("label", settings.label_column, self.columns.label),
         ):
             if asked not in (None, used):
@@ -154,8 +156,8 @@ class Packed:
         """See `Store.labels`."""
         return self._labels[split]
 
-    def pixels(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """See `Store.pixels`."""
+    def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """See `Store.stored`."""
         return self._images(split).index_select(0, torch.from_numpy(rows)).to(device)
 
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:

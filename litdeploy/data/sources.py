@@ -34,9 +34,9 @@ _SPLIT_NAMES = {
 _TABLE_KINDS = (".parquet", ".csv")
 _IMAGE_KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 _WHAT_IS_TAKEN = (
-    "a .parquet or .csv file, a folder of them named for their splits (train.parquet, test.parquet), a folder of class "
-    "folders (train/cat/1.png, or cat/1.png), a dataset's id at the Hugging Face hub (uoft-cs/cifar10), digits, or a "
-    ".safetensors file that `litdeploy data pack` wrote"
+    "a .parquet or .csv file of images or texts, a folder of them named for their splits (train.parquet, "
+    "test.parquet), a folder of class folders (train/cat/1.png, or cat/1.png), a dataset's id at the Hugging Face hub "
+    "(uoft-cs/cifar10), digits, or a .safetensors file that `litdeploy data pack` wrote"
 )
 
 
@@ -242,9 +242,9 @@ def _load_tables(name: str, files: list[Path]) -> Any:
         return datasets.load_dataset(kind, data_files={"train": patterns}, split="train")
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         cause = error.__cause__ or error
-        raise DataError(
-            f"{name}: {', '.join(file.name for file in files[:3])} cannot be read as {kind} ({_first_line(cause)})."
-        ) from error
+        mend = " Write it again in UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
+        told = ", ".join(file.name for file in files[:3])
+        raise DataError(f"{name}: {told} cannot be read as {kind} ({_first_line(cause)}).{mend}") from error
 
 
 def _hub(name: str) -> Source:

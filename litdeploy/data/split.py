@@ -42,8 +42,8 @@ class Split(Protocol):
         """One pass over the split, in its order; the last batch may have fewer images.
 
         Returns:
-            (images, labels): uint8 (batch, channels, height, width) and int64 (batch), on the device. Copies: the
-            caller may write to them.
+            (images, labels): uint8 (batch, channels, height, width), or of texts (batch, characters), and int64
+            (batch), on the device. Copies: the caller may write to them.
 
         Raises:
             DataError: an image that cannot be decoded, or a worker process that died.
@@ -64,7 +64,7 @@ class Picked:
     """A batch where it lies: no pixel is copied.
 
     Attributes:
-        source_MCHW: uint8, on the device; not to be written to.
+        source_MCHW: uint8, on the device; not to be written to. Of texts (M, characters).
         rows_N: int64, on the device: which of the source's images are the batch.
         labels_N: int64, on the device.
     """
@@ -74,7 +74,7 @@ class Picked:
     labels_N: Tensor
 
     def images(self) -> Tensor:
-        """A copy of the batch: uint8 (N, C, H, W)."""
+        """A copy of the batch: uint8 (N, C, H, W), or of texts (N, characters)."""
         return self.source_MCHW.index_select(0, self.rows_N)
 
 
@@ -93,10 +93,10 @@ def normalised_batches(split: Split, spec: AnyInput, batch_size: int) -> Iterato
 
 
 class Resident:
-    """All images in one tensor on the device.
+    """All images, or texts, in one tensor on the device.
 
     Args:
-        images_MCHW: uint8.
+        images_MCHW: uint8; of texts (M, characters).
         labels_M: int64, on the same device.
     """
 
@@ -109,7 +109,7 @@ class Resident:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
-        return _copies(self, batch_size)
+        return copies(self, batch_size)
 
     def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
         """See `Split.pick`."""
@@ -139,7 +139,7 @@ class Mapped:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
-        return _copies(self, batch_size)
+        return copies(self, batch_size)
 
     def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
         """See `Split.pick`."""
@@ -199,7 +199,7 @@ class Streamed:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
-        return _copies(self, batch_size)
+        return copies(self, batch_size)
 
     def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
         """See `Split.pick`."""
@@ -235,7 +235,8 @@ class Streamed:
         return positions, loader
 
 
-def _copies(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def copies(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`Split.batches` by way of `Split.pick`."""
     for picked in split.pick(torch.split(torch.arange(len(split)), batch_size)):
         yield picked.images(), picked.labels_N
 

@@ -16,14 +16,15 @@ from litdeploy.recipe import DataSettings
 
 _IMAGE_COLUMNS = ("image", "img", "images", "file_name", "filename", "file", "path", "image_path", "filepath", "pixels")
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "category", "class_name")
+_TEXT_COLUMNS = ("text", "sentence", "content", "review", "review_text", "document", "comment")
 _STRINGS = ("string", "large_string")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used: one of labels, or one for each attribute."""
+    """Names of the columns that are used: one of images or texts; one of labels, or one for each attribute."""
 
-    image: str
+    content: str
     label: str
     attributes: tuple[str, ...] = ()
 
@@ -65,10 +66,34 @@ def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
     Raises:
         DataError: a named column is not there, or none, or several, could be meant.
     """
-    image = _choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS)
+    content = _choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS)
     if settings.attributes is not None:
-        return Columns(image, settings.attributes[0], settings.attributes)
-    return Columns(image, _choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS))
+        return Columns(content, settings.attributes[0], settings.attributes)
+    return Columns(content, _choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS))
+
+
+def holds_texts(dataset: Any, settings: DataSettings) -> bool:
+    """Whether a dataset is one of texts: the user names their column, or nothing in it can be an image."""
+    if settings.text_column is not None or settings.text_length is not None:
+        return True
+    if settings.image_column is not None or settings.image_size is not None:
+        return False
+    images = [
+        name
+        for name, feature in dataset.features.items()
+        if name in _IMAGE_COLUMNS or type(feature).__name__ == "Image"
+    ]
+    return not images and any(name in _TEXT_COLUMNS for name in dataset.column_names)
+
+
+def find_text_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
+    """Decides which columns hold texts and labels: as named, else by their usual names. Raises as `find_columns`."""
+    if settings.image_column is not None or settings.image_size is not None:
+        raise DataError(f"{source}: options for images and for texts are given. Leave --image-… or --text-… out.")
+    return Columns(
+        content=_choose(dataset, source, "text", settings.text_column, "", _TEXT_COLUMNS),
+        label=_choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS),
+    )
 
 
 def _choose(dataset: Any, source: str, role: str, named: str | None, feature: str, usual_names: tuple[str, ...]) -> str:
@@ -86,16 +111,20 @@ def _choose(dataset: Any, source: str, role: str, named: str | None, feature: st
     if len(found) == 1 or (found and not typed):
         return found[0]
     why = f"{len(typed)} columns hold {role}s ({', '.join(typed)})" if typed else f"no column is known to hold {role}s"
+    texts = f" (of texts --text-column {columns[0]})" if role == "image" and not typed else ""
     raise DataError(
         f"{source}: {why}; its columns are {', '.join(columns)}. "
-        f"Name the one to use: --{role}-column {(typed or columns)[0]}."
+        f"Name the one to use: --{role}-column {(typed or columns)[0]}{texts}."
     )
 
 
-def class_names(dataset: Any, source: str, split: str, columns: Columns) -> tuple[str, ...]:
+def class_names(dataset: Any, source: str, split: str, columns: Columns, any_numbers: bool = False) -> tuple[str, ...]:
     """Names of the classes, in the order of the labels; of attributes those that were asked for.
 
     A `ClassLabel` brings them; strings are sorted; whole numbers are named by themselves.
+
+    Args:
+        any_numbers: whether those need not count from 0 without a gap: stars, which reviews have from 1 to 5.
 
     Raises:
         DataError: labels of another kind, or numbers that do not count from 0 without a gap.
@@ -105,7 +134,7 @@ def class_names(dataset: Any, source: str, split: str, columns: Columns) -> tupl
         return columns.attributes
     codes, names = _coded(dataset, source, split, columns)
     feature = dataset.features[columns.label]
-    if not hasattr(feature, "names") and feature.dtype not in _STRINGS:
+    if not any_numbers and not hasattr(feature, "names") and feature.dtype not in _STRINGS:
         numbers = tuple(str(number) for number in range(len(names)))
         if names != numbers:
             raise DataError(
@@ -130,29 +159,29 @@ def read_table(
     """
     import datasets
 
-    if columns.attributes:
-        labels = _attributes(dataset, source, split, columns.attributes)
-    else:
-        labels = _labels(dataset, source, split, columns, classes)
-    encoded = dataset.select_columns([columns.image])
+    labels = read_labels(dataset, source, split, columns, classes)
+    encoded = dataset.select_columns([columns.content])
     try:
         # Decoded by us, into memory that is there already.
-        encoded = encoded.cast_column(columns.image, datasets.Image(decode=False))
+        encoded = encoded.cast_column(columns.content, datasets.Image(decode=False))
         # The cast comes true when rows are read.
         encoded[:1]
     except (TypeError, ValueError, NotImplementedError) as error:
         raise DataError(
-            f"{source}: column '{columns.image}' of split '{split}' holds {dataset.features[columns.image]}; encoded "
-            "images (PNG, JPEG, …) or paths of image files are needed. Name another with --image-column."
+            f"{source}: column '{columns.content}' of split '{split}' holds {dataset.features[columns.content]}; "
+            "encoded images (PNG, JPEG, …) or paths of image files are needed. Name another with --image-column."
         ) from error
     return Table(source, split, encoded, base, labels)
 
 
-def _labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
+def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """The labels of one split as indices into `classes`, or its attributes. Raises as `read_table`."""
+    if columns.attributes:
+        return _attributes(dataset, source, split, columns.attributes)
     codes, names = _coded(dataset, source, split, columns)
     index = {name: number for number, name in enumerate(classes)}
     to_class = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-    labels: NDArray[np.int64] = to_class[codes]
+    labels = to_class[codes]
     if labels.min() < 0:
         row = int(labels.argmin())
         raise DataError(
@@ -190,7 +219,7 @@ def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -
 
 def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels as indices into the names beside them, whatever their type."""
-    for column in (columns.image, columns.label):
+    for column in (columns.content, columns.label):
         if column not in dataset.column_names:
             raise DataError(
                 f"{source}: split '{split}' has no column '{column}'; its columns are "

@@ -41,6 +41,9 @@ _CONVERSIONS = frozenset(
     }
 )
 
+# ONNX has none of them in bfloat16.
+_NOT_IN_BF16 = frozenset({torch.topk, Tensor.topk, torch.sort, Tensor.sort})
+
 
 @dataclass(eq=False)
 class Call:
@@ -60,6 +63,8 @@ class Call:
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether it can be computed in this type with room to spare."""
+        if dtype is torch.bfloat16 and self.function in _NOT_IN_BF16:
+            return False
         return self.largest <= SAFE_SHARE * torch.finfo(dtype).max
 
 

@@ -203,7 +203,13 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
 
     with write_whole(path) as temporary:
         onnx.save_model(model, temporary)
-        onnx.checker.check_model(temporary, full_check=True)
+        try:
+            onnx.checker.check_model(temporary, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise NetworkError(
+                f"{network.source}: {network.spec.name} cannot be written as ONNX in this precision: "
+                f"{str(error).strip().splitlines()[0]}. Export another: --precision fp32"
+            ) from error
         saved = onnx.load_model(temporary)
         reached = next(each.version for each in saved.opset_import if each.domain in ("", "ai.onnx"))
         if opset is not None and reached != opset:

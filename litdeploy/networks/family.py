@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -39,8 +39,9 @@ class Family:
         build: arguments → newly initialised module.
         read: state dict → the readings that fit; empty where it is of another family.
         input: arguments → input spec that its published checkpoints take.
-        layers_per_block: weighted layers in one block; the depth is this times the blocks, plus `layers_outside`.
-        layers_outside: weighted layers of stem and head.
+        layers_per_block: weighted layers in one block; the depth is this times the blocks, plus `layers_around`.
+        layers_around: those counted outside the blocks; two where stem and head count.
+        published: depth → blocks of each section, where a table says it; empty where all sections are shortened alike.
         classes: the builder's argument for how many classes there are.
     """
 
@@ -49,20 +50,28 @@ class Family:
     read: Callable[[Weights], list[Reading]]
     input: Callable[[Arguments], AnyInput]
     layers_per_block: int
-    layers_outside: int = 2
+    layers_around: int = 2
+    published: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     classes: str = "classes"
 
     def depth(self, blocks: int) -> int:
         """Weighted layers of a network with that many blocks in all sections together."""
-        return self.layers_per_block * blocks + self.layers_outside
+        return self.layers_per_block * blocks + self.layers_around
 
 
 def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, int]:
     """The depths that a student can have → blocks in all sections together, shallowest first.
 
-    A family counts weighted layers, and shortens all sections alike where the teacher's are alike. Elsewhere the depth
-    is the number of blocks.
+    A family counts weighted layers, and has the depths that are published for it, or else shortens all sections alike
+    where the teacher's are alike. Elsewhere the depth is the number of blocks.
     """
+    if family and family.published:
+        own = [section.blocks for section in sections]
+        return {
+            depth: sum(blocks)
+            for depth, blocks in family.published.items()
+            if len(blocks) == len(own) and all(few <= many for few, many in zip(blocks, own, strict=True))
+        }
     whole = sum(section.blocks for section in sections)
     alike = len({section.blocks for section in sections}) == 1
     step = len(sections) if family and alike else 1

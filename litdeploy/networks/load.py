@@ -13,7 +13,7 @@ from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, is_code, request
 from litdeploy.networks.student import shorten
-from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_shape, override_input, parse_normalisation
+from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_of, image_shape, override_input, parse_normalisation
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,19 @@ def load(
 
 
 def new(
-    network: NetworkName, *, normalise: str | None, input_shape: tuple[int, ...], classes: int, seed: int
+    network: NetworkName,
+    *,
+    normalise: str | None,
+    classes: int,
+    seed: int,
+    input_shape: tuple[int, ...] | None = None,
+    data_shape: tuple[int, ...] | None = None,
 ) -> Network:
     """A newly initialised network. One of our own families takes the channels and classes where it is not told others.
+
+    Args:
+        input_shape: as for `load`.
+        data_shape: that of the data, where there is no other; not used where the network takes another kind of input.
 
     Raises:
         NetworkError: unknown.
@@ -94,10 +104,16 @@ def new(
     """
     asked = request(network)
     arguments = dict(asked.arguments)
+    shape = input_shape or data_shape
     if asked.family:
-        arguments = {asked.family.classes: classes, "in_channels": input_shape[0], **arguments}
+        arguments = {asked.family.classes: classes, **arguments}
+        if image_of(asked.family.input(arguments)) is not None and shape is not None and len(shape) == 3:
+            arguments = {"in_channels": shape[0], **arguments}
     module = asked.build(arguments, seed)
-    return Network(module, _spec(asked, module, arguments, _Said(normalise, input_shape), asked.name), asked.name)
+    known = asked.input(module, arguments)
+    if input_shape is None and known is not None and data_shape is not None and len(known.shape) != len(data_shape):
+        shape = None
+    return Network(module, _spec(asked, module, arguments, _Said(normalise, shape), asked.name), asked.name)
 
 
 def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:

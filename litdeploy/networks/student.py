@@ -56,16 +56,19 @@ def plan_for_depth(sections: Sequence[Section], depth: int, family: Family | Non
         StudentError: no such student; names the depths that there are.
     """
     depths = depths_of(family, sections)
+    if depth in depths and family and family.published:
+        names = [section.name for section in sections]
+        return make_plan(sections, dict(zip(names, family.published[depth], strict=True)))
     if depth in depths:
         return make_plan(sections, share_out(depths[depth], sections))
-    deepest = max(depths)
+    deepest = max(depths, default=0)
     what = "layers" if family else "blocks in all"
     wrong = (
         f"the teacher has depth {deepest}, and a student is no deeper than its teacher"
         if depth > deepest
         else f"no student of this teacher has depth {depth} ({what})"
     )
-    raise StudentError(f"--student-depth {depth}: {wrong}. Possible: {', '.join(map(str, depths))}.")
+    raise StudentError(f"--student-depth {depth}: {wrong}. Possible: {', '.join(map(str, depths)) or 'none'}.")
 
 
 def share_out(total: int, sections: Sequence[Section]) -> dict[str, int]:

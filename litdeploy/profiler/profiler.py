@@ -29,7 +29,7 @@ from litdeploy.target import Target
 Progress = Callable[[str], None]
 
 # Runners that take an exported file and not the module, each with the form of export that makes it.
-_FORMS = {**{form.runner: name for name, form in FORMS.items()}, "tensorrt-graph": "trt"}
+_FORMS = {**{form.runner: name for name, form in FORMS.items()}, "onnxruntime-graph": "onnx", "tensorrt-graph": "trt"}
 
 
 def profile(

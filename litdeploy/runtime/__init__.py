@@ -59,6 +59,12 @@ def _onnxruntime(source: Source, device: torch.device, precision: str) -> Runner
     return OnnxRuntimeRunner(source, device, precision)
 
 
+def _onnxruntime_graph(source: Source, device: torch.device, precision: str) -> Runner:
+    from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(source, device, precision, cuda_graph=True)
+
+
 def _inductor(source: Source, device: torch.device, precision: str) -> Runner:
     from litdeploy.runtime.inductor import InductorRunner
 
@@ -81,6 +87,7 @@ RUNNERS: dict[str, Callable[[Source, torch.device, str], Runner]] = {
     "eager": _eager,
     "compiled": _compiled,
     "onnxruntime": _onnxruntime,
+    "onnxruntime-graph": _onnxruntime_graph,
     "inductor": _inductor,
     "tensorrt": _tensorrt,
     "tensorrt-graph": _tensorrt_graph,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, size_of
-from litdeploy.errors import DependencyError, RunnerError
+from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.feed import Feed, read_feed
+from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 from litdeploy.spec import AnyInput, Free, InputTensor, TranslationInput, input_of
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
 _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
@@ -31,24 +31,45 @@ _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """What a captured graph reads and writes: always the same memory. The graph is known to onnxruntime by a number."""
+
+    inputs: dict[str, Tensor]
+    logits: Tensor
+    binding: Any
+    options: Any
+
+
 class OnnxRuntimeRunner:
     """An ONNX file whose inputs are float32 or int64, batch first, and whose first output is logits or images.
 
     Or other inputs, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
+
+    Through CUDA graphs, one for each shape of a batch, the batch is copied into the graph's own inputs and the logits
+    out of its output.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, source: Source, device: torch.device, precision: str) -> None:
+    def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:
+        """`precision` is only checked: a file has its own, which `describe` tells."""
+        self.name = "onnxruntime-graph" if cuda_graph else "onnxruntime"
         self.device = device
+        self._cuda_graph = cuda_graph
         self._path = source.needed_onnx_path(self.name)
         check_precision(self.name, precision, ("fp32", "fp16", "bf16", "int8"))
-        if device.type not in _PROVIDERS:
+        if device.type not in PROVIDERS:
             raise RunnerError(f"the runner '{self.name}' runs on cpu and cuda, not on {device}.")
+        if cuda_graph and device.type != "cuda":
+            raise RunnerError(
+                f"the runner '{self.name}' runs on cuda, not on {device}. Say --device cuda, or take the runner "
+                "'onnxruntime'."
+            )
         self._memory_limit = source.memory_limit
         self._feed = Feed()
         self._session: Any = None
         self._stream: torch.cuda.Stream | None = None
+        self._done: torch.cuda.Event | None = None
+        self._bound: dict[tuple[torch.Size, ...], _Bound] = {}
         self._inputs: tuple[InputTensor, ...] = ()
         self._output = ""
         self._output_dtype = torch.float32
@@ -56,20 +77,23 @@ class OnnxRuntimeRunner:
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
-        ort = _library()
+        ort = library()
         if not self._path.is_file():
             raise RunnerError(f"{self._path}: no such file. Make it: litdeploy export")
         if self.device.type == "cuda":
-            _check_cuda(ort, self.device)
+            check_cuda(ort, self.device)
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         started = time.perf_counter()
         self._session = self._open(ort)
         self._build_seconds = time.perf_counter() - started
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session = None
-        self._stream = None
+        if self._bound:
+            torch.cuda.synchronize(self.device)  # what is still queued uses the graphs' memory
+        self._bound.clear()
+        self._session = self._stream = self._done = None
 
     def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
@@ -79,7 +103,9 @@ class OnnxRuntimeRunner:
         taken = self._feed.take(batch)
         tensors = taken if isinstance(taken, dict) else {self._inputs[0].name: taken}
         try:
-            return self._run_on_cpu(tensors) if self._stream is None else self._run_on_cuda(tensors, self._stream)
+            if self._stream is None:
+                return self._run_on_cpu(tensors)
+            return (self._replayed if self._cuda_graph else self._run_on_cuda)(tensors, self._stream)
         except Exception as error:  # ONNX Runtime's own have no common base
             raise RunnerError(f"{self._path}: onnxruntime cannot run it: {_first_line(error)}") from error
 
@@ -89,8 +115,10 @@ class OnnxRuntimeRunner:
             runner=self.name,
             device=device_name(self.device),
             precision=self._feed.precision,
-            mode=_PROVIDERS[self.device.type] + (", fp32 rounded to bf16" if self._rounds() else ""),
-            versions={"onnxruntime": _library().__version__},
+            mode=PROVIDERS[self.device.type]
+            + (", fp32 rounded to bf16" if self._rounds() else "")
+            + (", CUDA graph" if self._cuda_graph else ""),
+            versions={"onnxruntime": library().__version__},
             build_seconds=self._build_seconds,
         )
 
@@ -101,16 +129,9 @@ class OnnxRuntimeRunner:
         # Its threads spin for a while after a call, on the cores that the next runner's call needs. Two sessions taking
         # turns on two cores (ResNet-20, batch 8): 22.0 ms a call with that, 11.5 ms without; one alone is no slower.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        provider = _PROVIDERS[self.device.type]
-        settings = {}
-        if self._stream is not None:
-            settings = {
-                "device_id": str(self.device.index),
-                "user_compute_stream": str(self._stream.cuda_stream),
-                "use_tf32": "0",
-            }
-            if self._memory_limit is not None:
-                settings["gpu_mem_limit"] = str(int(self._memory_limit * 2**30))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        provider = PROVIDERS[self.device.type]
+        settings = self._cuda_settings()
         metadata = _metadata(self._path)
         self._feed = read_feed(metadata)
         try:
@@ -123,13 +144,29 @@ class OnnxRuntimeRunner:
             ) from error
         if provider not in session.get_providers():
             built_for = getattr(ort, "cuda_version", "") or "another version"
-            raise _no_cuda(
+            raise no_cuda(
                 ort, self.device, f"its CUDA provider (for CUDA {built_for}) did not load; its log above says why"
             )
         # Else a call that fails on CUDA would be tried again, silently, in a new session on the CPU.
         session.disable_fallback()
+        check_placement(session, provider, self._path)
         self._read_signature(session, input_of(metadata))
         return session
+
+    def _cuda_settings(self) -> dict[str, str]:
+        """Of the CUDA provider; nothing on the CPU."""
+        if self._stream is None:
+            return {}
+        settings = {
+            "device_id": str(self.device.index),
+            "user_compute_stream": str(self._stream.cuda_stream),
+            "use_tf32": "0",
+        }
+        if self._cuda_graph:
+            settings["enable_cuda_graph"] = "1"
+        if self._memory_limit is not None:
+            settings["gpu_mem_limit"] = str(int(self._memory_limit * 2**30))
+        return settings
 
     def _rounds(self) -> bool:
         """Whether it runs in float32 with each result rounded: ONNX Runtime has no bfloat16 on a processor."""
@@ -165,19 +202,44 @@ class OnnxRuntimeRunner:
 
     def _run_on_cuda(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
         """In torch's own memory, on a stream that takes its place in the current one's order; nothing waits."""
+        bound = self._bind(tensors)
+        current = torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        self._session.run_with_iobinding(bound.binding, bound.options)
+        current.wait_stream(stream)
+        return bound.logits.float()
+
+    def _replayed(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
+        """By the graph for these shapes; the first call with them runs once, and is then captured by onnxruntime."""
+        assert self._done is not None
+        shapes = tuple(tensor.shape for tensor in tensors.values())
+        if shapes not in self._bound:
+            own = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+            self._bound[shapes] = self._bind(own, graph=len(self._bound) + 1)  # 0 is onnxruntime's own
+        bound = self._bound[shapes]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(self._done)  # a call on another stream, which uses the same memory
+        for name, tensor in tensors.items():
+            bound.inputs[name].copy_(tensor)
+        stream.wait_stream(current)
+        self._session.run_with_iobinding(bound.binding, bound.options)
+        current.wait_stream(stream)
+        logits = bound.logits.to(torch.float32, copy=True)
+        self._done.record(current)
+        return logits
+
+    def _bind(self, tensors: dict[str, Tensor], graph: int | None = None) -> _Bound:
         size = size_of(tensors)
         logits = torch.empty(size, *self._output_shape, device=self.device, dtype=self._output_dtype)
         binding = self._session.io_binding()
         for name, tensor in tensors.items():
             _bind(binding.bind_input, name, tensor)
         _bind(binding.bind_output, self._output, logits)
-        options = _library().RunOptions()
+        options = library().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        current = torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)
-        self._session.run_with_iobinding(binding, options)
-        current.wait_stream(stream)
-        return logits.float()
+        if graph is not None:
+            options.add_run_config_entry("gpu_graph_id", str(graph))
+        return _Bound(tensors, logits, binding, options)
 
 
 def _input_tensor(found: Any, feed: Feed) -> InputTensor | None:
@@ -207,40 +269,6 @@ def _metadata(path: Path) -> dict[str, str]:
     except DecodeError:
         return {}
     return {each.key: each.value for each in model.metadata_props}
-
-
-def _library() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError(
-            f"the runner 'onnxruntime' needs onnxruntime ({error}). Install it: pip install onnxruntime-gpu "
-            "(onnxruntime, where there is no GPU build)"
-        ) from None
-    return onnxruntime
-
-
-def _check_cuda(ort: Any, device: torch.device) -> None:
-    """What can be told before a session is made, and better than by its log.
-
-    Raises:
-        RunnerError: CUDA cannot be used.
-    """
-    if _PROVIDERS["cuda"] not in ort.get_available_providers():
-        raise _no_cuda(ort, device, "it was built without CUDA")
-    if not torch.cuda.is_available():
-        raise _no_cuda(ort, device, "PyTorch finds no CUDA device here")
-
-
-def _no_cuda(ort: Any, device: torch.device, reason: str) -> RunnerError:
-    built_for = torch.version.cuda
-    match = f"the onnxruntime-gpu for CUDA {built_for.split('.')[0]}" if built_for else "onnxruntime-gpu"
-    return RunnerError(
-        f"onnxruntime {ort.__version__} cannot run on {device}: {reason}. Its providers: "
-        f"{', '.join(ort.get_available_providers())}; PyTorch {torch.__version__} is built for "
-        f"{f'CUDA {built_for}' if built_for else 'the CPU'}. Run on --device cpu, or install PyTorch for CUDA and "
-        f"{match}: pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch
-from litdeploy.data import Crops, Split, as_vectors, draw_crops, shuffled, swapped
-from litdeploy.recipe import Recipe
+from litdeploy.data import Crops, Split, as_vectors, draw_crops, prepared, shuffled, swapped
+from litdeploy.recipe import Augmentation, Recipe
 from litdeploy.spec import AnyInput, TranslationInput, image_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
@@ -58,6 +58,8 @@ class Epochs:
         self._optimiser = optimiser
         self._input = spec
         self._recipe = recipe
+        # Texts are seen as they are.
+        self._augmentation = recipe.augmentation if image_of(spec) else Augmentation(padding=0, flip=False)
         self._order = order
         self._draws = draws
         wrap: Callable[[Any], Any] = Captured if capture else _as_is
@@ -70,7 +72,7 @@ class Epochs:
         batches = shuffled(len(split), self._recipe.batch_size, self._order)
         batches = tuple(self._ranks.part(indices) for indices in batches)
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
-            fresh = self._part(draw_crops(self._recipe.batch_size, self._recipe.augmentation, self._draws))
+            fresh = self._part(draw_crops(self._recipe.batch_size, self._augmentation, self._draws))
             device = picked.labels_N.device
             views = None if self._cache is None else self._cache.choose(indices_N, fresh)
             crops = (fresh if views is None else views.crops).to(device)
@@ -90,7 +92,7 @@ class Epochs:
         order, draws = (torch.Generator().manual_seed(self._recipe.seed) for _ in range(2))
         picked = split.pick(shuffled(len(split), self._recipe.batch_size, order)[:batches])
         for each in picked:
-            crops = draw_crops(self._recipe.batch_size, self._recipe.augmentation, draws).to(each.labels_N.device)
+            crops = draw_crops(self._recipe.batch_size, self._augmentation, draws).to(each.labels_N.device)
             yield self._inputs(each.source_MCHW, each.rows_N, each.labels_N, crops.tops_N, crops.lefts_N, crops.flips_N)
 
     def _part(self, crops: Crops) -> Crops:
@@ -131,8 +133,9 @@ class Epochs:
     ) -> Batch:
         """What the student takes; who translates is asked for the domains of other images."""
         image = image_of(self._input)
-        assert image is not None  # no other data is read
-        crops = Crops(tops_N, lefts_N, flips_N, self._recipe.augmentation.padding)
+        if image is None:
+            return prepared(source_MCHW.index_select(0, rows_N), self._input)
+        crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
         dtype = DTYPES[self._step.precision]
         images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
         if isinstance(self._input, TranslationInput):

@@ -27,7 +27,7 @@ _TEACHER_PAYS = 50e12
 _STEP_PAYS = 300e12
 
 # Views that `auto` keeps, and how often it must see each at the least.
-_AUTO_VIEWS = 4
+AUTO_VIEWS = 4
 _AUTO_VISITS = 2
 
 
@@ -106,6 +106,7 @@ def plan_cache(
     folder: Path,
     keep: bool,
     ranks: int = 1,
+    auto_views: int = AUTO_VIEWS,
 ) -> CachePlan:
     """Decides on the feature cache.
 
@@ -117,6 +118,7 @@ def plan_cache(
         folder: where a memory-mapped file would be.
         keep: the user wants it there, for further students.
         ranks: that train; several keep nothing, and `check_recipe` told whoever asked for it.
+        auto_views: how many `auto` keeps; one where all are the same.
 
     Raises:
         TrainingError: the user asked for so many views, and they cannot be kept or there is no room for them.
@@ -130,7 +132,7 @@ def plan_cache(
         if setting == "auto":
             return CachePlan(0, False, f"feature cache: none; {why}")
         raise TrainingError(f"--feature-cache {setting}: {why}. Train without: --feature-cache off")
-    views = _AUTO_VIEWS if setting == "auto" else setting
+    views = auto_views if setting == "auto" else setting
     size = layout.bytes(views, images)
     what = f"{views} view{'s' * (views > 1)} of {images:,} images, {size / 1e9:.2g} GB"
     if setting == "auto" and not keep and epochs < _AUTO_VISITS * views:

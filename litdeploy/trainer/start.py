@@ -13,11 +13,11 @@ from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, l
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
 from litdeploy.recipe import Recipe
-from litdeploy.spec import DepthPlan, NetworkSpec
+from litdeploy.spec import DepthPlan, NetworkSpec, image_of
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.loop import Run
 from litdeploy.trainer.objectives import OBJECTIVES
-from litdeploy.trainer.plan import compiles_teacher, fallback, forward_flops, plan_cache
+from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache
 from litdeploy.trainer.step import inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher
 
@@ -125,7 +125,8 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
     # Of an image that is translated to another domain at each step, no view comes again.
     layout = None if teacher.spec.translates else Layout.of(run.teacher.template, inputs, outputs)
-    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size)
+    views = AUTO_VIEWS if image_of(run.input) else 1  # a text is the same each time
+    plan = plan_cache(recipe.feature_cache, layout, images, epochs, run.device, folder, keep, run.ranks.size, views)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return

@@ -70,7 +70,8 @@ def train(
     made = new(
         network,
         normalise=resolved.normalise,
-        input_shape=resolved.input_shape or data.shape,
+        input_shape=resolved.input_shape,
+        data_shape=data.shape,
         classes=len(data.classes),
         seed=resolved.seed,
     )

@@ -265,3 +265,25 @@ def test_an_exported_file_that_is_torn_or_of_something_else(
     assert answer.code == 2, answer.err
     assert message in answer.err
     assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"text,label\ncaf\xe9,0\nfine,1\n", (), "Write it again in UTF-8"),
+        (b"text,label\n" + b"fine,0\n ,1\n" * 40, (), "has no text in column 'text'"),
+        (b"text,label\n" + b"fine,0\nbad,1\n" * 40, ("--text-length", "32"), "--text-length 64"),
+        (b"text,label\n" + b"fine,0\nbad,0\n" * 40, (), "at least two classes are needed"),
+        (b"text,label\n" + b"fine,0\nbad,1\n" * 40, ("--normalise", "half"), "Leave --normalise out"),
+        (b"words,label\n" + b"fine,0\nbad,1\n" * 40, (), "--image-column words"),
+    ],
+)
+def test_texts_that_do_not_serve(
+    run: Run, tmp_path: Path, content: bytes, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "train.csv").write_bytes(content)
+    answer = run("train", "vdcnn9,width=2,hidden=4", "--data", "train.csv", "--batch-size", "8", *arguments)
+    assert answer.code == 2
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]

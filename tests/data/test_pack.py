@@ -115,7 +115,7 @@ def test_what_is_told_of_a_file(pets: Path, tmp_path: Path, opened: Opened) -> N
 def rows_of(file: Path, source: Path) -> list[int]:
     """Which of the source's training images, all different, a file holds, in its order."""
     stores = [open_store(DataSettings(source=str(path))) for path in (source, file)]
-    every, kept = (store.pixels("train", np.arange(len(store.labels("train"))), CPU) for store in stores)
+    every, kept = (store.stored("train", np.arange(len(store.labels("train"))), CPU) for store in stores)
     places = {image.numpy().tobytes(): row for row, image in enumerate(every)}
     return [places[image.numpy().tobytes()] for image in kept]
 

@@ -12,6 +12,7 @@ from litdeploy.exporter.conversion import SAFE_SHARE, convert
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.spec import InputSpec, NetworkSpec
 from litdeploy.target import Precision
 
 CPU = torch.device("cpu")
@@ -133,3 +134,18 @@ def test_a_forward_that_changes_is_refused(student: Network) -> None:
     converted = convert(network, "fp16", [student.example(2)])
     with pytest.raises(NetworkError, match=r"mine.py: its forward does not make the same calls"):
         converted.module(student.example(2))
+
+
+def test_what_onnx_lacks_in_bfloat16_stays_in_fp32() -> None:
+    class Largest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(8, 8), nn.Linear(2, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.stem(images.flatten(1)).topk(2).values)
+
+    spec = NetworkSpec(name="any", input=InputSpec(shape=(1, 2, 4), mean=(0.5,), std=(0.5,)))
+    network = Network(Largest(), spec, "any")
+    kept = {precision: convert(network, precision, [network.example(4)]).kept for precision in ("fp16", "bf16")}
+    assert kept == {"fp16": ("head",), "bf16": ("", "head")}

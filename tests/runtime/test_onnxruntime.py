@@ -50,6 +50,44 @@ def test_on_cuda_it_takes_its_place_in_the_current_stream(onnx_path: Path, netwo
             torch.testing.assert_close(doubled.cpu() / 2, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_graphs_are_for_cuda(onnx_path: Path) -> None:
+    with pytest.raises(RunnerError, match="runs on cuda, not on cpu"):
+        open_runner("onnxruntime-graph", onnx_path=onnx_path, device=CPU)
+
+
+@pytest.mark.gpu
+def test_graphs_give_the_modules_logits_for_each_shape_in_turn(onnx_path: Path, network: Network) -> None:
+    device = torch.device("cuda", 0)
+    with open_runner("onnxruntime-graph", onnx_path=onnx_path, device=device) as runner:
+        kept = []
+        for turn in range(3):
+            for size in (1, 8, 3):
+                batch = network.example(size) + turn
+                kept.append((runner.run(batch.to(device)), network.module(batch).detach()))
+        assert "CUDA graph" in runner.describe().mode
+        with pytest.raises(RunnerError, match=r"takes float32 images of shape \(N, 3, 8, 8\)"):
+            runner.run(torch.zeros(2, 3, 8, 9, device=device))
+    # What a call gave is the caller's: later replays leave it alone.
+    for found, expected in kept:
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_graph_takes_its_place_in_the_current_stream(onnx_path: Path, network: Network) -> None:
+    device = torch.device("cuda", 0)
+    expected = network.module(network.example(8)).detach()
+    with open_runner("onnxruntime-graph", onnx_path=onnx_path, device=device) as runner:
+        runner.run(torch.zeros(8, 3, 8, 8, device=device))
+        for stream in [torch.cuda.Stream(device) for _ in range(4)]:
+            with torch.cuda.stream(stream):
+                # Slow work first: a runner that does not wait for it reads zeros.
+                batch = torch.zeros(8, 3, 8, 8, device=device)
+                torch.cuda._sleep(2_000_000)
+                batch.copy_(network.example(8).to(device))
+                doubled = runner.run(batch) * 2
+            torch.testing.assert_close(doubled.cpu() / 2, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(RunnerError, match="no such file"),

@@ -13,9 +13,9 @@ from litdeploy.runtime import RUNNERS, Runner, open_runner
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-# A TensorRT engine runs on the GPU that it was built for: test_tensorrt.py holds it to the same contract.
-ENGINES = ("tensorrt", "tensorrt-graph")
-every_runner = pytest.mark.parametrize("name", [name for name in RUNNERS if name not in ENGINES])
+# These run on a GPU alone: test_tensorrt.py and test_onnxruntime.py hold them to the same contract.
+ON_GPUS = ("tensorrt", "tensorrt-graph", "onnxruntime-graph")
+every_runner = pytest.mark.parametrize("name", [name for name in RUNNERS if name not in ON_GPUS])
 every_device = pytest.mark.parametrize("device", DEVICES)
 
 
@@ -122,5 +122,5 @@ def test_an_unknown_precision_is_refused(name: str, network: Network, onnx_path:
 
 
 def test_an_unknown_runner_is_refused(network: Network) -> None:
-    with pytest.raises(RunnerError, match="eager, compiled, onnxruntime, inductor, tensorrt, tensorrt-graph"):
+    with pytest.raises(RunnerError, match="eager, compiled, onnxruntime, onnxruntime-graph, inductor"):
         open_runner("openvino", network=network, device=CPU)
