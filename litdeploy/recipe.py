@@ -104,6 +104,7 @@ class Recipe(Settings):
         feature_cache: views of each image whose teacher's features are kept; `auto` where it pays and fits.
         discriminator: a file of weights; a generator is then fine-tuned against it, and not by distillation.
         domain_weight, cycle_weight: of that loss (λ_cls and λ_rec of StarGAN, equation 6).
+        teacher_weight: in it, of the mean absolute difference to the teacher's image; 0: equation 6 alone.
         optimiser: `sgd` with `momentum`, or `adam` with β 0.5 and 0.999, as generators are trained.
         hint_share: share of the epochs that `hint` spends on its hint, before distilling.
         batch_size: images a step, of all ranks together.
@@ -126,6 +127,7 @@ class Recipe(Settings):
     discriminator: str | None = None
     domain_weight: float = Field(1.0, ge=0)
     cycle_weight: float = Field(10.0, ge=0)
+    teacher_weight: float = Field(100.0, ge=0)
     optimiser: Literal["sgd", "adam"] = "sgd"
     hint_share: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(128, ge=2)

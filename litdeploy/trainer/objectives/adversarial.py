@@ -26,11 +26,14 @@ class Adversarial:
     L = −mean D_src(G(x, c)) + λ_cls · L_cls(D_cls(G(x, c)), c) + λ_rec · mean |x − G(G(x, c), c')|, where x is an image
     of the domains c' and c are others. L_cls is the cross-entropy; of attributes the binary one, summed over them.
 
+    To that comes λ_teacher · mean |G(x, c) − T(x, c)|, which the paper does not have: there the discriminator learns
+    too. One that stays as it is takes images for real that nobody else does, and a generator that is held by nothing
+    finds them (benchmarks/results/amd-epyc-2-cores/stargan.json).
+
     Args:
         discriminator: images (N, C, H, W) → how real each patch is, and logits (N, K) of the domains. Frozen.
     """
 
-    needs_teacher = False
     needs_chain = True
     freezes = False
     branches: tuple[str, ...] = ()
@@ -39,6 +42,7 @@ class Adversarial:
 
     def __init__(self, recipe: Recipe, discriminator: nn.Module) -> None:
         self.recipe = recipe
+        self.needs_teacher = recipe.teacher_weight > 0
         self.discriminator = discriminator.eval().requires_grad_(False)
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -53,7 +57,11 @@ class Adversarial:
         domain = domain_loss(logits_NK.float(), wanted_NK.float(), exclusive=outputs.labels.dim() == 1)
         cycle = (images_NCHW.float() - back_NCHW.float()).abs().mean()
         loss = adversarial + self.recipe.domain_weight * domain + self.recipe.cycle_weight * cycle
-        return {"loss": loss, "adversarial": adversarial, "domain": domain, "cycle": cycle}
+        parts = {"adversarial": adversarial, "domain": domain, "cycle": cycle}
+        if outputs.teacher_logits is not None:
+            parts["teacher"] = F.l1_loss(translated_NCHW, outputs.teacher_logits)
+            loss = loss + self.recipe.teacher_weight * parts["teacher"]
+        return {"loss": loss, **parts}
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return ()

@@ -15,8 +15,9 @@ from litdeploy.spec import NetworkSpec, TranslationInput
 from litdeploy.trainer.objectives import Adversarial
 from litdeploy.trainer.objectives.adversarial import load_discriminator
 from litdeploy.trainer.step import Step
+from litdeploy.trainer.teacher import Features
 
-RECIPE = Recipe(domain_weight=0.7, cycle_weight=3.0)
+RECIPE = Recipe(domain_weight=0.7, cycle_weight=3.0, teacher_weight=0)
 
 
 @pytest.fixture
@@ -54,6 +55,13 @@ def test_the_loss_is_equation_6(generator: Network, labels: torch.Tensor) -> Non
                 expected += 0.7 / 2 * -torch.log(share if wanted[image, k] else 1 - share)
     torch.testing.assert_close(found["loss"], expected)
     assert found.keys() == {"loss", "adversarial", "domain", "cycle"}
+
+    anchored = Adversarial(RECIPE.with_(teacher_weight=5), critic)
+    assert anchored.needs_teacher
+    made = torch.rand_like(x)
+    with Step(generator.module, anchored, ()) as step:
+        held = step.losses({"images": x, "domains": wanted}, labels, Features(made, {}))
+    torch.testing.assert_close(held["loss"], expected + 5 * (fake - made).abs().mean())
 
 
 def test_the_generator_learns_and_the_discriminator_stays_as_it_is(generator: Network) -> None:
