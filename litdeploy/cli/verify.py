@@ -70,7 +70,7 @@ def _show(found: Verification, bisect: bool) -> None:
         "points",
         "",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for each in found.differences:
         table.add_row(*_cells(each))
     output.print(table)
