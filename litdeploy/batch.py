@@ -58,11 +58,3 @@ def picked(batch: Batch, rows: Tensor | slice) -> Batch:
 def in_parts(batch: Batch, size: int) -> list[Batch]:
     """Consecutive parts of `size` samples; the last may have fewer."""
     return [picked(batch, slice(start, start + size)) for start in range(0, size_of(batch), size)]
-
-
-def joined(parts: list[Batch]) -> Batch:
-    """The parts in one batch."""
-    first = parts[0]
-    if isinstance(first, dict):
-        return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
-    return torch.cat([part for part in parts if isinstance(part, Tensor)])

@@ -90,6 +90,9 @@ def test_texts_go_the_whole_way(reviews: dict[str, Any], tmp_path: Path) -> None
     assert (report.teacher.name, report.student.name, report.depth_ratio) == ("VDCNN-17", "VDCNN-9", 17 / 9)
     student, onnx = bundle.student_path, bundle.export_path / "student.onnx"
     assert evaluate(onnx, data=reviews).top1 == evaluate(student, data=reviews).top1
-    found = verify_bundle(bundle, target=TARGET)
+    # The length is the network's; the columns' names are the other table's.
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\n" + "dull and slow,0\nwarm and witty,1\n" * 40)
+    found = verify_bundle(bundle, target=TARGET, data=str(other))
     assert found.within
     assert [each.error for each in found.differences] == ["compression", "conversion"]

@@ -162,10 +162,14 @@ def open_test_data(manifest: Manifest, data: DataSettings | str | None, student:
     Raises:
         DataError: it is not to be had, or is none for this network.
     """
+    learned = manifest.recipe.data
     if data is None:
-        settings = manifest.recipe.data
+        settings = learned
+    elif isinstance(data, str):
+        # The size is the network's, whatever the data.
+        settings = DataSettings(source=data, image_size=learned.image_size, text_length=learned.text_length)
     else:
-        settings = DataSettings(source=data) if isinstance(data, str) else data
+        settings = data
     opened = open_data(settings, device, manifest.recipe.seed)
     check_against(opened, student.spec, student.class_count())
     return opened

@@ -106,9 +106,10 @@ def new(
     arguments = dict(asked.arguments)
     shape = input_shape or data_shape
     if asked.family:
-        arguments = {asked.family.classes: classes, **arguments}
-        if image_of(asked.family.input(arguments)) is not None and shape is not None and len(shape) == 3:
-            arguments = {"in_channels": shape[0], **arguments}
+        own = {asked.family.classes: classes}
+        if image_of(asked.family.input({**own, **arguments})) and shape is not None and len(shape) == 3:
+            own["in_channels"] = shape[0]
+        arguments = {**own, **arguments}
     module = asked.build(arguments, seed)
     known = asked.input(module, arguments)
     if input_shape is None and known is not None and data_shape is not None and len(known.shape) != len(data_shape):
@@ -167,5 +168,5 @@ def _spec(
     said: _Said,
     source: str,
 ) -> NetworkSpec:
-    known = asked.input(module, arguments)
+    known = asked.input(module, arguments) if said.input is None else None
     return NetworkSpec(name=asked.name, arguments=dict(arguments), input=said.over(known, asked.name, source))

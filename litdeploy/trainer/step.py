@@ -147,7 +147,8 @@ class Step:
         """The objective's losses of a batch.
 
         Args:
-            inputs: what the student takes, as normalised images; float32, or what autocast would make of it.
+            inputs: what the student takes: normalised images, float32 or what autocast would make of it; the character
+                ids (N, L) of texts; or images with the domains that they shall have.
             labels_N: int64.
             features: the teacher's, of these inputs; None where the objective needs none.
         """

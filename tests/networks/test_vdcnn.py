@@ -58,6 +58,8 @@ def test_another_alphabet_must_be_given(tmp_path: Path) -> None:
     torch.save(vdcnn(9, width=4, hidden=8, vocabulary=5).state_dict(), tmp_path / "t.pt")
     with pytest.raises(NetworkError, match="the published alphabet has 69"):
         load(tmp_path / "t.pt")
+    spec = CharacterInput(length=80, alphabet="abc")
+    assert load(tmp_path / "t.pt", input=spec).spec.input == spec
 
 
 def test_students_have_the_published_blocks() -> None:
