@@ -25,6 +25,7 @@ class FoundNetwork(Record):
         breakdown: depth, sections, parameters, FLOPs.
         student_depths: what `--student-depth` takes; empty for a student, and where there are no repeated blocks.
         plan: for a student, the teacher's blocks that it kept.
+        narrowed: how many of its layers channels were taken out of.
     """
 
     title: str
@@ -36,6 +37,7 @@ class FoundNetwork(Record):
     breakdown: Breakdown
     student_depths: tuple[int, ...]
     plan: DepthPlan | None
+    narrowed: int
 
 
 class FoundOnnx(Record):
@@ -99,4 +101,5 @@ def _inspect_network(network: Network, path: Path) -> FoundNetwork:
         breakdown=breakdown,
         student_depths=depths,
         plan=spec.plan,
+        narrowed=len(spec.widths),
     )

@@ -14,7 +14,7 @@ from litdeploy import settings
 from litdeploy.errors import SettingsError
 from litdeploy.settings import Settings
 
-Method = Literal["lit", "kd", "hint", "scratch", "born-again"]
+Method = Literal["lit", "kd", "hint", "scratch", "born-again", "indistill", "slimming"]
 Precision = Literal["auto", "fp32", "bf16"]
 Choice = Literal["auto", "on", "off"]
 
@@ -81,8 +81,38 @@ class BornAgainSettings(Settings):
     by: Literal["kd", "lit"] = "kd"
 
 
+class InDistillSettings(Settings):
+    """Of method `indistill`.
+
+    Attributes:
+        student: a network as `--network` takes it, for the teacher's images and classes; it starts with new weights.
+        share: share of the epochs spent on one layer after the other.
+        then: what is learnt by after that, `kd` or `pkt`.
+        pkt_weight, label_weight: of `pkt`'s own loss and of the labels' cross-entropy beside it; as published there are
+            no labels, and the head is not trained.
+    """
+
+    student: str | None = None
+    share: float = Field(0.17, gt=0, lt=1)
+    then: Literal["kd", "pkt"] = "kd"
+    pkt_weight: float = Field(30000.0, gt=0)
+    label_weight: float = Field(1.0, ge=0)
+
+
+class SlimmingSettings(Settings):
+    """Of method `slimming`.
+
+    Attributes:
+        sparsity: weight of the sum of |γ| in the loss of the main phase.
+        prune_ratio: share of the channels that is removed before fine-tuning.
+    """
+
+    sparsity: float = Field(1e-4, gt=0)
+    prune_ratio: float = Field(0.4, gt=0, lt=1)
+
+
 # Field with the settings of one method → that method.
-_OF_METHOD = {"born_again": "born-again"}
+_OF_METHOD = {"born_again": "born-again", "indistill": "indistill", "slimming": "slimming"}
 
 
 class Recipe(Settings):
@@ -95,8 +125,9 @@ class Recipe(Settings):
         network: the teacher's network, where its checkpoint does not tell.
         input_shape: (channels, height, width) of the teacher's images, or (length,) of its texts, likewise.
         normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
-        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`.
-        born_again: settings of that method alone; None for its defaults.
+        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`,
+            `indistill`, `slimming`.
+        born_again, indistill, slimming: settings of that method alone; None for its defaults.
         student_depth, student_blocks: the student; one of them.
         init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
@@ -119,6 +150,8 @@ class Recipe(Settings):
     augmentation: Augmentation = Augmentation()
     method: Method = "lit"
     born_again: BornAgainSettings | None = None
+    indistill: InDistillSettings | None = None
+    slimming: SlimmingSettings | None = None
     student_depth: int | None = Field(None, ge=1)
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None

@@ -249,6 +249,7 @@ class NetworkSpec(Settings):
         input: what it takes.
         classes: names of the classes, in the order of the logits; empty where they are not known.
         plan: for a student, what distinguishes it from its teacher.
+        widths: layer → shape of its weight, for layers that channels were taken out of.
     """
 
     name: str
@@ -256,6 +257,7 @@ class NetworkSpec(Settings):
     input: AnyInput
     classes: tuple[str, ...] = ()
     plan: DepthPlan | None = None
+    widths: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
     @property
     def translates(self) -> bool:

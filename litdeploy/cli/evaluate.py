@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from litdeploy.cli import options as o
 from litdeploy.cli.console import output, print_json, scored
 from litdeploy.errors import GateError, SettingsError
+
+if TYPE_CHECKING:
+    from litdeploy.runtime.retrieval import Retrieval
 
 
 def command(
@@ -37,18 +40,47 @@ def command(
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail with exit code 3 below this, in percent.", min=0, max=100)
     ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option(
+            "--retrieval", help="Of weights: how well test images find training images of their class, by embedding."
+        ),
+    ] = False,
     json: o.Json = False,
 ) -> None:
     """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
     from litdeploy.bundle import Fidelity
-    from litdeploy.exporter import evaluate
+    from litdeploy.exporter import evaluate, evaluate_retrieval
 
+    where_from = (
+        o.data_settings(data, image_column, label_column, image_size, workers, text_column, text_length, attributes)
+        or None
+    )
+    if retrieval:
+        if split != "test" or precision != "fp32" or min_accuracy is not None:
+            raise SettingsError(
+                "--retrieval: test images are the queries and training images the database, in fp32, and there is no "
+                "accuracy. Leave --split, --precision and --min-accuracy out."
+            )
+        shape = o.shape_of(input_shape)
+        show(
+            file,
+            evaluate_retrieval(
+                file,
+                data=where_from,
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                network=network,
+                normalise=normalise,
+                input_shape=shape,
+            ),
+            json,
+        )
+        return
     found = evaluate(
         file,
-        data=o.data_settings(
-            data, image_column, label_column, image_size, workers, text_column, text_length, attributes
-        )
-        or None,
+        data=where_from,
         split=split,
         batch_size=batch_size,
         precision=precision,
@@ -68,3 +100,16 @@ def command(
         output.print(f"{file}   {split} {scored(found)}{loss}   {found.images} images", highlight=False)
     if min_accuracy is not None and not isinstance(found, Fidelity) and 100 * found.top1 < min_accuracy:
         raise GateError(f"accuracy {scored(found)} is below --min-accuracy {min_accuracy:g} %.")
+
+
+def show(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
+    """Prints what queries found."""
+    if json:
+        print_json({"file": str(file), "retrieval": [each.model_dump() for each in found]})
+        return
+    for each in found:
+        output.print(
+            f"{file}   {each.metric:<6} mean average precision {each.mean_average_precision:.2%}   "
+            f"of the nearest {each.top} {each.top_precision:.2%}   {each.queries} queries in {each.database} images",
+            highlight=False,
+        )

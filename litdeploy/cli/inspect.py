@@ -58,6 +58,10 @@ def _show_network(found: FoundNetwork) -> None:
     output.print(table)
     if found.student_depths:
         output.print(f"{'students':<12} --student-depth {', '.join(map(str, found.student_depths))}", highlight=False)
-    if found.plan is not None:
+    if found.plan:
         kept = "; ".join(f"{name} {', '.join(map(str, blocks))}" for name, blocks in found.plan.items())
         output.print(f"{'student':<12} keeps the teacher's blocks {kept}", highlight=False)
+    if found.narrowed:
+        output.print(
+            f"{'' if found.plan else 'student':<12} without some channels of {found.narrowed} layers", highlight=False
+        )

@@ -80,12 +80,20 @@ StudentBlocks = Annotated[
     str | None,
     typer.Option(help="Blocks a section, as in layer1=3,layer3=2; sections not named stay whole.", metavar="NAME=N,…"),
 ]
-Method = Annotated[str | None, typer.Option(help="lit, or one to compare it with: kd, hint, scratch, born-again.")]
+Method = Annotated[
+    str | None, typer.Option(help="lit, or another: kd, hint, scratch, born-again, indistill, slimming.")
+]
 Init = Annotated[str | None, typer.Option(help="copy (the teacher's blocks, evenly spaced) or fresh.")]
 Generations = Annotated[int | None, typer.Option(help="Of born-again: networks, each taught by the one before.")]
 BornAgainBy = Annotated[
     str | None, typer.Option("--by", help="What born-again's generations learn by: kd or lit.", metavar="kd|lit")
 ]
+StudentNetwork = Annotated[
+    str | None,
+    typer.Option(help="The student of indistill, as --network takes it: resnet20,width=8.", metavar="NETWORK"),
+]
+Sparsity = Annotated[float | None, typer.Option(help="Of slimming: weight of the batch norm scales in the loss.")]
+PruneRatio = Annotated[float | None, typer.Option(help="Of slimming: share of the channels to remove, 0 to 1.")]
 Compile = Annotated[
     str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")
 ]

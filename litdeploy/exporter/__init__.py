@@ -1,9 +1,9 @@
 """The student in production form: exported, held against PyTorch, entered in the bundle."""
 
-from litdeploy.exporter.evaluate import evaluate
+from litdeploy.exporter.evaluate import evaluate, evaluate_retrieval
 from litdeploy.exporter.exporter import export
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.parity import BatchParity, Parity, TaskAccuracy
 
-__all__ = ["FORMS", "BatchParity", "Parity", "TaskAccuracy", "evaluate", "export", "export_onnx"]
+__all__ = ["FORMS", "BatchParity", "Parity", "TaskAccuracy", "evaluate", "evaluate_retrieval", "export", "export_onnx"]

@@ -16,6 +16,7 @@ from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.fidelity import fidelity
 from litdeploy.runtime.inductor import package_details
+from litdeploy.runtime.retrieval import METRICS, Retrieval, embeddings, retrieval
 from litdeploy.settings import parse
 from litdeploy.spec import InputSpec, NetworkSpec, TranslationInput, image_of, image_shape, input_of, override_input
 
@@ -55,20 +56,8 @@ def evaluate(
     path = Path(path)
     if split not in SPLITS:
         raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
-    settings = DataSettings(source=data) if isinstance(data, str) else data
-    bundle: Bundle | None = None
-    if path.is_dir():
-        bundle = Bundle(path)
-        manifest = bundle.read()
-        path = bundle.student_path
-        seed = manifest.recipe.seed if seed is None else seed
-        if isinstance(settings, dict):
-            settings = {**manifest.recipe.data.model_dump(mode="json", exclude_defaults=True), **settings}
-        settings = settings or manifest.recipe.data
-    if isinstance(settings, dict):
-        settings = parse(DataSettings, settings, "command line")
-    if settings is None or settings.source is None:
-        raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
+    bundle = Bundle(path) if path.is_dir() else None
+    path, settings, seed = _what_on(path, data, seed)
     where = resolve_device(device)
     runner: Runner
     if path.suffix == ".onnx":
@@ -83,7 +72,7 @@ def evaluate(
         loaded: Network = load(path, network=network, normalise=normalise, input_shape=input_shape)
         spec, classes = loaded.spec, loaded.class_count()
         runner = open_runner("eager", network=loaded, device=where, precision=resolve_precision(precision, where))
-    opened = open_data(settings, where, seed or 0)
+    opened = open_data(settings, where, seed)
     check_against(opened, spec, classes)
     batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
     images = image_of(spec.input)
@@ -110,6 +99,67 @@ def _teacher(
             f"{path}: makes images, which are held against its teacher's. Say where it is: --teacher FILE"
         )
     return load(teacher, network=network, input=spec.input)
+
+
+def evaluate_retrieval(
+    path: str | Path,
+    *,
+    data: DataSettings | dict[str, Any] | str | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    seed: int | None = None,
+    network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> tuple[Retrieval, ...]:
+    """Measures how well the embeddings of the test images find training images of their class: by cosine and by L2.
+
+    Args:
+        path: weights, or a bundle, whose student is taken.
+        others: as for `evaluate`.
+
+    Raises:
+        LitdeployError: one of its kinds.
+    """
+    path, settings, seed = _what_on(Path(path), data, seed)
+    if path.suffix in (".onnx", ".pt2"):
+        raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
+    where = resolve_device(device)
+    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+    if loaded.spec.translates:
+        raise SettingsError(f"--retrieval: {path} makes images, and has no embeddings of classes. Leave it out.")
+    opened = open_data(settings, where, seed)
+    check_against(opened, loaded.spec, loaded.class_count())
+    module = loaded.module.to(where)
+    database, queries = (
+        embeddings(module, normalised_batches(split, loaded.spec.input, batch_size))
+        for split in (opened.train, opened.test)
+    )
+    return tuple(retrieval(*database, *queries, metric) for metric in METRICS)
+
+
+def _what_on(
+    path: Path, data: DataSettings | dict[str, Any] | str | None, seed: int | None
+) -> tuple[Path, DataSettings, int]:
+    """The file, the dataset and the seed of its split, where some may be those of a bundle.
+
+    Raises:
+        DataError: no dataset is named.
+    """
+    settings = DataSettings(source=data) if isinstance(data, str) else data
+    if path.is_dir():
+        bundle = Bundle(path)
+        manifest = bundle.read()
+        path = bundle.student_path
+        seed = manifest.recipe.seed if seed is None else seed
+        if isinstance(settings, dict):
+            settings = {**manifest.recipe.data.model_dump(mode="json", exclude_defaults=True), **settings}
+        settings = settings or manifest.recipe.data
+    if isinstance(settings, dict):
+        settings = parse(DataSettings, settings, "command line")
+    if settings is None or settings.source is None:
+        raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
+    return path, settings, seed or 0
 
 
 def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:

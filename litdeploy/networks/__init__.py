@@ -1,7 +1,7 @@
 """What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
 
 from litdeploy.networks.identify import describe
-from litdeploy.networks.load import build, load, new
+from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network, logits_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, request
 from litdeploy.networks.sections import Section, find_sections
@@ -17,5 +17,6 @@ __all__ = [
     "load",
     "logits_of",
     "new",
+    "new_like",
     "request",
 ]

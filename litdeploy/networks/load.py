@@ -13,6 +13,7 @@ from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, is_code, request
 from litdeploy.networks.student import shorten
+from litdeploy.networks.width import narrow
 from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_of, image_shape, override_input, parse_normalisation
 
 
@@ -117,15 +118,39 @@ def new(
     return Network(module, _spec(asked, module, arguments, _Said(normalise, shape), asked.name), asked.name)
 
 
+def new_like(network: NetworkName, other: Network, seed: int) -> Network:
+    """A newly initialised network for the images and classes of another.
+
+    Raises:
+        NetworkError: unknown, or it does not take these images or tell these classes apart.
+    """
+    asked = request(network)
+    arguments = dict(asked.arguments)
+    classes, shape = other.class_count(), other.spec.input.shape
+    if asked.family:
+        arguments = {"classes": classes, "in_channels": shape[0], **arguments}
+    name = describe(asked.name, arguments)
+    made = Network(
+        asked.build(arguments, seed), other.spec.with_(name=asked.name, arguments=arguments, plan=None), name
+    )
+    try:
+        found = made.class_count()
+    except RuntimeError as error:
+        raise NetworkError(f"{name} does not take images of {shape}: {str(error).splitlines()[0]}.") from None
+    if found != classes:
+        raise NetworkError(f"{name} tells {found} classes apart, and {other.source} {classes}.")
+    return made
+
+
 def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) -> nn.Module:
-    """A newly initialised module of the spec, shortened where the spec has a plan.
+    """A newly initialised module of the spec, shortened and narrowed as the spec says.
 
     Args:
         asked: the network that the user named; needed where the spec names the user's code.
         source: what a message calls the spec's origin.
 
     Raises:
-        NetworkError: the spec names code that the user did not name.
+        NetworkError: the spec names code that the user did not name, or layers that the network does not have.
     """
     if is_code(spec.name) and (asked is None or asked.name != spec.name):
         raise NetworkError(
@@ -136,6 +161,7 @@ def build(spec: NetworkSpec, asked: Request | None, source: str, seed: int = 0) 
     module = builder.build(spec.arguments, seed)
     if spec.plan is not None:
         shorten(module, spec.plan)
+    narrow(module, spec.widths)
     return module
 
 

@@ -11,7 +11,7 @@ import torch
 
 from litdeploy.batch import moved
 from litdeploy.bundle import DEFAULT_PATH, Accuracy, Bundle, Fidelity, Manifest
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, NetworkError
 from litdeploy.exporter import FORMS, Parity
 from litdeploy.exporter.forms import runs_here
 from litdeploy.exporter.teacher import load_teacher
@@ -68,7 +68,7 @@ def profile(
         "teacher": load_teacher(bundle, manifest, teacher, network),
         "student": load(bundle.student_path, network=network),
     }
-    sections = [section.name for section in find_sections(networks["teacher"].module, networks["teacher"].example())]
+    sections = _sections(networks["teacher"])
     sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
     files = {
         runner: _files(runner, bundle, manifest, networks["teacher"], device, say)
@@ -173,6 +173,14 @@ def _measure_runner(
     return results
 
 
+def _sections(teacher: Network) -> list[str]:
+    """Names of its sections; a network that was only narrowed may have none."""
+    try:
+        return [section.name for section in find_sections(teacher.module, teacher.example())]
+    except NetworkError:
+        return []
+
+
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
     scores = manifest.metrics.get(role, {}).items()
@@ -209,7 +217,8 @@ def _report(
         onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
-        depth_ratio=teacher.breakdown.depth / student.breakdown.depth,
+        # Networks without sections have no depth, and one of them is as deep as the other.
+        depth_ratio=teacher.breakdown.depth / student.breakdown.depth if student.breakdown.depth else 1.0,
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
         measurements=tuple(measurements),

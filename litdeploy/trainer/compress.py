@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,16 @@ from litdeploy.bundle import (
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
 from litdeploy.errors import InterruptedRun, SettingsError, StudentError
-from litdeploy.networks import Network, NetworkName, find_sections
+from litdeploy.networks import Network, NetworkName
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.spec import TranslationInput
 from litdeploy.trainer.loop import Run, evaluate, fit, steps_an_epoch
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES, Start, check_fits
+from litdeploy.trainer.objectives import OBJECTIVES, check_fits
 from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.samples import write_samples
-from litdeploy.trainer.start import add_teacher, keep_teacher, load_teacher, plan_of, start_student, student_spec
+from litdeploy.trainer.start import add_teacher, begin, keep_teacher, load_teacher
 
 
 def compress(
@@ -90,19 +91,12 @@ def compress(
     loaded, record = load_teacher(teacher, resolved, network)
     if loaded.spec.plan is not None:
         raise StudentError(f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted.")
-    sections = find_sections(loaded.module, loaded.example())
-    plan = plan_of(loaded, sections, resolved)
-    names = [section.name for section in sections if section.name in plan]
-    check_recipe(resolved, ranks, names, feature_cache_dir is not None)
+    student, start = begin(loaded, resolved, network, where)
+    phases = OBJECTIVES[resolved.method].phases(resolved, replace(start, teacher=loaded))
+    check_recipe(resolved, ranks, start.sections, feature_cache_dir is not None)
     data = open_data(resolved.data, where, resolved.seed)
     check_against(data, loaded.spec, loaded.class_count())
     steps_an_epoch(data.train, resolved.batch_size)
-    student = start_student(loaded, plan, resolved, network)
-
-    def fresh(seed: int) -> nn.Module:
-        return start_student(loaded, plan, resolved.model_copy(update={"seed": seed}), network)
-
-    phases = OBJECTIVES[resolved.method].phases(resolved, Start(names, fresh, loaded))
     check_fits(phases, loaded, resolved.method)
     bundle = Bundle(out)
     ranks.on_first(bundle.claim, overwrite)
@@ -112,12 +106,12 @@ def compress(
     log = MetricsLog(metrics, bundle.path / "tensorboard" if tensorboard and ranks.first else None)
     with log, _own_folder(bundle) as folder:
         run = Run(
-            student=student.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            student=student.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
             teacher=None,
             phases=[phase for phase in phases if phase.settings.epochs],
-            sections=names,
+            sections=start.sections,
             data=data,
-            spec=student_spec(loaded, plan, resolved).with_(classes=data.classes),
+            spec=student.spec.with_(classes=data.classes),
             input=loaded.spec.input,
             recipe=resolved,
             precision=resolve_precision(resolved.precision, where),
@@ -129,7 +123,7 @@ def compress(
             ranks=ranks,
         )
         kept = None if feature_cache_dir is None else Path(feature_cache_dir)
-        add_teacher(run, loaded, record.sha256, kept or folder, kept is not None)
+        add_teacher(run, loaded, start, record.sha256, kept or folder, kept is not None)
         return _train(bundle, run, loaded, record)
 
 

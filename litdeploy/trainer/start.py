@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from litdeploy.bundle import Bundle, TeacherRecord
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
-from litdeploy.errors import StudentError
-from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, request
+from litdeploy.errors import NetworkError, StudentError
+from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, new_like, request
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.student import make_plan, make_student, plan_for_depth
+from litdeploy.networks.width import match_sections
 from litdeploy.recipe import Recipe
-from litdeploy.spec import DepthPlan, NetworkSpec, image_of
+from litdeploy.spec import DepthPlan, image_of
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.loop import Run
-from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache
 from litdeploy.trainer.step import inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Teacher
@@ -77,13 +81,67 @@ def keep_teacher(bundle: Bundle, teacher: Network) -> TeacherRecord:
     return TeacherRecord(path=str(bundle.teacher_path.resolve()), sha256=sha256, spec=teacher.spec)
 
 
+def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device: torch.device) -> tuple[Network, Start]:
+    """The student before its first step, and what the method's phases are made of.
+
+    Raises:
+        StudentError: no such student is possible.
+        NetworkError: the teacher has no sections, or the student's network is not known.
+    """
+    method = OBJECTIVES[recipe.method]
+    which = method.student
+    if which == "own":
+        return _own_student(teacher, recipe, device)
+    try:
+        sections = find_sections(teacher.module, teacher.example())
+    except NetworkError:
+        if which != "whole" or "fresh" in (recipe.init, method.init(recipe)):
+            raise
+        sections = []  # none is needed where no block is left out or made anew
+    plan = plan_of(teacher, sections, recipe)
+
+    def fresh(seed: int) -> nn.Module:
+        return start_student(teacher, plan, recipe.model_copy(update={"seed": seed}), network)
+
+    # A student that keeps all blocks needs no plan, and can be a teacher.
+    spec = teacher.spec.with_(plan=plan if which == "shallower" else None)
+    student = Network(start_student(teacher, plan, recipe, network), spec, teacher.source)
+    names = [section.name for section in sections if section.name in plan]
+    return student, Start(names, student=student.module, fresh=fresh)
+
+
+def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, Start]:
+    named = recipe.indistill.student if recipe.indistill else None
+    if named is None:
+        raise StudentError(
+            f"--method {recipe.method} has a student of its own, and none is named: --student-network resnet20,width=8"
+        )
+    if teacher.spec.translates:
+        raise StudentError(
+            f"--method {recipe.method}: learns by logits of classes, and {teacher.spec.name} makes images. Give --method "
+            "lit --beta 0."
+        )
+    for option, value in (("depth", recipe.student_depth), ("blocks", recipe.student_blocks)):
+        if value is not None:
+            raise StudentError(
+                f"--student-{option}: --method {recipe.method} has a student of its own, {named}. Leave it out, here "
+                "and in the recipe."
+            )
+    if recipe.init == "copy":
+        raise _copies_nothing(recipe)
+    student = new_like(named, teacher, recipe.seed)
+    found = match_sections(teacher, student)
+    matches = [
+        replace(match, channels=None if match.channels is None else match.channels.to(device)) for match in found
+    ]
+    return student, Start([match.student for match in matches], matches, student.module)
+
+
 def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
     """The student before its first step, as the method or the recipe's `init` has it."""
     default = OBJECTIVES[recipe.method].init(recipe)
     if default != "copy" and recipe.init == "copy":
-        raise StudentError(
-            f"--method {recipe.method} copies no blocks from the teacher; leave --init out, or choose --method kd."
-        )
+        raise _copies_nothing(recipe)
     init = "scratch" if default == "scratch" else recipe.init or default
     if init == "copy":
         return make_student(teacher.module, plan)
@@ -94,15 +152,17 @@ def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: Ne
     return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
 
 
-def student_spec(teacher: Network, plan: DepthPlan, recipe: Recipe) -> NetworkSpec:
-    """The spec of the student before its first step; one that keeps all blocks needs no plan, and can be a teacher."""
-    return teacher.spec.with_(plan=plan if OBJECTIVES[recipe.method].student == "shallower" else None)
+def _copies_nothing(recipe: Recipe) -> StudentError:
+    return StudentError(
+        f"--method {recipe.method} copies no blocks from the teacher; leave --init out, or choose --method kd."
+    )
 
 
-def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: bool) -> None:
+def add_teacher(run: Run, teacher: Network, start: Start, sha256: str, folder: Path, keep: bool) -> None:
     """Gives the run its frozen teacher, and its feature cache where there is to be one.
 
     Args:
+        start: tells which of the teacher's sections are the student's.
         sha256: of the teacher's file.
         folder: where features are, if they are kept in files.
         keep: whether they shall be, for further students.
@@ -114,12 +174,16 @@ def add_teacher(run: Run, teacher: Network, sha256: str, folder: Path, keep: boo
     if not taught:
         return
     recipe, images = run.recipe, len(run.data.train)
-    epochs = sum(phase.settings.epochs for phase in taught)
-    own = images if recipe.parallel == "sections" else images / run.ranks.size
-    flops = epochs * own * forward_flops(teacher.module, teacher.example())
+    # Behind a transition another one may teach, whose features and compiled form are its own.
+    epochs = sum(phase.settings.epochs for phase in takewhile(lambda phase: phase.transition is None, taught))
+    share = images if recipe.parallel == "sections" else images / run.ranks.size
+    flops = epochs * share * forward_flops(teacher.module, teacher.example())
     compiled = compiles_teacher(recipe.compile, flops, run.device)
     tell = fallback(recipe.compile, run.progress.note)
-    run.teacher = Teacher(teacher.module, run.sections, teacher.example(), run.device, run.precision, compiled, tell)
+    own = {match.teacher: match.student for match in start.matches} or {name: name for name in run.sections}
+    run.teacher = Teacher(
+        teacher.module, list(own), teacher.example(), run.device, run.precision, compiled, tell, called=own
+    )
     # For further students all of it, since their method may be another.
     inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ class Teacher:
         precision: `fp32` or `bf16`: the type of its weights and of all that it computes but the logits.
         compiled: through `torch.compile`.
         fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
+        called: section → what the features call it, where that is not its name.
 
     Attributes:
         module: the copy.
@@ -59,8 +60,10 @@ class Teacher:
         precision: str = "fp32",
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
-        self._settings = (sections, example, device, precision, compiled, fallback)
+        self._settings = (sections, example, device, precision, compiled, fallback, called)
+        self._called = {name: name for name in sections} | dict(called or {})
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, moved(example, next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]
@@ -88,4 +91,4 @@ class Teacher:
 
     def _forward(self, batch: Batch) -> Features:
         logits_NK = logits_of(forward(self.module, batch)).float()
-        return Features(logits_NK, dict(self._calls))
+        return Features(logits_NK, {self._called[name]: call for name, call in self._calls.items()})

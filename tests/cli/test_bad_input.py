@@ -140,6 +140,47 @@ CASES = {
     "born again as a copy": Case(
         ("TEACHER", "--data", "digits", "--method", "born-again", "--init", "copy"), "copies no blocks"
     ),
+    "no student named": Case(
+        ("TEACHER", "--data", "digits", "--method", "indistill"), "--student-network resnet20,width=8"
+    ),
+    "a depth for a student of its own": Case(
+        ("TEACHER", *DIGITS, "--method", "indistill", "--student-network", "resnet8,width=2"), "Leave it out"
+    ),
+    "a student that is wider": Case(
+        ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,width=8"),
+        "'layer1' of the student gives (8, 8, 8), and the teacher's 'layer1' (4, 8, 8)",
+    ),
+    "a student for other images": Case(
+        ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,in_channels=3"),
+        "does not take images of (1, 8, 8)",
+    ),
+    "a student of other classes": Case(
+        ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,width=2,classes=5"),
+        "tells 5 classes apart",
+    ),
+    "a student of another method": Case(("TEACHER", *DIGITS, "--student-network", "resnet8"), "--method indistill"),
+    "fewer epochs than sections": Case(
+        (
+            "TEACHER",
+            "--data",
+            "digits",
+            "--method",
+            "indistill",
+            "--student-network",
+            "resnet8,width=2",
+            "--epochs",
+            "3",
+        ),
+        "--epochs 4 or more",
+    ),
+    "slimmed at another depth": Case(("TEACHER", *DIGITS, "--method", "slimming"), "keeps the teacher's depth, 14"),
+    "all channels removed": Case(
+        ("TEACHER", "--data", "digits", "--method", "slimming", "--prune-ratio", "1"), "slimming.prune_ratio"
+    ),
+    "one epoch of slimming": Case(
+        ("TEACHER", "--data", "digits", "--method", "slimming", "--epochs", "1"), "--epochs 2"
+    ),
+    "slimming's settings elsewhere": Case(("TEACHER", *DIGITS, "--sparsity", "0.1"), "or give --method slimming"),
     "no such normalisation": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
     "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "3 whole numbers"),
     "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),
@@ -200,6 +241,8 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("export", "--onnx", "--calibration-images", "0"), "--calibration-images"),
         (("verify",), "litdeploy compress"),
         (("evaluate", "absent.pt2", "--data", "digits"), "litdeploy export --aoti"),
+        (("evaluate", "absent.onnx", "--data", "digits", "--retrieval"), "gives its logits alone"),
+        (("evaluate", "absent.pt", "--data", "digits", "--retrieval", "--split", "train"), "Leave --split"),
         (("profile",), "litdeploy compress"),
         (("profile", "--target", "moon"), "no such folder"),
         (("inspect", "absent.pt"), "no such file"),

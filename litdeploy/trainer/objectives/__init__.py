@@ -12,6 +12,7 @@ from litdeploy.trainer.objectives.born_again import BornAgain
 from litdeploy.trainer.objectives.cross_entropy import CrossEntropy
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.hint import Hint
+from litdeploy.trainer.objectives.indistill import InDistill
 from litdeploy.trainer.objectives.lit import Lit, LitSections
 from litdeploy.trainer.objectives.objective import (
     Init,
@@ -22,6 +23,7 @@ from litdeploy.trainer.objectives.objective import (
     TrainingPhase,
     check_fits,
 )
+from litdeploy.trainer.objectives.slimming import Slimming
 
 __all__ = [
     "OBJECTIVES",
@@ -30,12 +32,14 @@ __all__ = [
     "CrossEntropy",
     "Distillation",
     "Hint",
+    "InDistill",
     "Init",
     "Lit",
     "LitSections",
     "Method",
     "Objective",
     "Outputs",
+    "Slimming",
     "Start",
     "TrainingPhase",
     "check_fits",
@@ -47,4 +51,6 @@ OBJECTIVES: dict[str, type[Method]] = {
     "hint": Hint,
     "scratch": CrossEntropy,
     "born-again": BornAgain,
+    "indistill": InDistill,
+    "slimming": Slimming,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch
 from litdeploy.errors import StudentError
+from litdeploy.networks.width import Match
 from litdeploy.recipe import Phase, Recipe
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 # How a method's student starts: blocks copied, blocks new, or everything new (stem and head too).
 Init = Literal["copy", "fresh", "scratch"]
 
-# Which student a method has: one with fewer of the teacher's blocks, or one with all of them.
-Student = Literal["shallower", "whole"]
+# Which student a method has: one with fewer of the teacher's blocks, one with all of them, or a network of its own.
+Student = Literal["shallower", "whole", "own"]
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,15 @@ class Start:
 
     Attributes:
         sections: names of the student's planned sections, in the order they run in.
+        matches: for a student that is a network of its own, each of its sections with the teacher's.
+        student: its module; None where only epochs are asked for.
         fresh: seed → a student with new weights where the method's first one had them; None where no phase asks.
         teacher: as it was given; None where there is none.
     """
 
     sections: Sequence[str] = ()
+    matches: Sequence[Match] = ()
+    student: nn.Module | None = None
     fresh: Callable[[int], nn.Module] | None = None
     teacher: Network | None = None
 

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from litdeploy.networks.width import Match
 from litdeploy.recipe import read_recipe
 from litdeploy.trainer.objectives import OBJECTIVES, Start
+
+SECTIONS = ("layer1", "layer2", "layer3")
+START = Start(SECTIONS, [Match(name, name, 1, None) for name in SECTIONS])
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_every_method_trains_for_the_recipes_epochs(method: str) -> None:
     recipe = read_recipe("cifar10-resnet:paper")
-    phases = OBJECTIVES[method].phases(recipe, Start(("layer1", "layer2", "layer3")))
+    phases = OBJECTIVES[method].phases(recipe, START)
     assert sum(phase.settings.epochs for phase in phases) == 300

@@ -1,0 +1,162 @@
+"""Width: which of a wide network's channels a narrower one learns from, and networks whose layers were narrowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from litdeploy.errors import NetworkError, StudentError
+from litdeploy.networks.network import Network
+from litdeploy.networks.sections import Section, container, find_sections, recording
+
+
+@dataclass(frozen=True)
+class Match:
+    """A section of a student, and the teacher's section whose output it is to have.
+
+    Attributes:
+        student, teacher: names of the two.
+        dim: in which the channels lie, the batch counted.
+        channels: indices of the teacher's channels that are kept, int64, ascending; None: all.
+    """
+
+    student: str
+    teacher: str
+    dim: int
+    channels: Tensor | None
+
+
+def match_sections(teacher: Network, student: Network) -> list[Match]:
+    """Matches the sections of two networks, those of one name or else one after the other.
+
+    Where the student's section is narrower, the channels are kept whose filters have the largest L1 norm: those of the
+    convolution or linear layer that runs last in the teacher's section. To prune that layer selects channels of what
+    the section gives and changes nothing before it, so the teacher's module is left as it is.
+
+    Raises:
+        NetworkError: the teacher has no sections.
+        StudentError: the student has others, or their outputs differ in more than the number of channels.
+    """
+    sections = find_sections(teacher.module, teacher.example())
+    names = _counterparts(sections, student)
+    training = student.module.training
+    with torch.no_grad(), recording(student.module, names) as calls:
+        student.module.eval()(student.example())
+    student.module.train(training)
+    return [
+        _match(teacher, section, name, tuple(calls[name].output.shape[1:]))
+        for section, name in zip(sections, names, strict=True)
+    ]
+
+
+def _counterparts(sections: list[Section], student: Network) -> list[str]:
+    """The student's containers of the same names; where it lacks one, its sections in order."""
+    try:
+        return [section.name for section in sections if container(student.module, section.name)]
+    except NetworkError:
+        pass
+    try:
+        found = [section.name for section in find_sections(student.module, student.example())]
+    except NetworkError:
+        found = []
+    if len(found) != len(sections):
+        raise StudentError(
+            f"the student {student.source} has {len(found)} sections ({', '.join(found) or 'none'}), and the teacher "
+            f"{len(sections)} ({', '.join(section.name for section in sections)}). Name a student with as many: "
+            "--student-network resnet20,width=8"
+        )
+    return found
+
+
+def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]) -> Match:
+    wide = section.output_shape
+    differing = [dim for dim, (ours, theirs) in enumerate(zip(shape, wide, strict=False)) if ours != theirs]
+    if len(shape) != len(wide) or len(differing) > 1 or any(shape[dim] > wide[dim] for dim in differing):
+        raise StudentError(
+            f"section '{name}' of the student gives {shape}, and the teacher's '{section.name}' {wide}: they may "
+            "differ in the number of channels alone, and the student may have fewer. Name another student with "
+            "--student-network"
+        )
+    if not differing:
+        return Match(name, section.name, 1, None)
+    (dim,) = differing
+    norms = _last_weight(teacher, section.name).abs().flatten(1).sum(1)
+    if len(norms) != wide[dim]:
+        raise StudentError(
+            f"the teacher's section '{section.name}' gives {wide[dim]} channels, and its last layer has {len(norms)} "
+            f"filters: which channels are which cannot be told. Name a student as wide as the teacher with "
+            "--student-network, or choose another method: --method kd"
+        )
+    return Match(name, section.name, dim + 1, norms.topk(shape[dim]).indices.sort().values)
+
+
+def _last_weight(network: Network, name: str) -> Tensor:
+    """Weight of the convolution or linear layer that runs last in a section; empty where none does."""
+    ran: list[Tensor] = [torch.empty(0, 0)]
+
+    def hook(layer: nn.Module, args: Any, output: Any) -> None:
+        assert isinstance(layer.weight, Tensor)
+        ran.append(layer.weight.detach())
+
+    layers = [layer for layer in container(network.module, name).modules() if isinstance(layer, _ConvNd | nn.Linear)]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        with torch.no_grad():
+            network.module(network.example())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran[-1]
+
+
+def widths_of(module: nn.Module, wide: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What `narrow` makes this module of: layer → shape of its weight, for those that differ.
+
+    Args:
+        wide: name → shape, of the state dict before.
+    """
+    now = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    changed = [name for name, shape in now.items() if shape != wide[name]]
+    return {name.removesuffix(".weight"): now[name] for name in changed if name.endswith(".weight")}
+
+
+def narrow(module: nn.Module, widths: Mapping[str, tuple[int, ...]]) -> None:
+    """Narrows layers in place to weights of these shapes; which of their numbers are left says nothing.
+
+    Raises:
+        NetworkError: the module has no such layer, or not one so wide.
+    """
+    layers = dict(module.named_modules())
+    for name, shape in widths.items():
+        layer = layers.get(name)
+        weight = layer.weight if isinstance(layer, _ConvNd | nn.Linear | _BatchNorm) else None
+        found = () if weight is None else tuple(weight.shape)
+        if len(shape) != len(found) or not all(1 <= size <= whole for size, whole in zip(shape, found, strict=True)):
+            raise NetworkError(
+                f"layer '{name}' cannot have a weight of shape {shape}: the network "
+                + (f"has one of {found} there." if found else "has no such layer with a weight that can be narrowed.")
+            )
+        _narrow_layer(layer, shape)
+
+
+def _narrow_layer(layer: Any, shape: tuple[int, ...]) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach()[tuple(slice(size) for size in shape)].clone())
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[: shape[0]].clone())
+    if isinstance(layer, _ConvNd):
+        # In a depthwise convolution a group is a channel.
+        layer.groups = shape[0] if layer.groups == layer.out_channels > 1 else layer.groups
+        layer.out_channels, layer.in_channels = shape[0], shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = shape
+    else:
+        layer.num_features = shape[0]
+        for statistic in ("running_mean", "running_var"):
+            if getattr(layer, statistic) is not None:
+                setattr(layer, statistic, getattr(layer, statistic)[: shape[0]].clone())
