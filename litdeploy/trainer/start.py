@@ -118,8 +118,8 @@ def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tupl
         )
     if teacher.spec.translates:
         raise StudentError(
-            f"--method {recipe.method}: learns by logits of classes, and {teacher.spec.name} makes images. Give --method "
-            "lit --beta 0."
+            f"--method {recipe.method}: learns by logits of classes, and {teacher.spec.name} makes images. Give "
+            "--method lit --beta 0."
         )
     for option, value in (("depth", recipe.student_depth), ("blocks", recipe.student_blocks)):
         if value is not None:
