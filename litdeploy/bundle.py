@@ -4,6 +4,7 @@ manifest.json          what this folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
 metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
+samples.png            of a generator: images in every domain, the teacher's above the student's
 generations/           born-again: the networks that taught the next, by number
 export/                artefacts, each with a sidecar NAME.json
 profile/               report.json, report.html, samples.json
@@ -33,6 +34,8 @@ from litdeploy.spec import NetworkSpec
 SCHEMA_VERSION = 1
 _LATEST_OPSET = 1000
 DEFAULT_PATH = Path("deploy")
+SAMPLES = "samples.png"
+MOST_DB = 200.0
 _OURS = (
     "manifest.json",
     "student.safetensors",
@@ -40,6 +43,7 @@ _OURS = (
     "tensorboard",
     "checkpoints",
     "features",
+    SAMPLES,
     "generations",
     "export",
     "profile",
@@ -66,6 +70,42 @@ class Accuracy(Record):
     top1: float
     loss: float
     images: int
+
+    def told(self) -> str:
+        """For people."""
+        return f"{100 * self.top1:.2f} %"
+
+    def row(self, split: str) -> dict[str, float]:
+        """What a line of metrics.jsonl has of it."""
+        return {f"{split}_top1": self.top1, f"{split}_loss": self.loss}
+
+
+class Likeness(Record):
+    """How near images come to a reference's, on one split: a student's to its teacher's.
+
+    Attributes:
+        psnr: peak signal to noise ratio of the mean squared difference of all values, in dB; `MOST_DB` where all are
+            equal, and that below zero where one is not finite.
+        ssim: structural similarity, mean over the images; 1 where all are equal, −1 where a value is not finite.
+        images: how many were compared.
+    """
+
+    psnr: float = Field(ge=-MOST_DB, le=MOST_DB)
+    ssim: float = Field(ge=-1, le=1)
+    images: int = Field(ge=1)
+
+    def told(self) -> str:
+        """For people."""
+        return f"PSNR {self.psnr:.1f} dB, SSIM {self.ssim:.4f}"
+
+    def row(self, split: str) -> dict[str, float]:
+        """What a line of metrics.jsonl has of it."""
+        return {f"{split}_psnr": self.psnr, f"{split}_ssim": self.ssim}
+
+
+# What a network is measured by: a classifier by its accuracy, one that makes images by how near they are to its
+# teacher's.
+Score = Accuracy | Likeness
 
 
 class TeacherRecord(Record):
@@ -143,7 +183,9 @@ class Manifest(Record):
 
     Attributes:
         status: `interrupted` when the run was stopped by its user before its last epoch.
-        metrics: `teacher` or `student` → split → accuracy. The test split is used once, after the last epoch.
+        discriminator_sha256: of the file that the student was fine-tuned against; None where there was none.
+        metrics: `teacher` or `student` → split → accuracy; of networks that make images only the student's likeness
+            to its teacher. The test split is used once, after the last epoch.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -152,10 +194,11 @@ class Manifest(Record):
     teacher: TeacherRecord
     student: NetworkSpec
     student_sha256: str
+    discriminator_sha256: str | None = None
     recipe: Recipe
     data: DataRecord
     run: RunRecord
-    metrics: dict[str, dict[str, Accuracy]]
+    metrics: dict[str, dict[str, Score]]
     artefacts: dict[str, Artefact] = {}
 
 
@@ -180,6 +223,10 @@ class Bundle:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / SAMPLES
 
     @property
     def export_path(self) -> Path:

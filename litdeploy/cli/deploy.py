@@ -10,11 +10,11 @@ import typer
 from litdeploy.cli import export as export_command
 from litdeploy.cli import options as o
 from litdeploy.cli import profile as profile_command
-from litdeploy.cli.console import note, output, percent, training_progress
+from litdeploy.cli.console import note, output, scored, training_progress
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
@@ -34,6 +34,7 @@ def command(
     image_column: o.ImageColumn = None,
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
     workers: o.Workers = None,
@@ -55,6 +56,7 @@ def command(
             image_column=image_column,
             text_column=text_column,
             label_column=label_column,
+            attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
             workers=workers,
@@ -87,7 +89,7 @@ def command(
         return
     manifest = bundle.read()
     for role in ("teacher", "student"):
-        output.print(f"{role}   test {percent(manifest.metrics[role].get('test'))}", highlight=False)
+        output.print(f"{role}   test {scored(manifest.metrics[role].get('test'))}", highlight=False)
     for artefact in manifest.artefacts.values():
         export_command.show(artefact)
     profile_command.show(report, bundle.path)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, percent
+from litdeploy.cli.console import note, output, scored
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
@@ -62,8 +62,15 @@ def _show(found: Verification, bisect: bool) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in ("error of", "artefact"):
         table.add_column(name, no_wrap=True)
-    for name in ("largest", "relative", "same class", "accuracy", "points", ""):
-        table.add_column(name, justify="right")
+    for name in (
+        "largest",
+        "relative",
+        "same class",
+        "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness",
+        "points",
+        "",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in found.differences:
         table.add_row(*_cells(each))
     output.print(table)
@@ -87,14 +94,16 @@ def _show(found: Verification, bisect: bool) -> None:
 
 
 def _cells(each: Difference) -> tuple[str, ...]:
-    points = 100 * (each.candidate_accuracy.top1 - each.reference_accuracy.top1)
+    before, after = each.reference_accuracy, each.candidate_accuracy
+    found = scored(after or each.likeness)
+    points = f"{100 * (after.top1 - before.top1):+.2f}" if before and after else "–"
     return (
         each.error,
         each.candidate,
         "not finite" if each.max_absolute is None else f"{each.max_absolute:.2e}",
         "–" if each.max_relative is None else f"{each.max_relative:.2e}",
-        f"{each.top1:.2%}",
-        percent(each.candidate_accuracy),
-        f"{points:+.2f}",
+        "–" if each.top1 is None else f"{each.top1:.2%}",
+        found,
+        points,
         "" if each.parity is None or each.parity.within else "beyond",
     )

@@ -107,6 +107,12 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
     """Loads the teacher and claims the folder; a cell that would fail after hours is told at once."""
     teacher, record = load_teacher(grid.teacher, grid.recipe, None)
     assert record is not None, "a teacher from a file has one"
+    if teacher.spec.translates:
+        raise SettingsError(
+            f"{grid.teacher}: makes images, and compare holds methods against one another by accuracy. Train each "
+            f"student by itself: litdeploy compress {grid.teacher} --beta 0 --student-blocks …; its manifest tells how "
+            "near its images come to the teacher's."
+        )
     sections = find_sections(teacher.module, teacher.example())
     for cell in cells:
         recipe, method = grid.recipe_of(cell), OBJECTIVES[cell.method]
@@ -117,7 +123,7 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
                 "--student-network resnet20,width=8"
             )
         plan = plan_of(teacher, sections, recipe)
-        method.phases(recipe, Start(list(plan)))
+        method.phases(recipe, Start(list(plan), teacher=teacher))
     grid.claim()
     return teacher, record
 

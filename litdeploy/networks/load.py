@@ -17,7 +17,7 @@ from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
 from litdeploy.networks.student import shorten
 from litdeploy.networks.width import narrow
-from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_shape, override_input, parse_normalisation
+from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_of, image_shape, override_input, parse_normalisation
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def load(
     """Loads a network with its weights.
 
     Args:
-        source: a file of weights (`.pt .pth .th .bin .safetensors`), one that was read, or a module.
+        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, or a module.
         network: the network, where the file does not tell or tells two: see `registry.request`.
         normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
         input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
@@ -110,8 +110,8 @@ def new(
     arguments = dict(asked.arguments)
     shape = input_shape or data_shape
     if asked.family:
-        own = {"classes": classes}
-        if isinstance(asked.family.input(arguments), InputSpec) and shape is not None and len(shape) == 3:
+        own = {asked.family.classes: classes}
+        if image_of(asked.family.input({**own, **arguments})) and shape is not None and len(shape) == 3:
             own["in_channels"] = shape[0]
         arguments = {**own, **arguments}
     module = asked.build(arguments, seed)

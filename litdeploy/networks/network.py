@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward, mapped
-from litdeploy.spec import InputTensor, NetworkSpec, TokenInput
+from litdeploy.spec import InputTensor, NetworkSpec, TokenInput, TranslationInput
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Network:
     Attributes:
         module: takes the tensors that `spec.input` names: one as its first argument (float32 images (N, C, H, W),
             normalised), several as keyword arguments. Gives logits (N, classes), or an output object with them under
-            `.logits`.
+            `.logits`; one that translates gives images (N, C, H, W), normalised as those that it takes.
         spec: rebuilds the module without its weights.
         source: what a message calls the network: the file that it came from, or its name.
     """
@@ -39,7 +39,9 @@ class Network:
         return mapped(lambda tensor: tensor.to(first.device), batch)
 
     def class_count(self) -> int:
-        """Width of the logits, by running the network once on one sample."""
+        """Width of the logits, by running the network once on one sample; of one that makes images, its domains."""
+        if isinstance(self.spec.input, TranslationInput):
+            return self.spec.input.domains
         training = self.module.training
         self.module.eval()
         with torch.no_grad():

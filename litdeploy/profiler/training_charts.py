@@ -44,6 +44,18 @@ def validation_accuracy(rows: Sequence[dict[str, Any]], teacher: float | None) -
     return svg(figure, "validation-accuracy", "Validation accuracy over the epochs", told)
 
 
+def validation_likeness(rows: Sequence[dict[str, Any]]) -> Markup | None:
+    """PSNR of validation images to the teacher's over the epochs, in dB; None where the rows have none."""
+    lines = _lines(rows, "validation_psnr")
+    if not lines:
+        return None
+    with panel(height=220) as (figure, axes):
+        _draw_lines(axes, lines)
+        _finish_time_axis(figure, axes)
+    told = f"From {lines[0][2][0]:.1f} to {lines[-1][2][-1]:.1f} dB."
+    return svg(figure, "validation-likeness", "PSNR of validation images to the teacher's over the epochs", told)
+
+
 def _lines(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[str, list[float], list[float]]]:
     """One line (phase, epochs, values) a phase: each phase has a loss of its own, so no line joins them."""
     lines = []

@@ -20,7 +20,7 @@ from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.spec import AnyInput, Free, InputTensor, input_of
+from litdeploy.spec import AnyInput, Free, InputTensor, TranslationInput, input_of
 
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
@@ -44,7 +44,7 @@ class _Bound:
 
 
 class OnnxRuntimeRunner:
-    """An ONNX file whose inputs are float32 or int64, batch first, with logits (N, classes) as its first output.
+    """An ONNX file whose inputs are float32 or int64, batch first, and whose first output is logits or images.
 
     Or other inputs, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
 
@@ -186,7 +186,10 @@ class OnnxRuntimeRunner:
         logits = outputs[0]
         taken = [_input_tensor(each, self._feed) for each in inputs]
         known = tuple(each for each in taken if each is not None)
-        fixed = len(logits.shape) == 2 and isinstance(logits.shape[1], int)
+        makes_images = isinstance(spec, TranslationInput)
+        fixed = len(logits.shape) == (4 if makes_images else 2) and all(
+            isinstance(size, int) for size in logits.shape[1:]
+        )
         if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(

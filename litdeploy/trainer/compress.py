@@ -23,7 +23,9 @@ from litdeploy.bundle import (
     Bundle,
     Manifest,
     RunRecord,
+    Score,
     TeacherRecord,
+    sha256_of,
 )
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
@@ -32,15 +34,17 @@ from litdeploy.networks import Network, NetworkName
 from litdeploy.networks.registry import is_code
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import device_name, resolve_precision
+from litdeploy.spec import TranslationInput
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every
 from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES
+from litdeploy.trainer.objectives import OBJECTIVES, check_fits
 from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
 from litdeploy.trainer.resume import going_on, identity_of
 from litdeploy.trainer.run import Position, Run
+from litdeploy.trainer.samples import write_samples
 from litdeploy.trainer.start import add_teacher, begin, keep_teacher, load_teacher, tell_left_out
 from litdeploy.trainer.state import checkpoint, position_of
 
@@ -108,12 +112,14 @@ def compress(
     check_against(data, loaded.spec, loaded.class_count())
     tell_left_out(data, progress.note)
     steps_an_epoch(data.train, resolved.batch_size)
+    check_fits(phases, loaded, resolved.method)
+    discriminator = None if resolved.discriminator is None else sha256_of(Path(resolved.discriminator))
     bundle = Bundle(out)
     precision = resolve_precision(resolved.precision, where)
     with ExitStack() as held:
         ranks.on_first(_enter, held, bundle, overwrite, resume)
         identity = ranks.on_first(
-            identity_of, loaded, record, student.spec.plan, resolved, data, precision, where, ranks
+            identity_of, loaded, record, student.spec.plan, resolved, data, precision, where, ranks, discriminator
         )
         checkpoints = Checkpoints(bundle.checkpoints_path, identity, every, progress.note)
         done, saved = (
@@ -143,6 +149,7 @@ def compress(
             log=log,
             progress=progress,
             example=moved(loaded.example(), where),
+            discriminator=discriminator,
             ranks=ranks,
             checkpoints=checkpoints,
             saved=saved,
@@ -187,6 +194,8 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     if learning_rate is not None:
         changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
     resolved = base.with_(**changes, data=merged)
+    if resolved.discriminator is not None:
+        resolved = resolved.with_(discriminator=str(Path(resolved.discriminator).resolve()))
     if epochs is not None:
         if epochs < 1:
             raise SettingsError(f"--epochs {epochs}: at least one epoch is needed.")
@@ -195,17 +204,24 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
 
 
 def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord) -> Bundle:
-    teacher_accuracy: dict[str, Accuracy] = {}
+    of_teacher: dict[str, Score] = {}
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with resumable(run):
         try:
             with run.interruption.heard():
-                teacher_accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
+                if loaded.spec.translates:
+                    run.reference = as_given.eval()
+                else:
+                    of_teacher["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
                 fit(run)
                 run.progress.note("testing teacher and student on the test split, once")
-                teacher_accuracy["test"], student_test = run.ranks.on_first(_test, run, as_given)
-                metrics = {"teacher": teacher_accuracy, "student": {"test": student_test}}
+                student_test = run.ranks.on_first(_test, run, run.student)
+                if run.reference is None:
+                    of_teacher["test"] = run.ranks.on_first(_test, run, as_given)
+                else:
+                    run.ranks.on_first(_draw_samples, bundle, run, run.reference)
+                metrics = {"teacher": of_teacher, "student": {"test": student_test}}
                 with run.interruption.held():
                     run.ranks.on_first(_finish, bundle, run, teacher, metrics, "complete")
         except KeyboardInterrupt:
@@ -213,7 +229,7 @@ def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord) ->
             if run.ranks.first and run.saved is None and not run.interruption.twice:
                 if run.trained:
                     checkpoint(run, None)
-                _finish(bundle, run, teacher, {"teacher": teacher_accuracy}, "interrupted")
+                _finish(bundle, run, teacher, {"teacher": of_teacher}, "interrupted")
             raise interrupted(run, bundle.path) from None
     return bundle
 
@@ -235,9 +251,14 @@ def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool) -> No
         bundle.claim(overwrite)
 
 
-def _test(run: Run, teacher: nn.Module) -> tuple[Accuracy, Accuracy]:
-    first, second = (evaluate(module, run.data.test, run.input, "fp32") for module in (teacher, run.student))
-    return first, second
+def _test(run: Run, module: nn.Module) -> Score:
+    return evaluate(module, run.data.test, run.input, "fp32", run.reference)
+
+
+def _draw_samples(bundle: Bundle, run: Run, teacher: nn.Module) -> None:
+    assert isinstance(run.input, TranslationInput)
+    drawn = write_samples(bundle.samples_path, teacher, run.student, run.data.test, run.input, run.data.classes)
+    run.progress.note(f"{bundle.samples_path}: drawn" if drawn else "no sample sheet: it needs Pillow")
 
 
 @contextmanager
@@ -249,8 +270,9 @@ def _own_folder(bundle: Bundle) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
+def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
     found = evaluate(teacher, run.data.validation, run.input, run.precision)
+    assert isinstance(found, Accuracy)
     run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation images")
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
@@ -265,7 +287,7 @@ def _finish(
     bundle: Bundle,
     run: Run,
     teacher: TeacherRecord,
-    metrics: dict[str, dict[str, Accuracy]],
+    metrics: dict[str, dict[str, Score]],
     status: str,
 ) -> None:
     """Weights first, the manifest that names them last. What a complete run was resumed from is not needed any more."""
@@ -292,6 +314,7 @@ def _finish(
                 "teacher": teacher,
                 "student": run.spec,
                 "student_sha256": sha256,
+                "discriminator_sha256": run.discriminator,
                 "recipe": run.recipe,
                 "data": run.data.record(),
                 "run": record,

@@ -17,8 +17,9 @@ from litdeploy.spec import DepthPlan, NetworkSpec
 from litdeploy.trainer.checkpoints import Checkpoints, Saved, differences
 from litdeploy.trainer.parallel import Ranks
 
-# Where the data lie and who reads them changes no image: the fingerprint tells whether they are the same.
-_OF_NO_EFFECT = {"data": {"source", "workers", "resident"}}
+# Where the data lie and who reads them changes no image: the fingerprint tells whether they are the same. As little
+# changes where the discriminator lies: its hash tells.
+_OF_NO_EFFECT: dict[str, Any] = {"data": {"source", "workers", "resident"}, "discriminator": True}
 
 
 def identity_of(
@@ -30,12 +31,18 @@ def identity_of(
     precision: str,
     device: torch.device,
     ranks: Ranks,
+    discriminator: str | None = None,
 ) -> dict[str, Any]:
-    """What must be the same for a run of `compress` to be gone on with. Plain JSON."""
+    """What must be the same for a run of `compress` to be gone on with. Plain JSON.
+
+    Args:
+        discriminator: SHA-256 of its file; None where there is none.
+    """
     return {
         "teacher": _of_weights(teacher) if record is None else record.sha256,
         "network": teacher.spec.model_dump(mode="json"),
         "plan": None if plan is None else {name: list(kept) for name, kept in plan.items()},
+        "discriminator": discriminator,
         **common_identity(recipe, data, precision, device, ranks),
     }
 
@@ -80,6 +87,7 @@ def going_on(
                 "recipe": manifest.recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
                 "data": manifest.data.fingerprint,
                 "network": manifest.teacher.spec.model_dump(mode="json"),
+                "discriminator": manifest.discriminator_sha256,
             }
             differing = differences(theirs, {key: identity[key] for key in theirs})
             if differing:
