@@ -17,9 +17,9 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from litdeploy.atomic import PARTIAL, remove_partial
 from litdeploy.atomic import remove as remove
@@ -103,9 +103,16 @@ class Likeness(Record):
         return {f"{split}_psnr": self.psnr, f"{split}_ssim": self.ssim}
 
 
+def _kind(score: Any) -> str:
+    return "likeness" if isinstance(score, Likeness) or (isinstance(score, dict) and "psnr" in score) else "accuracy"
+
+
 # What a network is measured by: a classifier by its accuracy, one that makes images by how near they are to its
 # teacher's.
-Score = Accuracy | Likeness
+Score = Annotated[
+    Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")],
+    Discriminator(_kind),
+]
 
 
 class TeacherRecord(Record):

@@ -55,6 +55,14 @@ class DataSettings(Settings):
             raise ValueError("no file, folder or dataset can have this name")
         return source
 
+    @model_validator(mode="after")
+    def _labels_or_attributes(self) -> DataSettings:
+        if self.attributes is not None and self.label_column is not None:
+            raise ValueError("label_column and attributes exclude one another; leave one of them out")
+        if self.attributes is not None and len(set(self.attributes)) < len(self.attributes):
+            raise ValueError("an attribute is named twice; leave it out once")
+        return self
+
 
 class Augmentation(Settings):
     """Of images: random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""

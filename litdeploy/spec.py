@@ -25,6 +25,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 # 3 × 2364 × 2364; a header may say anything, and one image of it is made to look into a network.
 MOST_VALUES = 2**24
+MOST_DOMAINS = 2**16
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class TranslationInput(Settings):
 
     kind: Literal["translation"] = "translation"
     images: InputSpec
-    domains: int = Field(ge=1)
+    domains: int = Field(ge=1, le=MOST_DOMAINS)
 
     @property
     def shape(self) -> tuple[int, int, int]:

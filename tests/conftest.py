@@ -52,10 +52,10 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def generator_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """An untrained StarGAN of three blocks and three domains made one of two: by LIT, then against a discriminator."""
+def generator_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained StarGAN of three blocks and three domains, `G.ckpt`, its discriminator, `D.ckpt`, and
+    images in `domains/`."""
     from litdeploy.networks.stargan import discriminator, stargan
-    from litdeploy.trainer import compress
 
     folder = tmp_path_factory.mktemp("generator")
     draw = np.random.RandomState(0)
@@ -69,6 +69,15 @@ def generator_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     torch.manual_seed(0)
     torch.save(stargan(blocks=3, domains=3, width=2).state_dict(), folder / "G.ckpt")
     torch.save(discriminator(layers=3, domains=3, width=2, image_size=16).state_dict(), folder / "D.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator_bundle(generator_files: Path) -> Bundle:
+    """The StarGAN made one of two blocks: by LIT, then against its discriminator."""
+    from litdeploy.trainer import compress
+
+    folder = generator_files
     return compress(
         folder / "G.ckpt",
         data=folder / "domains",

@@ -148,6 +148,11 @@ class Data:
         """
         return self._store.shape
 
+    @property
+    def has_attributes(self) -> bool:
+        """Whether an image has several labels, each 0 or 1, in place of one class."""
+        return bool(self._store.columns.attributes)
+
     @cached_property
     def train(self) -> Split:
         """The images to train on.
@@ -288,6 +293,11 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     Raises:
         DataError: another number or order of classes, other channels, another image size, or another kind of input.
     """
+    if data.has_attributes and not spec.translates:
+        raise DataError(
+            f"--attributes: are what a generator translates between, and {spec.name} tells classes apart. Name their "
+            "column: --label-column NAME"
+        )
     if len(data.classes) != classes:
         if spec.translates:
             raise DataError(
@@ -303,7 +313,12 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
         raise DataError(
             f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
-            f"{', '.join(spec.classes[:5])}, …. Label the images by number, in the network's order."
+            f"{', '.join(spec.classes[:5])}, …. "
+            + (
+                f"Name them in the network's order: --attributes {','.join(spec.classes)}"
+                if data.has_attributes
+                else "Label the images by number, in the network's order."
+            )
         )
     if len(data.shape) == 1:
         _check_texts(data, spec)

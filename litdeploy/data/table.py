@@ -90,6 +90,8 @@ def find_text_columns(dataset: Any, source: str, settings: DataSettings) -> Colu
     """Decides which columns hold texts and labels: as named, else by their usual names. Raises as `find_columns`."""
     if settings.image_column is not None or settings.image_size is not None:
         raise DataError(f"{source}: options for images and for texts are given. Leave --image-… or --text-… out.")
+    if settings.attributes is not None:
+        raise DataError(f"{source}: has texts, and --attributes are of images. Leave it out.")
     return Columns(
         content=_choose(dataset, source, "text", settings.text_column, "", _TEXT_COLUMNS),
         label=_choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS),
@@ -206,8 +208,9 @@ def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -
         values = dataset.select_columns([name]).with_format("arrow")[:].column(0)
         if values.null_count:
             raise _unlabelled(source, split, values.is_null().to_pylist().index(True))
-        kinds = set(values.unique().to_pylist())
-        if not (kinds <= {False, True} or kinds <= {-1, 1}) or any(isinstance(kind, float) for kind in kinds):
+        dtype = getattr(dataset.features[name], "dtype", "")
+        kinds = set(values.unique().to_pylist()) if dtype == "bool" or "int" in dtype else {dtype or "no numbers"}
+        if not (kinds <= {False, True} or kinds <= {-1, 1}):
             raise DataError(
                 f"--attributes {','.join(names)}: column '{name}' of {source} holds "
                 f"{', '.join(map(str, sorted(kinds, key=str)[:4]))}; an attribute is there or not (true and false, 1 "

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.errors import NetworkError
-from litdeploy.networks.family import Arguments, Family, Reading, Weights
-from litdeploy.spec import InputSpec, TranslationInput
+from litdeploy.networks.family import Arguments, Family, Reading, Weights, fits
+from litdeploy.spec import MOST_DOMAINS, MOST_VALUES, InputSpec, TranslationInput
 
 _STEM_LAYERS = 9  # three times convolution, instance norm, ReLU
 _LEAK = 0.01
+_MOST_LAYERS = 12  # that halve the largest image that there can be down to one pixel
+_NUMBER = "[0-9]{1,5}"  # in the name of a weight
+_IMAGE_SIZE = 128  # of the published checkpoints; the weights do not tell
 
 
 class ResidualBlock(nn.Module):
@@ -140,8 +143,11 @@ def discriminator(
     Raises:
         NetworkError: a number below 1, or a size that cannot be halved so often.
     """
-    if min(layers, domains, width, image_size, in_channels) < 1:
-        raise NetworkError("layers, domains, width, image_size and in_channels of a discriminator are at least 1.")
+    if min(layers, domains, width, image_size, in_channels) < 1 or layers > _MOST_LAYERS:
+        raise NetworkError(
+            "layers, domains, width, image_size and in_channels of a discriminator are at least 1, and layers at most "
+            f"{_MOST_LAYERS}."
+        )
     if image_size % 2**layers:
         raise NetworkError(
             f"a discriminator of {layers} layers takes images of a multiple of {2**layers} pixels, not {image_size}. "
@@ -151,36 +157,35 @@ def discriminator(
 
 
 def _read_discriminator(weights: Weights) -> list[Reading]:
-    convolutions = [weights[name] for name in (f"main.{2 * index}.weight" for index in range(32)) if name in weights]
-    if not convolutions or not {"conv1.weight", "conv2.weight"} <= weights.keys() or convolutions[0].dim() != 4:
+    if not fits(weights, {"main.0.weight": 4, "conv1.weight": 4, "conv2.weight": 4}):
         return []
+    layers = sum(f"main.{2 * index}.weight" in weights for index in range(_MOST_LAYERS))
     domains, _, kernel, _ = weights["conv2.weight"].shape
-    layers = len(convolutions)
+    width, in_channels = weights["main.0.weight"].shape[:2]
+    image_size = kernel * 2**layers
+    if in_channels * image_size**2 > MOST_VALUES:
+        return []
     arguments: Arguments = {
         "layers": layers,
         "domains": domains,
-        "width": convolutions[0].shape[0],
-        "image_size": kernel * 2**layers,
-        "in_channels": convolutions[0].shape[1],
+        "width": width,
+        "image_size": image_size,
+        "in_channels": in_channels,
     }
     return [Reading(arguments, dict(weights), f"{layers} strided convolutions, and the heads conv1 and conv2")]
 
 
 def _read(weights: Weights) -> list[Reading]:
     own = _own_names(weights)
-    blocks = {int(match[1]) for name in own if (match := re.match(r"blocks\.(\d+)\.main\.0\.weight$", name))}
-    first, last = own.get("stem.0.weight"), own.get("head.6.weight")
-    if not blocks or blocks != set(range(len(blocks))) or first is None or last is None or first.dim() != 4:
+    blocks = {int(match[1]) for name in own if (match := re.match(rf"blocks\.({_NUMBER})\.main\.0\.weight$", name))}
+    if not blocks or blocks != set(range(len(blocks))) or not fits(own, {"stem.0.weight": 4, "head.6.weight": 4}):
         return []
-    in_channels = last.shape[0]
-    arguments: Arguments = {
-        "blocks": len(blocks),
-        "domains": first.shape[1] - in_channels,
-        "width": first.shape[0],
-        "in_channels": in_channels,
-    }
-    if int(arguments["domains"]) < 1:
+    width, channels = own["stem.0.weight"].shape[:2]
+    in_channels = own["head.6.weight"].shape[0]
+    domains = channels - in_channels
+    if not 1 <= domains <= MOST_DOMAINS or in_channels * _IMAGE_SIZE**2 > MOST_VALUES:
         return []
+    arguments: Arguments = {"blocks": len(blocks), "domains": domains, "width": width, "in_channels": in_channels}
     return [Reading(arguments, own, f"{len(blocks)} residual blocks between two strided and two transposed layers")]
 
 
@@ -192,7 +197,7 @@ def _own_names(weights: Weights) -> dict[str, Tensor]:
     kept = {
         name: tensor for name, tensor in weights.items() if not re.search(r"\.(running_\w+|num_batches_\w+)$", name)
     }
-    published = {int(match[1]) for name in kept if (match := re.match(r"main\.(\d+)\.main\.", name))}
+    published = {int(match[1]) for name in kept if (match := re.match(rf"main\.({_NUMBER})\.main\.", name))}
     if not published or min(published) != _STEM_LAYERS:
         return kept
     head = max(published) + 1
@@ -203,7 +208,7 @@ def _own_names(weights: Weights) -> dict[str, Tensor]:
             return f"stem.{index}."
         return f"blocks.{index - _STEM_LAYERS}." if index < head else f"head.{index - head}."
 
-    return {re.sub(r"^main\.(\d+)\.", renamed, name): tensor for name, tensor in kept.items()}
+    return {re.sub(rf"^main\.({_NUMBER})\.", renamed, name): tensor for name, tensor in kept.items()}
 
 
 def _images(channels: int, size: int) -> InputSpec:
@@ -212,7 +217,7 @@ def _images(channels: int, size: int) -> InputSpec:
 
 def _input(arguments: Arguments) -> TranslationInput:
     return TranslationInput(
-        images=_images(int(arguments.get("in_channels", 3)), 128), domains=int(arguments["domains"])
+        images=_images(int(arguments.get("in_channels", 3)), _IMAGE_SIZE), domains=int(arguments["domains"])
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from litdeploy.batch import Batch, size_of
 from litdeploy.bundle import MOST_DB, Likeness
-from litdeploy.errors import DataError
+from litdeploy.errors import DataError, RunnerError
 from litdeploy.spec import InputSpec
 
 _WINDOW, _SIGMA = 11, 1.5
@@ -36,12 +36,18 @@ def likeness(
 
     Raises:
         DataError: there are no batches.
+        RunnerError: the images are not of one size.
     """
     sums: Tensor | None = None
     images = 0
     with torch.no_grad():
         for batch in batches:
             expected, found = (run(batch) for run in (reference, candidate))
+            if expected.shape != found.shape:
+                raise RunnerError(
+                    f"images of {tuple(found.shape)} cannot be held against such of {tuple(expected.shape)}: the files "
+                    "are not of one network. Export the student again, or name its own teacher: --teacher FILE"
+                )
             both = torch.stack([squared_error(expected, found, spec).sum(), ssim(expected, found, spec).sum()])
             sums = both if sums is None else sums + both
             images += size_of(batch)

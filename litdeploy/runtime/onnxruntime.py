@@ -186,20 +186,22 @@ class OnnxRuntimeRunner:
         logits = outputs[0]
         taken = [_input_tensor(each, self._feed) for each in inputs]
         known = tuple(each for each in taken if each is not None)
-        makes_images = isinstance(spec, TranslationInput)
-        fixed = len(logits.shape) == (4 if makes_images else 2) and all(
-            isinstance(size, int) for size in logits.shape[1:]
-        )
+        sizes = tuple(logits.shape[1:])
+        if isinstance(spec, TranslationInput):
+            fixed = sizes == spec.shape
+        else:
+            fixed = len(sizes) == 1 and isinstance(sizes[0], int)
         if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(
                 f"{self._path}: no classifier as `litdeploy export` writes it: float32 or int64 inputs, batch first, "
-                f"as images (N, C, H, W), and logits (N, classes) are needed; it has {found}."
+                f"as images (N, C, H, W), and logits (N, classes) (or images, where it says that it translates "
+                f"such) are needed; it has {found}."
             )
         # What the file says of itself knows how long a free size may be.
         stated = () if spec is None else spec.tensors
         self._inputs = stated if [each.name for each in stated] == [each.name for each in known] else known
-        self._output, self._output_shape = logits.name, tuple(logits.shape[1:])
+        self._output, self._output_shape = logits.name, sizes
         self._output_dtype = kinds[logits.type]
 
     def _run_on_cpu(self, tensors: dict[str, Tensor]) -> Tensor:

@@ -140,15 +140,15 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
 
 
 def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, Start]:
-    named = recipe.indistill.student if recipe.indistill else None
-    if named is None:
-        raise StudentError(
-            f"--method {recipe.method} has a student of its own, and none is named: --student-network resnet20,width=8"
-        )
     if teacher.spec.translates:
         raise StudentError(
             f"--method {recipe.method}: learns by logits of classes, and {teacher.spec.name} makes images. Give "
             "--method lit --beta 0."
+        )
+    named = recipe.indistill.student if recipe.indistill else None
+    if named is None:
+        raise StudentError(
+            f"--method {recipe.method} has a student of its own, and none is named: --student-network resnet20,width=8"
         )
     for option, value in (("depth", recipe.student_depth), ("blocks", recipe.student_blocks)):
         if value is not None:

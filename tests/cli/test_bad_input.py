@@ -79,13 +79,18 @@ def _generator(*attributes: str, domains: int = 2) -> Callable[[Path], None]:
         torch.save(stargan(blocks=2, domains=2, width=2).state_dict(), folder / "G.ckpt")
         torch.save(discriminator(3, 3, 2, 16).state_dict(), folder / "D.ckpt")
         _images(domains, 16, "RGB")(folder)
-        rows = "".join(f"images/train/class0/{index}.png,{index % 2},{index}\n" for index in range(8))
+        second = range(8) if attributes[-1:] == ("Age",) else (0, 1) * 4
+        more = ",0" * (len(attributes) - 2)
+        rows = "".join(
+            f"images/train/class0/{index}.png,{index % 2},{last}{more}\n" for index, last in enumerate(second)
+        )
         (folder / "train.csv").write_text(f"file,{','.join(attributes)}\n{rows}" if attributes else "file\n")
 
     return make
 
 
 DIGITS = ("--data", "digits", "--student-depth", "8")
+DIGIT_ATTRIBUTES = tuple(f"is{digit}" for digit in range(10))
 FACES = ("--input-shape", "3,16,16", "--data", "images", "--student-depth", "8", "--batch-size", "4")
 TABLE = ("--input-shape", "3,16,16", "--data", "train.csv", "--image-column", "file", "--student-depth", "8")
 CASES = {
@@ -189,6 +194,19 @@ CASES = {
     "distilling a generator": Case(
         ("G.ckpt", *FACES, "--method", "kd"), "learns by logits of classes, and stargan makes images", _generator()
     ),
+    **{
+        f"{method} of a generator": Case(("G.ckpt", *FACES, "--method", method), "stargan makes images", _generator())
+        for method in ("hint", "scratch", "indistill")
+    },
+    "born-again generators": Case(
+        ("G.ckpt", *FACES[:4], "--method", "born-again"), "stargan makes images", _generator()
+    ),
+    "slimming of a generator": Case(
+        ("G.ckpt", *FACES[:4], "--method", "slimming"), "Choose another method: --method lit", _generator()
+    ),
+    "images that a generator does not give back": Case(
+        ("G.ckpt", "--input-shape", "3,18,18", *FACES[2:], "--beta", "0"), "3 × 16 × 16", _generator()
+    ),
     "LIT with distillation on a generator": Case(("G.ckpt", *FACES), "--method lit --beta 0", _generator()),
     "a fine-tuning without a discriminator": Case(
         ("G.ckpt", *FACES, "--beta", "0"), "its phase 'finetune' learns by logits", _generator()
@@ -211,6 +229,29 @@ CASES = {
         ("G.ckpt", *TABLE, "--attributes", "Male,Yung", "--beta", "0"),
         "--attributes Young",
         _generator("Male", "Young"),
+    ),
+    "an attribute that is named twice": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,Male", "--beta", "0"), "is named twice", _generator("Male", "Age")
+    ),
+    "attributes beside a label": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,Age", "--label-column", "Age", "--beta", "0"),
+        "exclude one another",
+        _generator("Male", "Age"),
+    ),
+    "attributes for a classifier": Case(
+        ("TEACHER", *TABLE[2:], "--attributes", ",".join(DIGIT_ATTRIBUTES)),
+        "Name their column: --label-column",
+        _generator(*DIGIT_ATTRIBUTES),
+    ),
+    "attributes that are texts": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,file", "--beta", "0"),
+        "string; an attribute is there or not",
+        _generator("Male", "Age"),
+    ),
+    "a discriminator that is another network": Case(
+        ("G.ckpt", *FACES, "--beta", "0", "--discriminator", "TEACHER"),
+        "is none of images of 3 × 16 × 16",
+        _generator(),
     ),
     "an attribute that is none": Case(
         ("G.ckpt", *TABLE, "--attributes", "Male,Age", "--beta", "0"), "is there or not", _generator("Male", "Age")

@@ -123,6 +123,15 @@ def test_a_cell_that_holds_something_else_is_refused(folder: Path, teacher_path:
         compare(teacher_path, out=out, **asked)
 
 
+def test_a_generator_is_refused_before_anything_is_trained(generator_files: Path, tmp_path: Path) -> None:
+    asked = {**QUICK, "out": tmp_path / "new", "recipe": "coloured-digits-stargan", "data": generator_files / "domains"}
+    for verb in (compare, commands):
+        given = asked if verb is compare else {k: v for k, v in asked.items() if k != "device"}
+        with pytest.raises(SettingsError, match=r"makes images, and compare holds methods .* by accuracy"):
+            verb(generator_files / "G.ckpt", **given, input_shape=(3, 16, 16))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, teacher_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(BundleError, match="--out"):

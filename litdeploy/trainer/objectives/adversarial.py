@@ -96,7 +96,12 @@ def load_discriminator(path: str, generator: Network) -> nn.Module:
         with torch.no_grad():
             realness, logits_NK = module(torch.zeros(1, *spec.images.shape))
         found = logits_NK.shape[-1] if realness.dim() == 4 else 0
-    except (RuntimeError, TypeError, ValueError):  # another number of channels, or smaller images than it takes
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # another number of channels, or smaller images than it takes
         found = 0
     if found != spec.domains:
         raise NetworkError(
