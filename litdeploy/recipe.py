@@ -154,7 +154,7 @@ class Recipe(Settings):
         discriminator: a file of weights; a generator is then fine-tuned against it, and not by distillation.
         domain_weight, cycle_weight: of that loss (λ_cls and λ_rec of StarGAN, equation 6).
         teacher_weight: in it, of the mean absolute difference to the teacher's image; 0: equation 6 alone.
-        optimiser: `sgd` with `momentum`, or `adam` with β 0.5 and 0.999, as generators are trained.
+        optimiser: `sgd` with `momentum`, or `adamw` with `betas` (Loshchilov & Hutter, ICLR 2019).
         hint_share: share of the epochs that `hint` spends on its hint, before distilling.
         batch_size: images a step, of all ranks together.
         parallel: how several ranks share the LIT phase: the images of each batch, or the sections (for beta 0).
@@ -179,7 +179,7 @@ class Recipe(Settings):
     domain_weight: float = Field(1.0, ge=0)
     cycle_weight: float = Field(10.0, ge=0)
     teacher_weight: float = Field(100.0, ge=0)
-    optimiser: Literal["sgd", "adam"] = "sgd"
+    optimiser: Literal["sgd", "adamw"] = "sgd"
     hint_share: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(128, ge=2)
     alpha: float = Field(0.1, ge=0, le=1)
@@ -187,6 +187,7 @@ class Recipe(Settings):
     beta: float = Field(0.5, ge=0, le=1)
     section_weight: float = Field(3.0, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(5e-4, ge=0)
     precision: Precision = "auto"
     compile: Choice = "auto"

@@ -13,8 +13,10 @@ from litdeploy.recipe import Phase
 from litdeploy.trainer.objectives import TrainingPhase
 from litdeploy.trainer.run import Run
 
-# Of Adam, for generators (Radford et al., "DCGAN", 2016; Choi et al., 2018).
-_GENERATORS_BETAS = (0.5, 0.999)
+
+class _AdamW(torch.optim.AdamW):
+    # A step that is to be captured runs a few times outside of the graph first, of which torch would warn.
+    _warned_capturable_if_run_uncaptured = True
 
 
 def new_optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
@@ -24,17 +26,10 @@ def new_optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     # A captured graph has its numbers built in: there the learning rate is a tensor, which the fused update reads.
     rate = torch.tensor(phase.settings.learning_rate, device=run.device) if on_cuda else phase.settings.learning_rate
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if run.recipe.optimiser == "adam":
-        return torch.optim.Adam(
-            trained, lr=rate, betas=_GENERATORS_BETAS, weight_decay=run.recipe.weight_decay, fused=on_cuda
-        )
-    return torch.optim.SGD(
-        trained,
-        lr=rate,
-        fused=on_cuda,
-        momentum=run.recipe.momentum,
-        weight_decay=run.recipe.weight_decay,
-    )
+    recipe = run.recipe
+    if recipe.optimiser == "adamw":
+        return _AdamW(trained, rate, recipe.betas, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda)
+    return torch.optim.SGD(trained, rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=on_cuda)
 
 
 def steps_an_epoch(split: Split, batch_size: int) -> int:

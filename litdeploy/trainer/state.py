@@ -216,7 +216,9 @@ def _put_back_optimiser(run: Run, live: Live, tensors: dict[str, Tensor], facts:
             continue
         # In the parameter's own memory format: other strides are other instructions, which round otherwise.
         like = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else None
-        live.optimiser.state[parameter][buffer] = value.clone() if like is None else like.copy_(value)
+        live.optimiser.state[parameter][buffer] = (
+            value.to(parameter.device, copy=True) if like is None else like.copy_(value)
+        )
     # All else of a schedule follows from the recipe.
     steps = int(facts["schedule"])
     live.schedule.load_state_dict({"last_epoch": steps, "_step_count": steps + 1})
