@@ -260,15 +260,19 @@ def _real_generator() -> Path:
     folder = Path(mkdtemp(prefix="litdeploy-fuzz-"))
     _generator(folder)
     out = folder / "deploy"
-    phases = {"main": {"epochs": 1, "learning_rate": 0.01}, "finetune": {"epochs": 1, "learning_rate": 1e-4}}
-    data = {"source": str(_few_images()), "image_size": (8, 8)}
-    how = {"beta": 0.0, "batch_size": 4, "device": "cpu", "compile": "off", "precision": "fp32", "out": out, **phases}
     compress(
         folder / "G.safetensors",
-        data=data,
+        data={"source": str(_few_images()), "image_size": (8, 8)},
         student_blocks={"blocks": 1},
         discriminator=str(folder / "D.safetensors"),
-        **how,
+        main={"epochs": 1, "learning_rate": 0.01},
+        finetune={"epochs": 1, "learning_rate": 1e-4},
+        beta=0.0,
+        batch_size=4,
+        precision="fp32",
+        compile="off",
+        device="cpu",
+        out=out,
     )
     target = Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(samples=8, max_seconds=1))
     profile(out, target=target)
