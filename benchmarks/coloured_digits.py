@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from litdeploy.networks.stargan import Discriminator, Generator, discriminator, stargan
+from litdeploy.networks.stargan import Discriminator, StarGAN, discriminator, stargan
 
 SIZE = 32
 # Colour of the ink and of the ground, each on the scale 0–1.
@@ -77,7 +77,7 @@ def read_digits(folder: Path) -> Tensor:
 
 def train_stargan(
     folder: Path, steps: int, blocks: int = 6, width: int = 16, batch_size: int = 16, seed: int = 0
-) -> Iterator[tuple[int, dict[str, float], Generator, Discriminator]]:
+) -> Iterator[tuple[int, dict[str, float], StarGAN, Discriminator]]:
     """Trains both networks as published (section 4.2: WGAN-GP, Adam with β 0.5 and 0.999), but with two updates of the
     discriminator for one of the generator instead of five, and at a learning rate of 2e-4 instead of 1e-4.
 

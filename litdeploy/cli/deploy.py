@@ -93,7 +93,8 @@ def command(
         return
     manifest = bundle.read()
     for role in ("teacher", "student"):
-        output.print(f"{role}   test {scored(manifest.metrics[role].get('test'))}", highlight=False)
+        if "test" in manifest.metrics[role]:  # a generator's teacher has nothing that it could be measured by
+            output.print(f"{role}   test {scored(manifest.metrics[role]['test'])}", highlight=False)
     for artefact in manifest.artefacts.values():
         export_command.show(artefact)
     profile_command.show(report, bundle.path)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, scored
+from litdeploy.cli.console import note, output, print_table, scored
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
@@ -59,24 +58,18 @@ def command(
 
 
 def _show(found: Verification, bisect: bool) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("error of", "artefact"):
-        table.add_column(name, no_wrap=True)
-    for name in (
-        "largest",
-        "relative",
-        "same class",
-        "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness",
-        "points",
-        "",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in found.differences:
-        table.add_row(*_cells(each))
-    output.print(table)
+    from litdeploy.profiler.tables import Cell, Table, columns
+
+    score = "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness"
+    print_table(
+        Table(
+            "compression: teacher → student; conversion: student → artefact",
+            columns("error of", "artefact", "largest", "relative", "same class", score, "points", ""),
+            (tuple(tuple(map(Cell, _cells(each))) for each in found.differences),),
+        )
+    )
     for kind in found.not_run:
         output.print(f"{kind}: not run here, it was built ahead of time for GPUs elsewhere", highlight=False)
-    output.print("compression: teacher → student; conversion: student → artefact", highlight=False)
     for name, parting in found.partings.items():
         if parting is None:
             output.print(f"{name}: no layer's outputs part on the images compared", highlight=False)

@@ -41,8 +41,8 @@ class ResidualBlock(nn.Module):
         return x_NCHW + changed_NCHW
 
 
-class Generator(nn.Module):
-    """Stem (a quarter of the size, four times the width), residual blocks, head back to the image's size."""
+class StarGAN(nn.Module):
+    """The generator: stem (a quarter of the size, four times the width), residual blocks, head back to the image."""
 
     def __init__(self, blocks: int, domains: int, width: int, in_channels: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def _up(in_channels: int, channels: int) -> tuple[nn.Module, ...]:
     return nn.ConvTranspose2d(in_channels, channels, 4, 2, 1, bias=False), _norm(channels), nn.ReLU()
 
 
-def stargan(blocks: int = 6, domains: int = 5, width: int = 64, in_channels: int = 3) -> Generator:
+def stargan(blocks: int = 6, domains: int = 5, width: int = 64, in_channels: int = 3) -> StarGAN:
     """Builds a newly initialised generator for images of any size that is a multiple of four.
 
     Args:
@@ -125,7 +125,7 @@ def stargan(blocks: int = 6, domains: int = 5, width: int = 64, in_channels: int
     """
     if min(blocks, domains, width, in_channels) < 1:
         raise NetworkError("blocks, domains, width and in_channels of a StarGAN are at least 1.")
-    return Generator(blocks, domains, width, in_channels)
+    return StarGAN(blocks, domains, width, in_channels)
 
 
 def discriminator(
@@ -190,7 +190,7 @@ def _read(weights: Weights) -> list[Reading]:
 
 
 def _own_names(weights: Weights) -> dict[str, Tensor]:
-    """The weights by the names of `Generator`; the published code numbers all layers through in one `main`.
+    """The weights by the names of `StarGAN`; the published code numbers all layers through in one `main`.
 
     Running statistics are left out: see `_norm`.
     """

@@ -160,7 +160,7 @@ def _training_drawings(report: Report) -> list[Drawn]:
             "Validation accuracy, %",
             training_charts.validation_accuracy(report.training, validation.top1 if validation else None),
         ),
-        ("Validation PSNR to the teacher’s images, dB", training_charts.validation_likeness(report.training)),
+        ("Validation PSNR, dB", training_charts.validation_likeness(report.training)),
     )
     return [(title, drawing) for title, drawing in drawn if drawing is not None]
 

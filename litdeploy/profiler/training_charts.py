@@ -22,7 +22,8 @@ def training_loss(rows: Sequence[dict[str, Any]]) -> Markup | None:
         return None
     with panel(height=220) as (figure, axes):
         _draw_lines(axes, lines)
-        axes.set_ylim(bottom=0)
+        if min(min(values) for _, _, values in lines) >= 0:  # an adversarial loss may be below
+            axes.set_ylim(bottom=0)
         _finish_time_axis(figure, axes)
     first, last = lines[0][2][0], lines[-1][2][-1]
     return svg(figure, "training-loss", "Training loss over the epochs", f"From {first:.3g} to {last:.3g}.")

@@ -30,7 +30,11 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
                 f"medians is {ratio}, but {measurement.comparison.reason})"
             )
     if split := likeness_split(student.likeness):
-        return f"{speed}; its images come as near to the teacher's as {student.likeness[split].told()} ({split} split)."
+        near = student.likeness[split]
+        return (
+            f"{speed}; its images have a PSNR of {near.psnr:.1f} dB and an SSIM of {near.ssim:.4f} to the teacher's "
+            f"({split} split)."
+        )
     return f"{speed}, {_cost(teacher.accuracy, student.accuracy)}."
 
 

@@ -199,7 +199,7 @@ CASES = {
         for method in ("hint", "scratch", "indistill")
     },
     "born-again generators": Case(
-        ("G.ckpt", *FACES[:4], "--method", "born-again"), "stargan makes images", _generator()
+        ("G.ckpt", *FACES[:4], "--batch-size", "4", "--method", "born-again"), "stargan makes images", _generator()
     ),
     "slimming of a generator": Case(
         ("G.ckpt", *FACES[:4], "--method", "slimming"), "Choose another method: --method lit", _generator()

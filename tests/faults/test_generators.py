@@ -65,7 +65,7 @@ class _Stopping(Watching):
             signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("steps", [2, STEPS, 2 * STEPS, 2 * STEPS + 1, 3 * STEPS, 4 * STEPS])
+@pytest.mark.parametrize("steps", [2, 2 * STEPS, 2 * STEPS + 1, 4 * STEPS])
 def test_a_stopped_run_ends_bit_equal(steps: int, generator: Train, whole: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InterruptedRun, match="--resume"):
         generator(tmp_path / "deploy", progress=_Stopping(steps))
@@ -99,7 +99,7 @@ class _Killing(Progress):
             raise _Killed
 
 
-@pytest.mark.parametrize("killing", [_Killing(3), _Killing(4), _Killing(note="testing teacher")])
+@pytest.mark.parametrize("killing", [_Killing(3), _Killing(note="testing teacher")])
 def test_a_run_that_was_killed_ends_bit_equal(
     killing: _Killing, generator: Train, whole: Bundle, tmp_path: Path
 ) -> None:

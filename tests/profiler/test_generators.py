@@ -32,12 +32,13 @@ def test_the_report_has_the_likeness_of_its_images(profiled: Report, generator_b
     assert (profiled.teacher.accuracy, profiled.teacher.likeness, profiled.student.accuracy) == ({}, {}, {})
     assert profiled.student.likeness == metrics["student"]
     test = metrics["student"]["test"]
-    assert f"come as near to the teacher's as {test.told()} (test split)" in profiled.verdict
+    assert f"a PSNR of {test.psnr:.1f} dB and an SSIM of {test.ssim:.4f} to the teacher's (test" in profiled.verdict
     assert profiled.test_used_once
-    assert (profiled.teacher.name, profiled.student.name) == ("Generator-12", "Generator-10")
+    assert (profiled.teacher.name, profiled.student.name) == ("StarGAN-12", "StarGAN-10")
     assert open_report(generator_bundle.path) == profiled
-    [validation] = [row for row in sizes(profiled).rows if row[0].text == "Likeness to the teacher, validation"]
-    assert [cell.text for cell in validation[1:]] == ["–", metrics["student"]["validation"].told(), "–"]
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in sizes(profiled).rows}
+    assert rows["PSNR to the teacher, test"] == ["–", f"{test.psnr:.1f} dB", "–"]
+    assert rows["SSIM to the teacher, test"] == ["–", f"{test.ssim:.4f}", "–"]
 
 
 def test_the_sections_fidelity_ends_with_the_images(profiled: Report) -> None:
@@ -69,7 +70,7 @@ def test_what_is_no_png_is_not_in_the_page(generator_bundle: Bundle, profiled: R
 
 
 def test_a_gate_on_accuracy_says_that_there_is_none(profiled: Report) -> None:
-    with pytest.raises(GateError, match="--max-accuracy-drop 1: Generator-10 makes images, which have no accuracy"):
+    with pytest.raises(GateError, match="--max-accuracy-drop 1: StarGAN-10 makes images, which have no accuracy"):
         check_gates(profiled, max_accuracy_drop=1)
 
 
@@ -85,8 +86,8 @@ def test_two_reports_are_held_side_by_side_and_written_as_csv(profiled: Report, 
 def test_students_of_a_generator_are_predicted(generator_files: Path) -> None:
     found = predict(generator_files / "G.ckpt", (8, 10), target=TARGET, input_shape=(3, 16, 16))
     assert [(each.name, each.plan) for each in found.students] == [
-        ("Generator-8", {"blocks": (0,)}),
-        ("Generator-10", {"blocks": (0, 2)}),
+        ("StarGAN-8", {"blocks": (0,)}),
+        ("StarGAN-10", {"blocks": (0, 2)}),
     ]
     assert all(len(each.measurements) == 1 and not each.failures for each in found.students)
 
