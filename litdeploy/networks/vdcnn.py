@@ -60,6 +60,11 @@ class VDCNN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+        # The k largest are all positive, and much alike in all texts: what they have in common would drown what differs,
+        # and the first steps would switch fc1 off to be rid of it.
+        with torch.no_grad():
+            self.fc1.weight -= self.fc1.weight.mean(1, keepdim=True)
+        nn.init.normal_(self.fc3.weight, std=0.01)
 
     def forward(self, characters_NL: Tensor) -> Tensor:
         if characters_NL.shape[1] < _LEAST_LENGTH:
