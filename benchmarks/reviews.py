@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -43,8 +42,7 @@ def main() -> None:
         _write_ends(arguments.data, texts, recipe.data.text_length)
     found = {}
     for task in arguments.tasks.split(","):
-        changes: dict[str, Any] = {"source": str(texts), "label_column": task}
-        data = recipe.data.model_copy(update=changes)
+        data = {**recipe.data.model_dump(mode="json"), "source": str(texts), "label_column": task}
         teacher = arguments.folder / f"teacher-{task}.safetensors"
         if not teacher.is_file():
             taught = recipe.with_(data=data, method="scratch")

@@ -6,6 +6,7 @@ Shape suffixes: N texts, C channels, L characters.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,8 +61,8 @@ class VDCNN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
-        # The k largest are all positive, and much alike in all texts: what they have in common would drown what differs,
-        # and the first steps would switch fc1 off to be rid of it.
+        # The k largest are positive and much alike in all texts: what they have in common would drown what differs, and
+        # the first steps would switch fc1 off to be rid of it.
         with torch.no_grad():
             self.fc1.weight -= self.fc1.weight.mean(1, keepdim=True)
         nn.init.normal_(self.fc3.weight, std=0.01)
