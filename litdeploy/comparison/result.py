@@ -119,13 +119,15 @@ def headline(rows: Sequence[Row]) -> str:
         text = f"Depth {depth}: {best.method} {best.mean:.2%}"
         if others:
             text += f", next {others[0].method} {others[0].mean:.2%}"
-            text += "" if _apart(best, others[0]) else " (not told apart by the seeds there are)"
+            text += _doubt(best, others[0])
         sentences.append(text)
     return ". ".join(sentences).replace("%", "\N{NO-BREAK SPACE}%")
 
 
-def _apart(first: Row, second: Row) -> bool:
-    return first.low is not None and second.high is not None and first.low > second.high
+def _doubt(first: Row, second: Row) -> str:
+    if first.low is None or second.high is None:
+        return " (one seed)"
+    return "" if first.low > second.high else " (intervals overlap)"
 
 
 def as_csv(outcomes: Sequence[Outcome]) -> str:
