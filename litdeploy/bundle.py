@@ -5,6 +5,7 @@ student.safetensors    weights; the header's metadata rebuilds the network witho
 metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
 generations/           born-again: the networks that taught the next, by number
+chain/                 of a chain: a bundle of each student that taught the next, by depth
 export/                artefacts, each with a sidecar NAME.json
 profile/               report.json, report.html, samples.json
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,7 @@ _OURS = (
     "checkpoints",
     "features",
     "generations",
+    "chain",
     "export",
     "profile",
 )
@@ -74,6 +76,25 @@ class TeacherRecord(Record):
     path: str
     sha256: str
     spec: NetworkSpec
+
+
+class Ancestor(Record):
+    """A network of the chain that a student comes from: its depth, the SHA-256 of its file, split → accuracy."""
+
+    depth: int
+    sha256: str
+    metrics: dict[str, Accuracy]
+
+    def told(self) -> str:
+        """For people: its depth, and its accuracy on the test split."""
+        tested = self.metrics.get("test")
+        return f"depth {self.depth}" + (f" ({100 * tested.top1:.2f} %)" if tested else "")
+
+
+def descent(lineage: Sequence[Ancestor]) -> str:
+    """For people: through whom a chain's student learnt, and that it is measured against the first of them."""
+    steps = ", ".join(each.told() for each in lineage)
+    return f"In a chain: {steps}, each the next one's teacher. The student is measured against the first."
 
 
 class DataRecord(Record):
@@ -143,6 +164,8 @@ class Manifest(Record):
 
     Attributes:
         status: `interrupted` when the run was stopped by its user before its last epoch.
+        teacher: the one that the student is measured against; of a chain, the one that it began with.
+        lineage: of a chain's student, from that teacher to the student that taught it; else nothing.
         metrics: `teacher` or `student` → split → accuracy. The test split is used once, after the last epoch.
     """
 
@@ -150,6 +173,7 @@ class Manifest(Record):
     litdeploy: str
     status: Literal["complete", "interrupted"]
     teacher: TeacherRecord
+    lineage: tuple[Ancestor, ...] = ()
     student: NetworkSpec
     student_sha256: str
     recipe: Recipe
@@ -192,6 +216,14 @@ class Bundle:
     @property
     def checkpoints_path(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def chain_path(self) -> Path:
+        return self.path / "chain"
+
+    def in_chain(self, depth: int) -> Bundle:
+        """That of the student of this depth, in a chain that ends with this one."""
+        return Bundle(self.chain_path / str(depth))
 
     def exists(self) -> bool:
         """Whether anything of a bundle is there, whole or not."""
@@ -279,8 +311,11 @@ class Bundle:
         with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
             yield
 
-    def claim(self, overwrite: bool) -> None:
+    def claim(self, overwrite: bool, keep: str | None = None) -> None:
         """Makes the folder ready for a new run.
+
+        Args:
+            keep: what is the new run's already.
 
         Raises:
             BundleError: the folder holds another run and `overwrite` is not given, or holds files of somebody else's.
@@ -294,7 +329,8 @@ class Bundle:
                 else f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
             )
         for name in _OURS:
-            remove(self.path / name)
+            if name != keep:
+                remove(self.path / name)
         self.tidy()
         try:
             self.path.mkdir(parents=True, exist_ok=True)

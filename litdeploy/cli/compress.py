@@ -64,7 +64,7 @@ def command(
     from litdeploy.trainer.parallel import launched
 
     changes: dict[str, Any] = {
-        "student_depth": student_depth,
+        "student_depth": o.depths_of(student_depth),
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
         "data": o.given(
             source=data,
@@ -114,9 +114,13 @@ def command(
 
 def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
     """Prints what came out of a training."""
+    from litdeploy.bundle import descent
+
     if json:
         print_json({"bundle": str(bundle.path), **manifest.model_dump(mode="json")})
         return
+    if manifest.lineage:
+        note(descent(manifest.lineage))
     metrics = manifest.metrics
     for role in ("teacher", "student"):
         splits = "   ".join(f"{split} {percent(found)}" for split, found in metrics[role].items())

@@ -19,8 +19,8 @@ from litdeploy.profiler.environment import look_around
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import resolve_device
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.compress import resolve_recipe
 from litdeploy.trainer.objectives import OBJECTIVES, Start
+from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.start import load_teacher, plan_of
 
 DEFAULT_OUT = Path("comparison")
@@ -42,6 +42,7 @@ def compare(
     """Trains the cells of a grid that are not there yet, and writes what all that are there come to.
 
     Writes `comparison.json`, `comparison.csv`, `comparison.svg` and `comparison.html` into the folder, after each cell.
+    Each student learns from the teacher itself, in as many epochs as all others: a recipe's depth or chain is left out.
     Cells of the same recipe that an earlier call or another machine left in the folder are in the table too.
 
     Args:
@@ -63,7 +64,11 @@ def compare(
         InterruptedRun: the user interrupted a training; the same command goes on.
     """
     say = progress or Progress()
-    grid = Grid(out, teacher, resolve_recipe(recipe, changes))
+    resolved = resolve_recipe(recipe, changes)
+    if len(resolved.depths) > 1:
+        chain = ",".join(map(str, resolved.depths))
+        say.note(f"the recipe's chain {chain} is left out: here each student learns from the teacher itself")
+    grid = Grid(out, teacher, resolved)
     asked = cells_of(methods, depths, seeds)
     loaded, record = _begin(grid, asked)
     failed: dict[str, str] = {}

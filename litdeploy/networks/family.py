@@ -77,6 +77,12 @@ def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, i
     return {(family.depth(total) if family else total): total for total in totals}
 
 
+def depth_of(family: Family | None, sections: Sequence[Section]) -> int:
+    """Weighted layers of a network with these sections as its family counts them; elsewhere its blocks."""
+    blocks = sum(section.blocks for section in sections)
+    return family.depth(blocks) if family else blocks
+
+
 def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
     """The weights with each name rewritten by the rules (regular expressions), in order."""
     result = {}

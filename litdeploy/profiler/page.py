@@ -12,6 +12,7 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from litdeploy.bundle import descent
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
 from litdeploy.profiler.verdict import accuracy_split, milliseconds, times
@@ -37,6 +38,7 @@ def render(report: Report) -> str:
         report=report,
         verdict=unbroken(report.verdict, (report.teacher.name, report.student.name)),
         strip=_strip(report),
+        descent=descent(report.lineage) if report.lineage else None,
         tables={
             "latency": tables.latency(report),
             "sections": tables.sections(report),

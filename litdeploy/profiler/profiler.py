@@ -210,6 +210,7 @@ def _report(
         onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
+        lineage=manifest.lineage,
         depth_ratio=depth_ratio(teacher.breakdown, student.breakdown),
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,

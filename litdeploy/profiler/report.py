@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from litdeploy.bundle import Accuracy, DataRecord, Record, write_whole
+from litdeploy.bundle import Accuracy, Ancestor, DataRecord, Record, write_whole
 from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
 from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
@@ -159,6 +159,7 @@ class Report(Record):
         bundle: the folder.
         student_sha256, onnx_sha256: of the student's weights and its exported file (None: there was none); a report
             whose hashes are not the manifest's is out of date.
+        lineage: of a chain's student, from the teacher here to the student that taught it; else nothing.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
         measurements: by runner, then by batch size, as the target lists them; at least one.
         failures: runners and batch sizes of the target that are not among them.
@@ -180,6 +181,7 @@ class Report(Record):
     onnx_sha256: str | None
     teacher: Side
     student: Side
+    lineage: tuple[Ancestor, ...] = ()
     depth_ratio: float
     parameter_ratio: float
     flop_ratio: float

@@ -18,7 +18,8 @@ from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, new_like, request
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.registry import is_code
-from litdeploy.networks.student import make_plan, make_student, plan_for_depth
+from litdeploy.networks.sections import named_sections
+from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
 from litdeploy.recipe import Recipe
 from litdeploy.spec import DepthPlan, InputSpec
@@ -58,11 +59,11 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
                 f"asks for another. Give --student-depth {depth}, or choose another method: --method lit"
             )
         return whole
-    if recipe.student_depth is None:
+    if not recipe.depths:
         raise StudentError(
             "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
         )
-    return plan_for_depth(sections, recipe.student_depth, family)
+    return plan_for_depth(sections, recipe.depths[-1], family)
 
 
 def tell_left_out(data: Data, note: Callable[[str], None]) -> None:
@@ -121,8 +122,13 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
     which = method.student
     if which == "own":
         return _own_student(teacher, recipe, device)
+    before = teacher.spec.plan
     try:
-        sections = find_sections(teacher.module, teacher.example())
+        sections = (
+            find_sections(teacher.module, teacher.example())
+            if before is None
+            else named_sections(teacher.module, list(before), teacher.example())
+        )
     except NetworkError:
         if which != "whole" or "fresh" in (recipe.init, method.init(recipe)):
             raise
@@ -132,8 +138,9 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
     def fresh(seed: int) -> nn.Module:
         return start_student(teacher, plan, recipe.model_copy(update={"seed": seed}), network)
 
-    # A student that keeps all blocks needs no plan, and can be a teacher.
-    spec = teacher.spec.with_(plan=plan if which == "shallower" else None)
+    # A student that keeps all blocks needs no plan, and can be a teacher. A chain's plans are of its first teacher.
+    kept = plan if before is None else compose(before, plan)
+    spec = teacher.spec.with_(plan=kept if which == "shallower" else None)
     student = Network(start_student(teacher, plan, recipe, network), spec, teacher.source)
     names = [section.name for section in sections if section.name in plan]
     return student, Start(names, student=student.module, fresh=fresh)
@@ -187,12 +194,12 @@ def _copies_nothing(recipe: Recipe) -> StudentError:
     )
 
 
-def add_teacher(run: Run, teacher: Network, start: Start, sha256: str, folder: Path, keep: bool) -> None:
+def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: Path, keep: bool) -> None:
     """Gives the run its frozen teacher, and its feature cache where there is to be one.
 
     Args:
         start: tells which of the teacher's sections are the student's.
-        sha256: of the teacher's file.
+        digest: SHA-256 of the teacher's file or weights: features are read again only of the same teacher.
         folder: where features are, if they are kept in files.
         keep: whether they shall be, for further students.
 
@@ -225,7 +232,7 @@ def add_teacher(run: Run, teacher: Network, start: Start, sha256: str, folder: P
     if not plan.views or layout is None:
         return
     key = {
-        "teacher": sha256,
+        "teacher": digest,
         "data": run.data.record().fingerprint,
         "data_settings": recipe.data.model_dump(mode="json", exclude={"source", "workers", "resident"}),
         "held_out_by_seed": recipe.seed,

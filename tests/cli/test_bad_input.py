@@ -106,6 +106,25 @@ CASES = {
     "deeper than its teacher": Case(
         ("TEACHER", "--data", "digits", "--student-depth", "20"), "no deeper than its teacher"
     ),
+    "a chain that grows": Case(("TEACHER", "--data", "digits", "--student-depth", "8,11"), "give --student-depth 11,8"),
+    "a chain that stays": Case(("TEACHER", "--data", "digits", "--student-depth", "8,8"), "give --student-depth 8"),
+    "a chain that begins with its teacher": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "14,8"), "the teacher has depth 14"
+    ),
+    "a chain by an impossible depth": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "11,8"), "--student-depth 11: no student of this teacher"
+    ),
+    "a chain that is none": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "8,"), "--student-depth 8,: whole numbers of at least 1"
+    ),
+    "a chain in a recipe that grows": Case(
+        ("TEACHER", "--recipe", "my.yaml"),
+        "my.yaml line 2: student_depth: each student of a chain is shallower",
+        _write("my.yaml", b"data: {source: digits}\nstudent_depth: [8, 11]\n"),
+    ),
+    "a chain of a method that keeps the depth": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "11,8", "--method", "slimming"), "--method lit"
+    ),
     "an impossible depth": Case(("TEACHER", "--data", "digits", "--student-depth", "9"), "Possible: 8, 14"),
     "no such section": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer9=1"), "layer1 (2 blocks)"),
     "blocks that are no numbers": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer1"), "layer1=3"),

@@ -162,7 +162,7 @@ def test_inspect_names_the_network_its_sections_and_the_depths(run: Run, shared:
     assert "classes      10" in answer.out
     for section in ("layer1", "layer2", "layer3"):
         assert any(line.split()[:2] == [section, "9"] for line in answer.out.splitlines())
-    assert "--student-depth 8, 14, 20, 26, 32, 38, 44, 50, 56" in answer.out
+    assert "--student-depth 8, 14, 20, 26, 32, 38, 44, 50, 56 (one; a chain: 50,8)" in answer.out
 
 
 def test_a_fault_of_ours_is_a_traceback_and_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
