@@ -183,12 +183,15 @@ class Data:
 
     def left_out(self) -> list[str]:
         """Of all splits, the images that cannot be decoded, each with the reason; none is looked for without
-        `settings.skip_bad`. To be asked before a training: the test split is used after it.
+        `settings.skip_bad`. To be asked before a training: the test split is used after it. Its texts are read at once.
 
         Raises:
             DataError: they are more than that.
         """
         if not self._settings.skip_bad:
+            if len(self.shape) == 1:
+                for why in self._store.undecodable(*self._rows("test")).values():
+                    raise DataError(why)
             return []
         return self._allowed([why for split in SPLITS for why in self._undecodable(split).values()])
 

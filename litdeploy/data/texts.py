@@ -66,6 +66,16 @@ class Texts:
 
     def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
         """See `Store.undecodable`."""
+        bad: dict[int, str] = {}
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            try:
+                self.read(split, some)
+            except DataError:
+                bad |= self._undecodable(split, some)
+        return bad
+
+    def _undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
         bad = {}
         for row in rows.tolist():
             try:
