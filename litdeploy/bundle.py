@@ -29,7 +29,7 @@ from litdeploy.errors import BundleError
 from litdeploy.files import is_file, is_inside, read_small
 from litdeploy.lock import locked
 from litdeploy.recipe import Recipe
-from litdeploy.spec import NetworkSpec
+from litdeploy.spec import NetworkSpec, Noun
 
 SCHEMA_VERSION = 1
 _LATEST_OPSET = 1000
@@ -98,8 +98,9 @@ def descent(lineage: Sequence[Ancestor]) -> str:
 
 
 class DataRecord(Record):
-    """The dataset: source, fingerprint of its contents, and the number of images in each split used."""
+    """The dataset: source, fingerprint of its contents, what it holds, and how many of these in each split used."""
 
+    noun: Noun = "image"
     source: str
     fingerprint: str
     images: dict[str, int]

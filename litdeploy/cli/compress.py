@@ -125,7 +125,8 @@ def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
     for role in ("teacher", "student"):
         splits = "   ".join(f"{split} {percent(found)}" for split, found in metrics[role].items())
         output.print(f"{role}   {splits}", highlight=False)
-    held_out = "held out of the training images" if manifest.data.test_is_held_out else "the dataset's own"
+    data = manifest.data
+    held_out = f"held out of the training {data.noun}s" if data.test_is_held_out else "the dataset's own"
     note(f"The test split ({held_out}) was used once, after the last epoch.")
     argument = "" if bundle.path == o.DEFAULT_BUNDLE else f" {bundle.path}"
     note(f"{bundle.path}: written. Next: litdeploy export --onnx{argument}")

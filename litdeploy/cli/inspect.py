@@ -42,7 +42,7 @@ def _show_network(found: FoundNetwork) -> None:
         "classes": f"{found.classes}" + (f" ({', '.join(found.class_names[:10])})" if found.class_names else ""),
         "input": found.input.told(),
         "parameters": f"{found.breakdown.parameters:,}",
-        "FLOPs": f"{found.breakdown.flops:,} an image (a multiply-add is two)",
+        "FLOPs": f"{found.breakdown.flops:,} per {found.input.noun} (a multiply-add is two)",
         "SHA-256": found.sha256,
     }
     for key, value in lines.items():

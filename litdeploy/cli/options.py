@@ -75,7 +75,7 @@ CheckpointEvery = Annotated[
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases together.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step, of all processes together.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images or texts a step, of all processes together.")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate of the main phase.")]
 Seed = Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")]
 StudentDepth = Annotated[

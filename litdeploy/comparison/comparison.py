@@ -13,7 +13,7 @@ from litdeploy.comparison.grid import Cell, Grid, cells_of
 from litdeploy.comparison.page import render
 from litdeploy.comparison.result import MethodComparison, Outcome, as_csv, rows_of
 from litdeploy.errors import BundleError, SettingsError, TrainingError
-from litdeploy.networks import Network, find_sections
+from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.breakdown import break_down, name_of
 from litdeploy.profiler.environment import look_around
 from litdeploy.recipe import Recipe
@@ -112,7 +112,7 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
     """Loads the teacher and claims the folder; a cell that would fail after hours is told at once."""
     teacher, record = load_teacher(grid.teacher, grid.recipe, None)
     assert record is not None, "a teacher from a file has one"
-    sections = find_sections(teacher.module, teacher.example())
+    sections = sections_of(teacher)
     for cell in cells:
         recipe, method = grid.recipe_of(cell), OBJECTIVES[cell.method]
         if method.student == "own":
@@ -193,7 +193,7 @@ def _gather(
             f"{grid.path}: its cells were trained on different data ({', '.join(cell.name for cell in outcomes)}). "
             "Remove those of the wrong data, and call again."
         )
-    sections = [section.name for section in find_sections(teacher.module, teacher.example())]
+    sections = [section.name for section in sections_of(teacher)]
     tested = [manifest.metrics["teacher"]["test"] for manifest in manifests.values()]
     result = MethodComparison(
         teacher=record,

@@ -20,7 +20,7 @@ from litdeploy.data.table import Columns, holds_texts
 from litdeploy.data.texts import Texts
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec
+from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, Noun
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
@@ -31,6 +31,7 @@ class Store(Protocol):
 
     Attributes:
         name: of the source, as the user gave it.
+        noun: what it holds.
         splits: those of train, validation and test that the source itself has.
         classes: names, in the order of the labels.
         columns: what held images or texts, and labels.
@@ -38,6 +39,7 @@ class Store(Protocol):
     """
 
     name: str
+    noun: Noun
     splits: tuple[str, ...]
     classes: tuple[str, ...]
     columns: Columns
@@ -127,11 +129,13 @@ class Data:
 
     Attributes:
         source: as the user named it.
+        noun: what it holds, as messages call it.
         classes: names, in the order of the labels; those of the training images.
     """
 
     def __init__(self, store: Store, settings: DataSettings, device: torch.device, seed: int) -> None:
         self.source = store.name
+        self.noun = store.noun
         self.classes = store.classes
         self._store = store
         self._settings = settings
@@ -175,6 +179,7 @@ class Data:
         """
         present = SPLITS if "train" in self._store.splits else tuple(self._own)
         return DataRecord(
+            noun=self.noun,
             source=self.source,
             fingerprint=self._fingerprint,
             images={split: len(self._rows(split)[1]) - len(self._bad.get(split, ())) for split in present},
@@ -189,7 +194,7 @@ class Data:
             DataError: they are more than that.
         """
         if not self._settings.skip_bad:
-            if len(self.shape) == 1:
+            if self.noun == "text":
                 for why in self._store.undecodable(*self._rows("test")).values():
                     raise DataError(why)
             return []
@@ -199,7 +204,7 @@ class Data:
         most = self._settings.skip_bad
         if len(faults) > most:
             raise DataError(
-                f"{self.source}: {len(faults)} images cannot be decoded, and --skip-bad allows {most}:\n  "
+                f"{self.source}: {len(faults)} {self.noun}s cannot be decoded, and --skip-bad allows {most}:\n  "
                 + "\n  ".join(faults[:3])
                 + f"\nMend or remove them, or leave out as many: --skip-bad {len(faults)}"
             )
@@ -250,8 +255,8 @@ class Data:
             out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
         if not out.any():
             raise DataError(
-                f"{self.source}: none of its {len(rows)} training images can be held out, for every class has only "
-                "one. Give it more images, or a validation and a test split."
+                f"{self.source}: none of its {len(rows)} training {self.noun}s can be held out, for every class "
+                f"has only one. Give it more {self.noun}s, or a validation and a test split."
             )
         return rows[~out], rows[out]
 
@@ -262,8 +267,8 @@ class Data:
             return own, np.arange(len(self._store.labels(own)))
         if "train" not in self._store.splits:
             raise DataError(
-                f"{self.source}: has no training images, only the split {', '.join(self._store.splits)}; it can be "
-                "evaluated on and not trained on. Give --data a dataset with a train split."
+                f"{self.source}: has no training {self.noun}s, only the split {', '.join(self._store.splits)}; it can "
+                "be evaluated on and not trained on. Give --data a dataset with a train split."
             )
         return "train", self._shares[split]
 
@@ -298,7 +303,7 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
         raise DataError(
             f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
-            f"{', '.join(spec.classes[:5])}, …. Label the images by number, in the network's order."
+            f"{', '.join(spec.classes[:5])}, …. Label the {data.noun}s by number, in the network's order."
         )
     if len(data.shape) == 1:
         _check_texts(data, spec)

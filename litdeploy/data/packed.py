@@ -23,6 +23,7 @@ from litdeploy.data.split import SPLITS, Mapped, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
+from litdeploy.spec import Noun
 
 SUFFIX = ".safetensors"
 METADATA_KEY = "litdeploy-data"
@@ -100,6 +101,8 @@ class Packed:
     Raises:
         DataError: torn, no packed dataset, of another version, or one whose parts do not agree.
     """
+
+    noun: Noun = "image"
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name

@@ -179,7 +179,7 @@ def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes
         row = int(labels.argmin())
         raise DataError(
             f"{source}: row {row} (counted from 0) of split '{split}' has the label '{names[codes[row]]}', which no "
-            f"training image has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
+            f"training row has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
         )
     return labels
 

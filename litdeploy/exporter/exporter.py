@@ -144,7 +144,7 @@ class Evidence:
         """
         total = len(data.test)
         if not total:
-            raise DataError(f"{data.source}: its test split is empty; give --data a dataset with test images.")
+            raise DataError(f"{data.source}: its test split is empty; give --data a dataset with a test split.")
         count = min(count, total)
         rows = torch.arange(count) * total // count
         [batch] = data.test.pick([rows])

@@ -116,8 +116,8 @@ class Calibration:
         train = self._data.train
         if len(train) < self._count:
             raise DataError(
-                f"{self._data.source}: has {len(train)} training images, and {self._count} were asked for to calibrate "
-                f"on. Take those that there are: --calibration-images {len(train)}"
+                f"{self._data.source}: has {len(train)} training {self._data.noun}s, and {self._count} were asked "
+                f"for to calibrate on. Take those that there are: --calibration-images {len(train)}"
             )
         rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: self._count]
         [picked] = train.pick([rows])

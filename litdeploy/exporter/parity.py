@@ -90,7 +90,7 @@ class Parity(Record):
                     f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest logit)"
                 )
             lines.append(
-                f"  batch {each.batch_size}: {difference}, same class on {each.top1:.2%} of {each.images} images"
+                f"  batch {each.batch_size}: {difference}, same class on {each.top1:.2%} of {each.images} samples"
                 + ("" if each.within else "  ← beyond the limit")
             )
         if self.top1 < self.tolerance.top1:
@@ -98,7 +98,7 @@ class Parity(Record):
         if self.accuracy is not None:
             both = self.accuracy
             lines.append(
-                f"  accuracy on {both.reference.images} images: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
+                f"  accuracy on {both.reference.images} samples: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
                 + ("" if both.within else "  ← beyond the limit")
             )
         limits = self.tolerance

@@ -42,6 +42,7 @@ class Family:
         layers_per_block: weighted layers in one block; the depth is this times the blocks, plus `layers_around`.
         layers_around: those counted outside the blocks; two where stem and head count.
         published: depth → blocks of each section, where a table says it; empty where all sections are shortened alike.
+        sections: their names, by which they are known where each has a single block; empty where that does not occur.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Family:
     layers_per_block: int
     layers_around: int = 2
     published: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    sections: tuple[str, ...] = ()
 
     def depth(self, blocks: int) -> int:
         """Weighted layers of a network with that many blocks in all sections together."""

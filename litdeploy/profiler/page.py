@@ -112,7 +112,7 @@ def _drawings(
             for size, members in groupby(by_batch, lambda each: each.batch_size)
         ],
         "throughput": [
-            (f"{runner_of(members[0])}, images/s", charts.throughput(f"throughput-{index}", members))
+            (f"{runner_of(members[0])}, {report.data.noun}s/s", charts.throughput(f"throughput-{index}", members))
             for index, members in enumerate(groups)
             if len(members) > 1
         ],
@@ -131,7 +131,7 @@ def _section_drawings(charts: ModuleType, report: Report) -> list[Drawn]:
     ]
     drawn = [
         ("Parameters", charts.section_sizes("parameters", "Parameters by section", parts)),
-        ("FLOPs an image", charts.section_sizes("flops", "FLOPs by section", parts)),
+        (f"FLOPs per {report.data.noun}", charts.section_sizes("flops", "FLOPs by section", parts)),
     ]
     return [*times, *drawn]
 

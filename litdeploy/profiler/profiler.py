@@ -15,7 +15,7 @@ from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
 from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
-from litdeploy.networks import Network, NetworkName, describe, find_sections
+from litdeploy.networks import Network, NetworkName, describe, sections_of
 from litdeploy.networks.sections import container
 from litdeploy.profiler import roofline
 from litdeploy.profiler.breakdown import Breakdown, break_down, depth_ratio, name_of
@@ -137,7 +137,7 @@ def _sections(networks: dict[str, Network]) -> list[str]:
     """Names of the teacher's sections; none where the student has no containers of these names."""
     teacher, student = networks["teacher"], networks["student"]
     try:
-        names = [section.name for section in find_sections(teacher.module, teacher.example())]
+        names = [section.name for section in sections_of(teacher)]
         for name in names:
             container(student.module, name)
     except NetworkError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from litdeploy.bundle import Accuracy, Ancestor, Bundle, Manifest, TeacherRecord
 from litdeploy.errors import BundleError, StudentError
-from litdeploy.networks import FAMILIES, Network, find_sections
+from litdeploy.networks import FAMILIES, Network, sections_of
 from litdeploy.networks.family import depth_of
 from litdeploy.networks.student import plan_for_depth
 from litdeploy.recipe import Recipe
@@ -41,7 +41,7 @@ def students_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
     if len(recipe.depths) < 2:
         return [recipe]
     _check_method(recipe)
-    sections = find_sections(teacher.module, teacher.example())
+    sections = sections_of(teacher)
     family = FAMILIES.get(teacher.spec.name)
     deepest = depth_of(family, sections)
     shallower = [depth for depth in recipe.depths if depth < deepest]
@@ -108,7 +108,7 @@ def succession(teaching: Teaching, student: Network, path: str, manifest: Manife
     family = FAMILIES.get(student.spec.name)
     before = teaching.lineage
     if not before:
-        deepest = depth_of(family, find_sections(teaching.network.module, teaching.network.example()))
+        deepest = depth_of(family, sections_of(teaching.network))
         before = (Ancestor(depth=deepest, sha256=manifest.teacher.sha256, metrics=manifest.metrics["teacher"]),)
     own = Ancestor(
         depth=manifest.recipe.depths[-1], sha256=manifest.student_sha256, metrics=manifest.metrics["student"]

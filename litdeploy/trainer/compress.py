@@ -287,7 +287,7 @@ def _own_folder(bundle: Bundle) -> Iterator[Path]:
 
 def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
     found = evaluate(teacher, run.data.validation, run.input, run.precision)
-    run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation images")
+    run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation {run.data.noun}s")
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
         run.progress.note(

@@ -121,6 +121,7 @@ class Run:
     clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        self.progress.noun = self.data.noun
         self.order, self.draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
 
     @property

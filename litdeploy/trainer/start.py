@@ -15,10 +15,9 @@ from litdeploy.bundle import Bundle, TeacherRecord
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.data import Data
 from litdeploy.errors import NetworkError, StudentError
-from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, new_like, request
+from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, new_like, request, sections_of
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.registry import is_code
-from litdeploy.networks.sections import named_sections
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
 from litdeploy.recipe import Recipe
@@ -76,7 +75,7 @@ def tell_left_out(data: Data, note: Callable[[str], None]) -> None:
     for why in faults[:_MOST_TOLD]:
         note(f"warning: left out: {why}")
     if len(faults) > _MOST_TOLD:
-        note(f"warning: left out: {len(faults) - _MOST_TOLD} more images")
+        note(f"warning: left out: {len(faults) - _MOST_TOLD} more {data.noun}s")
 
 
 def load_teacher(
@@ -124,11 +123,7 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
         return _own_student(teacher, recipe, device)
     before = teacher.spec.plan
     try:
-        sections = (
-            find_sections(teacher.module, teacher.example())
-            if before is None
-            else named_sections(teacher.module, list(before), teacher.example())
-        )
+        sections = sections_of(teacher)
     except NetworkError:
         if which != "whole" or "fresh" in (recipe.init, method.init(recipe)):
             raise
@@ -227,7 +222,7 @@ def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: P
     # A run that is gone on with sees the views that it saw, whatever memory there is now.
     setting = recipe.feature_cache if run.saved is None else views_saved(run.saved) or "off"
     views = AUTO_VIEWS if isinstance(run.input, InputSpec) else 1  # a text is the same each time
-    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size, views)
+    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size, views, run.data.noun)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from litdeploy.checkpoint import write_checkpoint
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network, new
 from litdeploy.networks.resnet import resnet
@@ -318,15 +317,6 @@ def _texts(texts: list[str | bytes | None], labels: list[int | str], classes: in
             parquet.write_table(table, place / f"{name}.parquet")
 
     return make
-
-
-@pytest.fixture(scope="module")
-def reader_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained VDCNN-17 for texts of 64 characters and two classes."""
-    made = new("vdcnn17,width=2,hidden=4", normalise=None, input_shape=(64,), classes=2, seed=0)
-    path = tmp_path_factory.mktemp("reader") / "reader.safetensors"
-    write_checkpoint(path, made.module.state_dict(), made.spec)
-    return path
 
 
 @pytest.mark.parametrize(
