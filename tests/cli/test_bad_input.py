@@ -331,7 +331,7 @@ def _texts(texts: list[str | bytes | None], labels: list[int | str], classes: in
             (),
             "row 1 (counted from 0) of split 'train' has a text of",
         ),
-        (_texts(["fine"], [5], split="test"), (), "has the label '5', which no training image has"),
+        (_texts(["fine"], [5], split="test"), (), "has the label '5', which no training row has"),
         (_texts(["fine"], [5]), (), "has 3 classes (0, 1, 5), and vdcnn tells 2 apart"),
         (_texts(["fine"], [9], classes=2), (), "has the label 9, and the file names 2 classes, from 0 to 1"),
         (_texts(["fine"], [-1], classes=2), (), "row 0 (counted from 0) of split 'train' has no label"),
