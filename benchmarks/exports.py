@@ -78,7 +78,8 @@ def main() -> None:
     for each in verification.differences:
         times = " | ".join(f"{value['value']:.2f}" for value in latencies.get(each.candidate, {}).values()) or "– | –"
         size = f"{artefacts[each.candidate].details['bytes'] / 1e6:.2f}" if each.candidate in artefacts else "–"
-        print(f"| {each.candidate} | {size} | {each.candidate_accuracy.top1:.2%} | {times} |")
+        accuracy = each.candidate_accuracy.told() if each.candidate_accuracy else "–"
+        print(f"| {each.candidate} | {size} | {accuracy} | {times} |")
 
 
 if __name__ == "__main__":

@@ -45,13 +45,22 @@ _QUICK: dict[str, Any] = {
     "checkpoint_every": "2steps",
 }
 
-# `files`: features in memory-mapped files, in a folder that is given.
+# `files`: features in memory-mapped files, in a folder that is given. `generator`: LIT, then against a discriminator.
 SCENARIOS: dict[str, dict[str, Any]] = {
     "eager": {**_QUICK, "feature_cache": "off"},
     "features": {**_QUICK, "feature_cache": 1},
     "files": {**_QUICK, "feature_cache": 1},
     "sections": {**_QUICK, "feature_cache": 1, "beta": 0.0},
     "hint": {**_QUICK, "feature_cache": "off", "method": "hint", "hint_share": 0.4},
+    "generator": {
+        **_QUICK,
+        "student_depth": 10,
+        "beta": 0.0,
+        "optimiser": "adam",
+        "main": {"epochs": 2, "learning_rate": 0.01},
+        "finetune": {"epochs": 1, "learning_rate": 1e-4},
+        "input_shape": (1, 8, 8),
+    },
 }
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
@@ -125,6 +134,19 @@ class Bench:
         made = new("resnet14,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=3)
         spec = made.spec.with_(classes=tuple("0123456789"))
         write_checkpoint(self._folder / "teacher.safetensors", made.module.state_dict(), spec)
+        for name, network in (
+            ("G", new("stargan,blocks=3,domains=10,width=2,in_channels=1", normalise=None, classes=10, seed=3)),
+            (
+                "D",
+                new(
+                    "stargan-discriminator,layers=2,width=2,image_size=8,in_channels=1",
+                    normalise=None,
+                    classes=10,
+                    seed=4,
+                ),
+            ),
+        ):
+            write_checkpoint(self._folder / f"{name}.safetensors", network.module.state_dict(), network.spec)
         pack("digits", self._folder / "digits.safetensors", train_images=120, limit=120)
 
     def _compress(self, scenario: str, out: Path) -> Job:
@@ -133,7 +155,10 @@ class Bench:
         given: dict[str, Any] = {**SCENARIOS[scenario], "data": self._folder / "digits.safetensors"}
         if scenario == "files":
             given["feature_cache_dir"] = self._features(out)
-        return lambda: compress(self._folder / "teacher.safetensors", out=out, resume=True, **given)
+        teacher = self._folder / "teacher.safetensors"
+        if scenario == "generator":
+            teacher, given["discriminator"] = self._folder / "G.safetensors", str(self._folder / "D.safetensors")
+        return lambda: compress(teacher, out=out, resume=True, **given)
 
     def _features(self, out: Path) -> Path:
         return out.with_name(f"{out.name}-features")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.interleaved import Interval
+from litdeploy.bundle import Accuracy
 from litdeploy.profiler.statistics import mean_reach
 from litdeploy.runtime import device_name, resolve_device
 from litdeploy.trainer import compress
@@ -40,10 +41,12 @@ def accuracies(arguments: argparse.Namespace, seed: int, views: int | str) -> di
             out=Path(folder) / "bundle",
         )
         manifest = bundle.read_complete()
-    student = manifest.metrics["student"]
+    validation, test = (manifest.metrics["student"][split] for split in ("validation", "test"))
+    assert isinstance(validation, Accuracy)
+    assert isinstance(test, Accuracy)
     return {
-        "validation": student["validation"].top1,
-        "test": student["test"].top1,
+        "validation": validation.top1,
+        "test": test.top1,
         "seconds": manifest.run.seconds,
         "images": manifest.data.images["train"],
     }

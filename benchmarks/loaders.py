@@ -31,11 +31,13 @@ from litdeploy.networks.width import narrow
 from litdeploy.profiler.page import render
 from litdeploy.profiler.profiler import profile
 from litdeploy.profiler.report import read_report, read_training
+from litdeploy.profiler.report import write as write_report
 from litdeploy.recipe import DataSettings, read_recipe
 from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details
 from litdeploy.target import Target, Timing, read_target
 from litdeploy.trainer import compress
+from litdeploy.trainer.objectives.adversarial import load_discriminator
 from litdeploy.trainer.start import load_teacher as start_teacher
 
 _CPU = torch.device("cpu")
@@ -85,6 +87,31 @@ def _slimmed(folder: Path) -> None:
 def _open_weights(folder: Path) -> None:
     [path] = folder.iterdir()
     inspect(path, normalise="half")
+
+
+def _generator(folder: Path) -> None:
+    """With its discriminator; both by the published names too."""
+    for name, network in _published().items():
+        write_checkpoint(folder / f"{name}.safetensors", network.module.state_dict(), network.spec)
+        torch.save(network.module.state_dict(), folder / f"{name}.ckpt")
+
+
+@cache
+def _published() -> dict[str, Network]:
+    shape = (1, 8, 8)
+    generator = "stargan,blocks=2,width=2,in_channels=1"
+    discriminator = "stargan-discriminator,layers=2,width=2,image_size=8,in_channels=1"
+    return {
+        "G": new(generator, normalise="half", input_shape=shape, classes=3, seed=0),
+        "D": new(discriminator, normalise="half", input_shape=shape, classes=3, seed=0),
+    }
+
+
+def _open_generator(folder: Path) -> None:
+    for name in ("G.safetensors", "G.ckpt"):
+        inspect(folder / name, input_shape=(1, 8, 8))
+    for name in ("D.safetensors", "D.ckpt"):
+        load_discriminator(str(folder / name), _published()["G"])
 
 
 def _pixels(number: int) -> Any:
@@ -227,6 +254,44 @@ def real_bundle() -> Path:
     return out
 
 
+@cache
+def _real_generator() -> Path:
+    """A bundle of a generator's student, profiled."""
+    folder = Path(mkdtemp(prefix="litdeploy-fuzz-"))
+    _generator(folder)
+    out = folder / "deploy"
+    compress(
+        folder / "G.safetensors",
+        data={"source": str(_few_images()), "image_size": (8, 8)},
+        student_blocks={"blocks": 1},
+        discriminator=str(folder / "D.safetensors"),
+        main={"epochs": 1, "learning_rate": 0.01},
+        finetune={"epochs": 1, "learning_rate": 1e-4},
+        beta=0.0,
+        batch_size=4,
+        precision="fp32",
+        compile="off",
+        device="cpu",
+        out=out,
+    )
+    target = Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(samples=8, max_seconds=1))
+    profile(out, target=target)
+    return out
+
+
+def _generator_bundle(folder: Path) -> None:
+    (folder / "profile").mkdir()
+    for name in ("manifest.json", "student.safetensors", "samples.png", "profile/report.json"):
+        (folder / name).write_bytes((_real_generator() / name).read_bytes())
+
+
+def _open_generator_bundle(folder: Path) -> None:
+    if report := read_report(folder / "profile"):
+        write_report(report, (), folder / "profile")
+        _check_page((folder / "profile" / "report.html").read_text(encoding="utf-8"))
+    _open_bundle(folder)
+
+
 def _bundle(folder: Path) -> None:
     real = real_bundle()
     for name in ("manifest.json", "student.safetensors", "metrics.jsonl"):
@@ -281,6 +346,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint, old format": Kind(_old, ("a.th",), _open_weights),
     "safetensors": Kind(_safetensors, ("a.safetensors",), _open_weights),
     "safetensors of a slimmed student": Kind(_slimmed, ("a.safetensors",), _open_weights),
+    "generator": Kind(_generator, ("G.safetensors", "G.ckpt", "D.safetensors", "D.ckpt"), _open_generator),
     "packed dataset": Kind(_packed, ("a.safetensors",), _open_packed),
     "images": Kind(
         _images, tuple(f"train/class{number % 2}/{number}.{ending}" for number, ending in enumerate(_ENDINGS)), _decode
@@ -293,6 +359,11 @@ KINDS: dict[str, Kind] = {
     "package": Kind(_package, ("a.pt2", "a.pt2.json"), lambda folder: package_details(folder / "a.pt2", _CPU)),
     "engine": Kind(_engine, ("a.engine", "a.engine.json"), _open_engine),
     "bundle": Kind(_bundle, ("manifest.json", "student.safetensors", "export/student.onnx"), _open_bundle),
+    "bundle of a generator": Kind(
+        _generator_bundle,
+        ("manifest.json", "student.safetensors", "samples.png", "profile/report.json"),
+        _open_generator_bundle,
+    ),
     "metrics": Kind(_metrics, ("metrics.jsonl",), _open_metrics),
     "report": Kind(_report, ("report.json",), _open_report),
 }

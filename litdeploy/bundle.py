@@ -4,6 +4,7 @@ manifest.json          what this folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
 metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
+samples.png            of a generator: images in every domain, the teacher's above the student's
 generations/           born-again: the networks that taught the next, by number
 chain/                 of a chain: a bundle of each student that taught the next, by depth
 export/                artefacts, each with a sidecar NAME.json
@@ -17,9 +18,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from litdeploy.atomic import PARTIAL, remove_partial
 from litdeploy.atomic import remove as remove
@@ -34,6 +35,8 @@ from litdeploy.spec import NetworkSpec, Noun
 SCHEMA_VERSION = 1
 _LATEST_OPSET = 1000
 DEFAULT_PATH = Path("deploy")
+SAMPLES = "samples.png"
+MOST_DB = 200.0
 _OURS = (
     "manifest.json",
     "student.safetensors",
@@ -41,6 +44,7 @@ _OURS = (
     "tensorboard",
     "checkpoints",
     "features",
+    SAMPLES,
     "generations",
     "chain",
     "export",
@@ -69,6 +73,49 @@ class Accuracy(Record):
     loss: float
     images: int
 
+    def told(self) -> str:
+        """For people."""
+        return f"{100 * self.top1:.2f} %"
+
+    def row(self, split: str) -> dict[str, float]:
+        """What a line of metrics.jsonl has of it."""
+        return {f"{split}_top1": self.top1, f"{split}_loss": self.loss}
+
+
+class Likeness(Record):
+    """How near images come to a reference's, on one split: a student's to its teacher's.
+
+    Attributes:
+        psnr: peak signal to noise ratio of the mean squared difference of all values, in dB; `MOST_DB` where all are
+            equal, and that below zero where one is not finite.
+        ssim: structural similarity, mean over the images; 1 where all are equal, −1 where a value is not finite.
+        images: how many were compared.
+    """
+
+    psnr: float = Field(ge=-MOST_DB, le=MOST_DB)
+    ssim: float = Field(ge=-1, le=1)
+    images: int = Field(ge=1)
+
+    def told(self) -> str:
+        """For people."""
+        return f"PSNR {self.psnr:.1f} dB, SSIM {self.ssim:.4f}"
+
+    def row(self, split: str) -> dict[str, float]:
+        """What a line of metrics.jsonl has of it."""
+        return {f"{split}_psnr": self.psnr, f"{split}_ssim": self.ssim}
+
+
+def _kind(score: Any) -> str:
+    return "likeness" if isinstance(score, Likeness) or (isinstance(score, dict) and "psnr" in score) else "accuracy"
+
+
+# What a network is measured by: a classifier by its accuracy, one that makes images by how near they are to its
+# teacher's.
+Score = Annotated[
+    Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")],
+    Discriminator(_kind),
+]
+
 
 class TeacherRecord(Record):
     """The teacher: where it was, the SHA-256 of the file, and what it is."""
@@ -79,16 +126,17 @@ class TeacherRecord(Record):
 
 
 class Ancestor(Record):
-    """A network of the chain that a student comes from: its depth, the SHA-256 of its file, split → accuracy."""
+    """A network of the chain that a student comes from: its depth, the SHA-256 of its file, and split → accuracy, or
+    its likeness to the first of the chain."""
 
     depth: int
     sha256: str
-    metrics: dict[str, Accuracy]
+    metrics: dict[str, Score]
 
     def told(self) -> str:
-        """For people: its depth, and its accuracy on the test split."""
+        """For people: its depth, and what it came to on the test split."""
         tested = self.metrics.get("test")
-        return f"depth {self.depth}" + (f" ({100 * tested.top1:.2f} %)" if tested else "")
+        return f"depth {self.depth}" + (f" ({tested.told()})" if tested else "")
 
 
 def descent(lineage: Sequence[Ancestor]) -> str:
@@ -167,7 +215,9 @@ class Manifest(Record):
         status: `interrupted` when the run was stopped by its user before its last epoch.
         teacher: the one that the student is measured against; of a chain, the one that it began with.
         lineage: of a chain's student, from that teacher to the student that taught it; else nothing.
-        metrics: `teacher` or `student` → split → accuracy. The test split is used once, after the last epoch.
+        discriminator_sha256: of the file that the student was fine-tuned against; None where there was none.
+        metrics: `teacher` or `student` → split → accuracy; of networks that make images only the student's likeness
+            to its teacher. The test split is used once, after the last epoch.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -177,10 +227,11 @@ class Manifest(Record):
     lineage: tuple[Ancestor, ...] = ()
     student: NetworkSpec
     student_sha256: str
+    discriminator_sha256: str | None = None
     recipe: Recipe
     data: DataRecord
     run: RunRecord
-    metrics: dict[str, dict[str, Accuracy]]
+    metrics: dict[str, dict[str, Score]]
     artefacts: dict[str, Artefact] = {}
 
 
@@ -205,6 +256,10 @@ class Bundle:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / SAMPLES
 
     @property
     def export_path(self) -> Path:

@@ -1,4 +1,4 @@
-"""Weights in (`.pt .pth .th .bin .safetensors`; never code), weights out (`.safetensors`)."""
+"""Weights in (`.pt .pth .th .ckpt .bin .safetensors`; never code), weights out (`.safetensors`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from litdeploy.spec import NetworkSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _METADATA_KEY = "litdeploy"

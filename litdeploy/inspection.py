@@ -23,7 +23,7 @@ class FoundNetwork(Record):
     Attributes:
         title: for people: `CIFAR ResNet-56, shortcut A`.
         network: as `--network` takes it.
-        classes: width of the logits.
+        classes: width of the logits; how many domains, where it makes images.
         class_names: in the order of the logits, where the file says them.
         breakdown: depth, sections, parameters, FLOPs.
         student_depths: what `--student-depth` takes; empty for a student, and where there are no repeated blocks.
@@ -95,7 +95,7 @@ def _inspect_network(network: Network, path: Path) -> FoundNetwork:
     depths = tuple(depths_of(family, sections)) if repeated else ()
     breakdown = break_down(network, names)
     shortcut = f", shortcut {spec.arguments['shortcut']}" if "shortcut" in spec.arguments else ""
-    title = f"{family.title}-{breakdown.depth}{shortcut}" if family else spec.name
+    title = f"{family.title}-{breakdown.depth}{shortcut}" if family and names else family.title if family else spec.name
     return FoundNetwork(
         title=title,
         network=describe(spec.name, spec.arguments),

@@ -28,6 +28,8 @@ class DataSettings(Settings):
         source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, a packed file
             (`litdeploy data pack`), or `digits`.
         image_column, text_column, label_column: named where the columns' types and names do not tell.
+        attributes: columns of which each says whether an image has that attribute, in the place of one label column: a
+            generator's domains.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
         text_length: characters that texts are cut or padded to; None: 1,014, as published for VDCNN.
         validation: share of the training images held out where the dataset has no validation split of its own.
@@ -39,6 +41,7 @@ class DataSettings(Settings):
     image_column: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    attributes: tuple[str, ...] | None = Field(None, min_length=1)
     image_size: tuple[int, int] | None = None
     text_length: int | None = Field(None, ge=1)
     validation: float = Field(0.05, gt=0, lt=1)
@@ -52,6 +55,14 @@ class DataSettings(Settings):
         if source and (not source.isprintable() or any(len(os.fsencode(part)) > 255 for part in Path(source).parts)):
             raise ValueError("no file, folder or dataset can have this name")
         return source
+
+    @model_validator(mode="after")
+    def _labels_or_attributes(self) -> DataSettings:
+        if self.attributes is not None and self.label_column is not None:
+            raise ValueError("label_column and attributes exclude one another; leave one of them out")
+        if self.attributes is not None and len(set(self.attributes)) < len(self.attributes):
+            raise ValueError("an attribute is named twice; leave it out once")
+        return self
 
 
 class Augmentation(Settings):
@@ -142,6 +153,10 @@ class Recipe(Settings):
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
         compile: the step and the teacher through `torch.compile`; `auto` where it pays in the epochs there are.
         feature_cache: views of each image whose teacher's features are kept; `auto` where it pays and fits.
+        discriminator: a file of weights; a generator is then fine-tuned against it, and not by distillation.
+        domain_weight, cycle_weight: of that loss (λ_cls and λ_rec of StarGAN, equation 6).
+        teacher_weight: in it, of the mean absolute difference to the teacher's image; 0: equation 6 alone.
+        optimiser: `sgd` with `momentum`, or `adam` with β 0.5 and 0.999, as generators are trained.
         hint_share: share of the epochs that `hint` spends on its hint, before distilling.
         batch_size: images a step, of all ranks together.
         parallel: how several ranks share the LIT phase: the images of each batch, or the sections (for beta 0).
@@ -162,6 +177,11 @@ class Recipe(Settings):
     init: Literal["copy", "fresh"] | None = None
     main: Phase = Phase(epochs=9, learning_rate=0.1)
     finetune: Phase = Phase(epochs=1, learning_rate=0.01)
+    discriminator: str | None = None
+    domain_weight: float = Field(1.0, ge=0)
+    cycle_weight: float = Field(10.0, ge=0)
+    teacher_weight: float = Field(100.0, ge=0)
+    optimiser: Literal["sgd", "adam"] = "sgd"
     hint_share: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(128, ge=2)
     alpha: float = Field(0.1, ge=0, le=1)
@@ -210,6 +230,15 @@ class Recipe(Settings):
             raise ValueError(
                 f"parallel 'sections' needs beta 0, and it is {self.beta:g}: otherwise the sections learn from the "
                 "student's own chain too, which runs through all of them; give --beta 0, or --parallel data"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _who_is_fine_tuned(self) -> Recipe:
+        if self.discriminator is not None and self.method != "lit":
+            raise ValueError(
+                f"discriminator is of method 'lit', whose fine-tuning it is for, and the method is {self.method!r}; "
+                "leave --discriminator out, or give --method lit"
             )
         return self
 

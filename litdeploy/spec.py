@@ -25,6 +25,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 # 3 × 2364 × 2364; a header may say anything, and one image of it is made to look into a network.
 MOST_VALUES = 2**24
+MOST_DOMAINS = 2**16
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,38 @@ class CharacterInput(Settings):
         return f"{self.length} characters of {self.vocabulary}"
 
 
+class TranslationInput(Settings):
+    """An image and the domains that it shall be translated to; such a network gives images like those that it takes.
+
+    Attributes:
+        images: as `InputSpec` has them.
+        domains: how many; the second tensor (N, domains) holds 1 for each that is wanted and else 0.
+    """
+
+    noun: ClassVar[Noun] = "image"
+    kind: Literal["translation"] = "translation"
+    images: InputSpec
+    domains: int = Field(ge=1, le=MOST_DOMAINS)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        return self.images.shape
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (*self.images.tensors, InputTensor("domains", "float32", (self.domains,)))
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{self.images.told()}, and the {self.domains} domains"
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("kind", "image"))
@@ -195,10 +228,18 @@ def _kind(value: Any) -> str:
 AnyInput = Annotated[
     Annotated[InputSpec, Tag("image")]
     | Annotated[TokenInput, Tag("tokens")]
-    | Annotated[CharacterInput, Tag("characters")],
+    | Annotated[CharacterInput, Tag("characters")]
+    | Annotated[TranslationInput, Tag("translation")],
     Discriminator(_kind),
 ]
 _ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
+
+
+def image_of(spec: AnyInput) -> InputSpec | None:
+    """What images a network takes; None where it takes none."""
+    if isinstance(spec, TranslationInput):
+        return spec.images
+    return spec if isinstance(spec, InputSpec) else None
 
 
 def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
@@ -234,6 +275,11 @@ class NetworkSpec(Settings):
     classes: tuple[str, ...] = ()
     plan: DepthPlan | None = None
     widths: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    @property
+    def translates(self) -> bool:
+        """Whether it gives images in place of logits."""
+        return isinstance(self.input, TranslationInput)
 
     def with_(self, **changes: Any) -> NetworkSpec:
         """The same with some fields changed."""
@@ -278,6 +324,9 @@ def override_input(spec: AnyInput, normalise: str | None, input_shape: tuple[int
     Raises:
         SettingsError: another number of channels, no such normalisation, or what is for another kind of input.
     """
+    if isinstance(spec, TranslationInput):
+        images = override_input(spec.images, normalise, input_shape, source)
+        return spec.model_copy(update={"images": images})
     if not isinstance(spec, InputSpec):
         return _override_text(spec, normalise, input_shape, source)
     shape = spec.shape if input_shape is None else image_shape(input_shape, source)

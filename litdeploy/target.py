@@ -61,6 +61,8 @@ class Tolerance(Settings):
         atol: absolute, in units of the logits.
         rtol: relative to the largest magnitude in the reference's output.
         top1: least share of images on which both give the same class.
+        psnr, ssim: of a network that makes images, in place of the others: least likeness to the reference's, in dB
+            and 0–1.
         accuracy: most that the share of rightly classified images may fall by. One image less is always allowed: on a
             small test split a single image is more than this share.
     """
@@ -68,6 +70,8 @@ class Tolerance(Settings):
     atol: float = Field(1e-4, ge=0)
     rtol: float = Field(1e-4, ge=0)
     top1: float = Field(0.999, ge=0, le=1)
+    psnr: float = Field(80.0, ge=0)
+    ssim: float = Field(0.9999, ge=0, le=1)
     accuracy: float = Field(0.001, ge=0, le=1)
 
 
@@ -76,10 +80,10 @@ class Tolerance(Settings):
 #   cancel; classes that lie that near to one another change places, which costs as often as it gains.
 # int8: 256 steps for each tensor's range. The logits move visibly; what counts is the class.
 _TOLERANCES: dict[str, dict[str, float]] = {
-    "fp32": {"atol": 1e-4, "rtol": 1e-4, "top1": 0.999, "accuracy": 0.001},
-    "fp16": {"atol": 1e-2, "rtol": 1e-2, "top1": 0.99, "accuracy": 0.001},
-    "bf16": {"atol": 5e-2, "rtol": 5e-2, "top1": 0.97, "accuracy": 0.001},
-    "int8": {"atol": 2e-1, "rtol": 2e-1, "top1": 0.95, "accuracy": 0.005},
+    "fp32": {"atol": 1e-4, "rtol": 1e-4, "top1": 0.999, "accuracy": 0.001, "psnr": 80, "ssim": 0.9999},
+    "fp16": {"atol": 1e-2, "rtol": 1e-2, "top1": 0.99, "accuracy": 0.001, "psnr": 45, "ssim": 0.995},
+    "bf16": {"atol": 5e-2, "rtol": 5e-2, "top1": 0.97, "accuracy": 0.001, "psnr": 30, "ssim": 0.97},
+    "int8": {"atol": 2e-1, "rtol": 2e-1, "top1": 0.95, "accuracy": 0.005, "psnr": 25, "ssim": 0.9},
 }
 
 

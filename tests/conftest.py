@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.networks import new
+
+if TYPE_CHECKING:
+    from litdeploy.bundle import Bundle
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -43,3 +49,45 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     write_checkpoint(path, made.module.state_dict(), made.spec.with_(classes=tuple("0123456789")))
     return path
+
+
+@pytest.fixture(scope="session")
+def generator_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained StarGAN of three blocks and three domains, `G.ckpt`, its discriminator, `D.ckpt`, and
+    images in `domains/`."""
+    from litdeploy.networks.stargan import discriminator, stargan
+
+    folder = tmp_path_factory.mktemp("generator")
+    draw = np.random.RandomState(0)
+    for domain in ("blue", "green", "red"):
+        for split, count in (("train", 12), ("test", 5)):
+            place = folder / "domains" / split / domain
+            place.mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.randint(0, 255, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    torch.manual_seed(0)
+    torch.save(stargan(blocks=3, domains=3, width=2).state_dict(), folder / "G.ckpt")
+    torch.save(discriminator(layers=3, domains=3, width=2, image_size=16).state_dict(), folder / "D.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator_bundle(generator_files: Path) -> Bundle:
+    """The StarGAN made one of two blocks: by LIT, then against its discriminator."""
+    from litdeploy.trainer import compress
+
+    folder = generator_files
+    return compress(
+        folder / "G.ckpt",
+        data=folder / "domains",
+        discriminator=str(folder / "D.ckpt"),
+        input_shape=(3, 16, 16),
+        student_blocks={"blocks": 2},
+        main={"epochs": 3, "learning_rate": 0.1},
+        finetune={"epochs": 1, "learning_rate": 1e-4},
+        optimiser="adam",
+        beta=0,
+        batch_size=8,
+        out=folder / "deploy",
+    )

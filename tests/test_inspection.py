@@ -55,6 +55,7 @@ def test_a_student_of_some_sections_is_counted_whole(teacher_path: Path, tmp_pat
         ("resnet8,width=4", "CIFAR ResNet-8"),
         ("resnext11,cardinality=1,width=4,out_width=4", "CIFAR ResNeXt-11"),
         ("vdcnn9,width=2,hidden=4", "VDCNN-9"),
+        ("stargan,blocks=1,width=2", "StarGAN-8"),
     ],
 )
 def test_a_network_of_one_block_a_section_has_its_depth(network: str, title: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from litdeploy import settings
 from litdeploy.batch import forward
 from litdeploy.errors import SettingsError
 from litdeploy.networks import Network, new
+from litdeploy.networks.stargan import discriminator
 from litdeploy.recipe import Recipe, read_recipe
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TranslationInput
 from litdeploy.trainer import compress, train
 from litdeploy.trainer.chain import students_of
 from litdeploy.trainer.objectives import OBJECTIVES
@@ -42,6 +43,8 @@ class Shape(NamedTuple):
 
 # The source that a recipe names → what is generated in its place.
 SHAPES = {
+    None: Shape((3, 32, 32), 4, ("image", "label")),
+    "flwrlabs/celeba": Shape((3, 218, 178), 5, ("image", "celeb_id")),
     "uoft-cs/cifar10": Shape((3, 32, 32), 10, ("img", "label")),
     "uoft-cs/cifar100": Shape((3, 32, 32), 100, ("img", "fine_label")),
     "digits": Shape((1, 8, 8), 10, ("image", "label")),
@@ -63,31 +66,38 @@ def texts(shape: Shape, rows: int) -> tuple[list[Any], Any]:
 # What the teacher takes → rows of it, with their type in a table.
 GENERATED: dict[type[AnyInput], Callable[[Shape, int], tuple[list[Any], Any]]] = {
     InputSpec: images,
+    TranslationInput: images,
     CharacterInput: texts,
 }
 
 
-def table(shape: Shape, takes: AnyInput, folder: Path) -> Path:
-    """A folder with a Parquet file of each split."""
+def table(shape: Shape, takes: AnyInput, folder: Path, attributes: Sequence[str]) -> Path:
+    """A folder with a Parquet file of each split; with a column of each attribute beside the label."""
     folder.mkdir()
     content, label = shape.columns
     classes = datasets.ClassLabel(names=[str(number) for number in range(shape.classes)])
     for split, rows in ROWS.items():
         values, kind = GENERATED[type(takes)](shape, rows)
         labels = [(7 * row) % shape.classes for row in range(rows)]
-        features = datasets.Features({content: kind, label: classes})
-        datasets.Dataset.from_dict({content: values, label: labels}, features).to_parquet(folder / f"{split}.parquet")
+        columns = {content: values, label: labels}
+        columns |= {name: [(row >> place) % 2 == 1 for row in range(rows)] for place, name in enumerate(attributes)}
+        features = datasets.Features(
+            {content: kind, label: classes, **dict.fromkeys(attributes, datasets.Value("bool"))}
+        )
+        datasets.Dataset.from_dict(columns, features).to_parquet(folder / f"{split}.parquet")
     return folder
 
 
 # Family → arguments that make its networks quick; what a recipe says is not of the width.
-NARROW = {"resnext": ",cardinality=1,width=4,out_width=4", "vdcnn": ",width=8,hidden=32"}
+NARROW = {"resnext": ",cardinality=1,width=4,out_width=4", "vdcnn": ",width=8,hidden=32", "stargan": ",width=4"}
 
 
 def new_teacher(network: str, recipe: Recipe, shape: Shape) -> Network:
     """With batch norms that have seen a batch: in a hundred layers that have not, numbers overflow."""
     normalise = recipe.normalise or ("half" if len(shape.each) == 3 else None)
-    made = new(network, normalise=normalise, data_shape=shape.each, classes=shape.classes, seed=0)
+    channels, *size = shape.each
+    each = (channels, *(recipe.data.image_size or size))
+    made = new(network, normalise=normalise, data_shape=each, classes=shape.classes, seed=0)
     for module in made.module.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = 1.0
@@ -97,8 +107,18 @@ def new_teacher(network: str, recipe: Recipe, shape: Shape) -> Network:
     return made
 
 
+def with_discriminator(recipe: Recipe, teacher: Network, folder: Path) -> Recipe:
+    """The recipe of a generator with a file that it can be fine-tuned against."""
+    takes = teacher.spec.input
+    if not isinstance(takes, TranslationInput):
+        return recipe
+    torch.save(discriminator(3, takes.domains, 4, takes.shape[-1]).state_dict(), folder / "D.ckpt")
+    return recipe.with_(discriminator=str(folder / "D.ckpt"))
+
+
 class Title(NamedTuple):
-    """What a recipe's first line says: `ResNet-110 → ResNet-32`, `VDCNN-29 → 17 → 9`, `A ResNet-56 on …`."""
+    """What a recipe's first line says: `ResNet-110 → ResNet-32`, `VDCNN-29 → 17 → 9`, `A ResNet-56 on …`; or, of
+    networks that have no number, `StarGAN, …`."""
 
     family: str
     depth: str
@@ -174,7 +194,8 @@ def test_a_recipe_trains_two_steps_of_each_phase(name: str, tmp_path: Path) -> N
     recipe = recipe.with_(batch_size=BATCH, compile="off", feature_cache="off", precision="fp32")
     network = f"{title.family}{title.depth}{NARROW.get(title.family, '')}"
     teacher = new_teacher(network, recipe, shape)
-    data = {"source": str(table(shape, teacher.spec.input, tmp_path / "data"))}
+    recipe = with_discriminator(recipe, teacher, tmp_path)
+    data = {"source": str(table(shape, teacher.spec.input, tmp_path / "data", recipe.data.attributes or ()))}
     if title.students or recipe.method != "scratch":
         recipe, phases = shortest(recipe, teacher)
         bundle = compress(teacher, recipe=recipe, data=data, out=tmp_path / "deploy", device="cpu")

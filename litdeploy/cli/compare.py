@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, percent, print_table, training_progress
+from litdeploy.cli.console import note, output, print_table, scored, training_progress
 
 if TYPE_CHECKING:
     from litdeploy.comparison import MethodComparison
@@ -56,7 +56,7 @@ def command(
         "normalise": normalise,
     }
     if list_:
-        for line in commands(teacher, **asked):
+        for line in commands(teacher, progress=training_progress(), **asked):
             typer.echo(line)
         return
     result = compare(teacher, train=not gather, progress=training_progress(), **asked)
@@ -72,7 +72,7 @@ def show(result: MethodComparison, out: Path) -> None:
 
     print_table(accuracies(result))
     if result.teacher_accuracy is not None:
-        output.print(f"{result.teacher_name}, the teacher: {percent(result.teacher_accuracy)}", highlight=False)
+        output.print(f"{result.teacher_name}, the teacher: {scored(result.teacher_accuracy)}", highlight=False)
     for name, why in result.failed.items():
         note(f"{name} failed: {why}")
     if result.missing:

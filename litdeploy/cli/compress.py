@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, percent, print_json, training_progress
+from litdeploy.cli.console import note, output, print_json, scored, training_progress
 
 if TYPE_CHECKING:
     from litdeploy.bundle import Bundle, Manifest
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
@@ -31,6 +31,7 @@ def command(
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,
     beta: o.Beta = None,
+    discriminator: o.Discriminator = None,
     parallel: o.Parallel = None,
     batch_norm: o.BatchNorm = None,
     precision: o.Precision = None,
@@ -45,6 +46,7 @@ def command(
     image_column: o.ImageColumn = None,
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
     workers: o.Workers = None,
@@ -71,6 +73,7 @@ def command(
             image_column=image_column,
             text_column=text_column,
             label_column=label_column,
+            attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
             workers=workers,
@@ -85,6 +88,7 @@ def command(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "beta": beta,
+        "discriminator": None if discriminator is None else str(discriminator),
         "parallel": parallel,
         "batch_norm": batch_norm,
         "precision": precision,
@@ -123,8 +127,9 @@ def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
         note(descent(manifest.lineage))
     metrics = manifest.metrics
     for role in ("teacher", "student"):
-        splits = "   ".join(f"{split} {percent(found)}" for split, found in metrics[role].items())
-        output.print(f"{role}   {splits}", highlight=False)
+        if metrics[role]:
+            splits = "   ".join(f"{split} {scored(found)}" for split, found in metrics[role].items())
+            output.print(f"{role}   {splits}", highlight=False)
     data = manifest.data
     held_out = f"held out of the training {data.noun}s" if data.test_is_held_out else "the dataset's own"
     note(f"The test split ({held_out}) was used once, after the last epoch.")

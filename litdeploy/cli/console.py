@@ -13,7 +13,7 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Accuracy
+    from litdeploy.bundle import Score
     from litdeploy.profiler.tables import Table
     from litdeploy.trainer import Progress
 
@@ -65,16 +65,18 @@ def _printed(table: Table, with_small: str) -> Printed:
     return printed
 
 
-def percent(accuracy: Accuracy | None) -> str:
-    """`89.67 %`, or a dash where it was not measured."""
-    return f"{accuracy.top1:.2%}".replace("%", " %") if accuracy else "–"
+def scored(score: Score | None) -> str:
+    """`89.67 %`, `PSNR 31.2 dB, SSIM 0.9512`, or a dash where it was not measured."""
+    return score.told() if score else "–"
 
 
 def epoch_line(row: dict[str, Any], noun: str) -> str:
     """What an epoch came to, on one line. `noun`: what was trained on."""
+    top1 = row.get("validation_top1")
+    found = f"{row['validation_psnr']:.1f} dB" if top1 is None else f"{top1:.2%}"
     return (
         f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "
-        f"validation {row['validation_top1']:.2%}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"
+        f"validation {found}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"
     )
 
 

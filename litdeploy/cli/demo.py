@@ -10,7 +10,7 @@ import typer
 from litdeploy.cli import export as export_command
 from litdeploy.cli import options as o
 from litdeploy.cli import profile as profile_command
-from litdeploy.cli.console import note, output, percent, training_progress
+from litdeploy.cli.console import note, output, scored, training_progress
 
 
 def command(
@@ -23,7 +23,7 @@ def command(
     bundle, report = demo(out, overwrite=overwrite, progress=training_progress())
     manifest = bundle.read()
     for role in ("teacher", "student"):
-        output.print(f"{role}   test {percent(manifest.metrics[role]['test'])}", highlight=False)
+        output.print(f"{role}   test {scored(manifest.metrics[role]['test'])}", highlight=False)
     for artefact in manifest.artefacts.values():
         export_command.show(artefact)
     profile_command.show(report, bundle.path)

@@ -10,17 +10,19 @@ import typer
 from litdeploy.cli import export as export_command
 from litdeploy.cli import options as o
 from litdeploy.cli import profile as profile_command
-from litdeploy.cli.console import note, output, percent, training_progress
+from litdeploy.cli.console import note, output, scored, training_progress
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
+    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
     recipe: o.RecipeName = None,
     target: o.TargetName = None,
     method: o.Method = None,
+    beta: o.Beta = None,
+    discriminator: o.Discriminator = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     precision: o.Precision = None,
@@ -34,6 +36,7 @@ def command(
     image_column: o.ImageColumn = None,
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
     workers: o.Workers = None,
@@ -55,12 +58,15 @@ def command(
             image_column=image_column,
             text_column=text_column,
             label_column=label_column,
+            attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
             workers=workers,
             skip_bad=skip_bad,
         ),
         "method": method,
+        "beta": beta,
+        "discriminator": None if discriminator is None else str(discriminator),
         "epochs": epochs,
         "batch_size": batch_size,
         "precision": precision,
@@ -87,7 +93,8 @@ def command(
         return
     manifest = bundle.read()
     for role in ("teacher", "student"):
-        output.print(f"{role}   test {percent(manifest.metrics[role].get('test'))}", highlight=False)
+        if "test" in manifest.metrics[role]:  # a generator's teacher has nothing that it could be measured by
+            output.print(f"{role}   test {scored(manifest.metrics[role]['test'])}", highlight=False)
     for artefact in manifest.artefacts.values():
         export_command.show(artefact)
     profile_command.show(report, bundle.path)

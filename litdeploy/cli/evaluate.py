@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import output, percent, print_json
+from litdeploy.cli.console import output, print_json, scored
 from litdeploy.errors import GateError, SettingsError
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ def command(
     image_column: o.ImageColumn = None,
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
+    attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
     workers: o.Workers = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Of a network that makes images: the teacher's file, whose they are held against."),
+    ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail with exit code 3 below this, in percent.", min=0, max=100)
     ] = None,
@@ -43,7 +48,8 @@ def command(
     ] = False,
     json: o.Json = False,
 ) -> None:
-    """Measure the accuracy of weights or of an exported file."""
+    """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
+    from litdeploy.bundle import Likeness
     from litdeploy.exporter import evaluate, evaluate_retrieval
 
     where_from = (
@@ -52,6 +58,7 @@ def command(
             image_column=image_column,
             text_column=text_column,
             label_column=label_column,
+            attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
             workers=workers,
@@ -91,15 +98,17 @@ def command(
         network=network,
         normalise=normalise,
         input_shape=o.shape_of(input_shape),
+        teacher=teacher,
     )
+    if isinstance(found, Likeness) and min_accuracy is not None:
+        raise SettingsError(f"--min-accuracy {min_accuracy:g}: {file} makes images, which have none. Leave it out.")
     if json:
         print_json({"file": str(file), "split": split, **found.model_dump()})
     else:
-        output.print(
-            f"{file}   {split} {percent(found)}   loss {found.loss:.4f}   {found.images} samples", highlight=False
-        )
-    if min_accuracy is not None and 100 * found.top1 < min_accuracy:
-        raise GateError(f"accuracy {percent(found)} is below --min-accuracy {min_accuracy:g} %.")
+        loss = "" if isinstance(found, Likeness) else f"   loss {found.loss:.4f}"
+        output.print(f"{file}   {split} {scored(found)}{loss}   {found.images} samples", highlight=False)
+    if min_accuracy is not None and not isinstance(found, Likeness) and 100 * found.top1 < min_accuracy:
+        raise GateError(f"accuracy {scored(found)} is below --min-accuracy {min_accuracy:g} %.")
 
 
 def show(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:

@@ -51,6 +51,13 @@ ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the
 TextColumn = Annotated[str | None, typer.Option(help="The column that holds the texts.")]
 TextLength = Annotated[int | None, typer.Option(help="Characters that texts are cut or padded to; else 1,014.", min=1)]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
+Attributes = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns that say whether an image has an attribute, in the place of labels: a generator's domains.",
+        metavar="A,B,…",
+    ),
+]
 ImageSize = Annotated[str | None, typer.Option(help="Resize every image to this height and width.", metavar="H,W")]
 Workers = Annotated[
     int | None, typer.Option(help="Processes that decode, where the images do not fit in memory.", min=0)
@@ -108,6 +115,10 @@ Compile = Annotated[
     str | None, typer.Option("--compile", help="torch.compile for teacher and step: auto (where it pays), on or off.")
 ]
 Beta = Annotated[float | None, typer.Option(help="Weight of distillation in LIT's loss, 0 to 1; 0: sections alone.")]
+Discriminator = Annotated[
+    Path | None,
+    typer.Option(help="Of a network that makes images: its discriminator's weights, to fine-tune the student against."),
+]
 Parallel = Annotated[
     str | None,
     typer.Option(
@@ -156,6 +167,11 @@ def depths_of(text: str | None) -> list[int] | None:
 def size_of(text: str | None) -> list[int] | None:
     """Reads --image-size."""
     return None if text is None else list(whole_numbers(text, "--image-size", "32,32", 2))
+
+
+def names_of(text: str | None) -> list[str] | None:
+    """Reads --attributes."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def given(**settings: object) -> dict[str, object]:

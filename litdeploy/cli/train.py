@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import output, percent, print_json, training_progress
+from litdeploy.cli.console import output, print_json, scored, training_progress
 
 
 def command(
@@ -83,5 +83,5 @@ def command(
         )
     else:
         output.print(
-            f"{trained.path}   validation {percent(trained.validation)}   test {percent(trained.test)}", highlight=False
+            f"{trained.path}   validation {scored(trained.validation)}   test {scored(trained.test)}", highlight=False
         )

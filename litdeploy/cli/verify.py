@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, percent
+from litdeploy.cli.console import note, output, print_table, scored
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
@@ -59,17 +58,18 @@ def command(
 
 
 def _show(found: Verification, bisect: bool) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("error of", "artefact"):
-        table.add_column(name, no_wrap=True)
-    for name in ("largest", "relative", "same class", "accuracy", "points", ""):
-        table.add_column(name, justify="right")
-    for each in found.differences:
-        table.add_row(*_cells(each))
-    output.print(table)
+    from litdeploy.profiler.tables import Cell, Table, columns
+
+    score = "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness"
+    print_table(
+        Table(
+            "compression: teacher → student; conversion: student → artefact",
+            columns("error of", "artefact", "largest", "relative", "same class", score, "points", ""),
+            (tuple(tuple(map(Cell, _cells(each))) for each in found.differences),),
+        )
+    )
     for kind in found.not_run:
         output.print(f"{kind}: not run here, it was built ahead of time for GPUs elsewhere", highlight=False)
-    output.print("compression: teacher → student; conversion: student → artefact", highlight=False)
     for name, parting in found.partings.items():
         if parting is None:
             output.print(f"{name}: no layer's outputs part on what was compared", highlight=False)
@@ -87,14 +87,16 @@ def _show(found: Verification, bisect: bool) -> None:
 
 
 def _cells(each: Difference) -> tuple[str, ...]:
-    points = 100 * (each.candidate_accuracy.top1 - each.reference_accuracy.top1)
+    before, after = each.reference_accuracy, each.candidate_accuracy
+    found = scored(after or each.likeness)
+    points = f"{100 * (after.top1 - before.top1):+.2f}" if before and after else "–"
     return (
         each.error,
         each.candidate,
         "not finite" if each.max_absolute is None else f"{each.max_absolute:.2e}",
         "–" if each.max_relative is None else f"{each.max_relative:.2e}",
-        f"{each.top1:.2%}",
-        percent(each.candidate_accuracy),
-        f"{points:+.2f}",
+        "–" if each.top1 is None else f"{each.top1:.2%}",
+        found,
+        points,
         "" if each.parity is None or each.parity.within else "beyond",
     )

@@ -64,11 +64,7 @@ def compare(
         InterruptedRun: the user interrupted a training; the same command goes on.
     """
     say = progress or Progress()
-    resolved = resolve_recipe(recipe, changes)
-    if len(resolved.depths) > 1:
-        chain = ",".join(map(str, resolved.depths))
-        say.note(f"the recipe's chain {chain} is left out: here each student learns from the teacher itself")
-    grid = Grid(out, teacher, resolved)
+    grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
     loaded, record = _begin(grid, asked)
     failed: dict[str, str] = {}
@@ -96,22 +92,37 @@ def commands(
     seeds: int,
     out: str | Path = DEFAULT_OUT,
     device: str = "auto",
+    progress: Progress | None = None,
     **changes: Any,
 ) -> list[str]:
     """One `litdeploy compress` for each cell that is not there yet, for a queue or for several machines.
 
     Args and errors: as for `compare`. Writes the recipe that the commands name.
     """
-    grid = Grid(out, teacher, resolve_recipe(recipe, changes))
+    grid = Grid(out, teacher, _resolved(recipe, changes, progress or Progress()))
     asked = cells_of(methods, depths, seeds)
     _, record = _begin(grid, asked)
     return [grid.command(cell, device) for cell in asked if _outcome(grid, cell, record) is None]
+
+
+def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progress: Progress) -> Recipe:
+    resolved = resolve_recipe(recipe, changes)
+    if len(resolved.depths) > 1:
+        chain = ",".join(map(str, resolved.depths))
+        progress.note(f"the recipe's chain {chain} is left out: here each student learns from the teacher itself")
+    return resolved
 
 
 def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
     """Loads the teacher and claims the folder; a cell that would fail after hours is told at once."""
     teacher, record = load_teacher(grid.teacher, grid.recipe, None)
     assert record is not None, "a teacher from a file has one"
+    if teacher.spec.translates:
+        raise SettingsError(
+            f"{grid.teacher}: makes images, and compare holds methods against one another by accuracy. Train each "
+            f"student by itself: litdeploy compress {grid.teacher} --beta 0 --student-blocks …; its manifest tells how "
+            "near its images come to the teacher's."
+        )
     sections = sections_of(teacher)
     for cell in cells:
         recipe, method = grid.recipe_of(cell), OBJECTIVES[cell.method]
@@ -122,7 +133,7 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
                 "--student-network resnet20,width=8"
             )
         plan = plan_of(teacher, sections, recipe)
-        method.phases(recipe, Start(list(plan)))
+        method.phases(recipe, Start(list(plan), teacher=teacher))
     grid.claim()
     return teacher, record
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litdeploy.batch import Batch
+from litdeploy.data.domains import as_vectors, others
 from litdeploy.recipe import Augmentation
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TranslationInput, image_of
 
 # Stored for a character that is not ASCII.
 FOREIGN = 127
@@ -80,16 +81,23 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
     return cut_NHWC.permute(0, 3, 1, 2)
 
 
-def prepared(stored: Tensor, spec: AnyInput) -> Batch:
+def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first: int = 0) -> Batch:
     """What a network takes, of what is stored of a batch.
 
     Args:
         stored: uint8, on any device: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends.
+        labels: theirs; a network that translates needs them: it is asked for other domains than these, see `others`.
+        first: place of the first of them in its split.
     """
     if isinstance(spec, CharacterInput):
         return _character_ids(spec, stored.device)[stored.long()]
-    assert isinstance(spec, InputSpec)  # `check_against` lets nothing else pass
-    return normalise(stored, spec)
+    image = image_of(spec)
+    assert image is not None  # `check_against` lets nothing else pass
+    images_NCHW = normalise(stored, image)
+    if isinstance(spec, TranslationInput):
+        assert labels is not None
+        return {"images": images_NCHW, "domains": as_vectors(others(labels, spec.domains, first), spec.domains)}
+    return images_NCHW
 
 
 @lru_cache(maxsize=16)

@@ -20,7 +20,7 @@ from litdeploy.data.table import Columns, holds_texts
 from litdeploy.data.texts import Texts
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, Noun
+from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, Noun, image_of
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
@@ -59,7 +59,7 @@ class Store(Protocol):
         ...
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        """One index into the classes a row.
+        """One index into the classes a row; of attributes 0 or 1 for each (rows, attributes).
 
         Raises:
             DataError: the split cannot be read, or a label is missing or none of the classes.
@@ -151,6 +151,11 @@ class Data:
             DataError: that image cannot be decoded.
         """
         return self._store.shape
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether an image has several labels, each 0 or 1, in place of one class."""
+        return bool(self._store.columns.attributes)
 
     @cached_property
     def train(self) -> Split:
@@ -250,8 +255,10 @@ class Data:
         # RandomState, since NumPy keeps its sequence the same in every version.
         random = np.random.RandomState(seed % 2**32)
         out = np.zeros(len(rows), dtype=bool)
-        for label in np.unique(labels[rows]):
-            members = random.permutation(np.flatnonzero(labels[rows] == label))
+        # Images with the same attributes are a class here.
+        _, class_of = np.unique(labels[rows], axis=0, return_inverse=True)
+        for each in range(class_of.max() + 1):
+            members = random.permutation(np.flatnonzero(class_of.reshape(-1) == each))
             out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
         if not out.any():
             raise DataError(
@@ -294,7 +301,18 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     Raises:
         DataError: another number or order of classes, other channels, another image size, or another kind of input.
     """
+    if data.has_attributes and not spec.translates:
+        raise DataError(
+            f"--attributes: are what a generator translates between, and {spec.name} tells classes apart. Name their "
+            "column: --label-column NAME"
+        )
     if len(data.classes) != classes:
+        if spec.translates:
+            raise DataError(
+                f"{data.source} has {len(data.classes)} domains ({', '.join(data.classes[:5])}"
+                f"{', …' * (len(data.classes) > 5)}), and {spec.name} translates to {classes}. Give --data the "
+                "folder of domain folders that it was trained on, or name its attributes in order: --attributes A,B,…"
+            )
         raise DataError(
             f"{data.source} has {len(data.classes)} classes ({', '.join(data.classes[:5])}"
             f"{', …' * (len(data.classes) > 5)}), and {spec.name} tells {classes} apart. Give --data the dataset "
@@ -303,18 +321,24 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
         raise DataError(
             f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
-            f"{', '.join(spec.classes[:5])}, …. Label the {data.noun}s by number, in the network's order."
+            f"{', '.join(spec.classes[:5])}, …. "
+            + (
+                f"Name them in the network's order: --attributes {','.join(spec.classes)}"
+                if data.has_attributes
+                else f"Label the {data.noun}s by number, in the network's order."
+            )
         )
     if len(data.shape) == 1:
         _check_texts(data, spec)
         return
-    if not isinstance(spec.input, InputSpec):
+    image = image_of(spec.input)
+    if image is None:
         raise DataError(
             f"{data.source} has images, and {spec.name} takes texts ({spec.input.told()}). Give --data texts: a "
             "Parquet or CSV file with a text and a label column (--text-column, --label-column)."
         )
     channels, height, width = data.shape
-    wanted_channels, *wanted_size = spec.input.shape
+    wanted_channels, *wanted_size = image.shape
     if channels != wanted_channels:
         raise DataError(
             f"{data.source} has images of {_channels(channels)}, and {spec.name} takes {_channels(wanted_channels)}. "
@@ -323,7 +347,8 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     if [height, width] != wanted_size:
         raise DataError(
             f"{data.source} has images of {height} × {width} pixels (height × width), and {spec.name} takes "
-            f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}."
+            f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}"
+            + (f", or say that it takes these: --input-shape {channels},{height},{width}." if spec.translates else ".")
         )
 
 

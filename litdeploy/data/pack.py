@@ -64,6 +64,8 @@ def pack(
     store = open_store(settings)
     if len(store.shape) != 3:
         raise DataError(f"{store.name}: holds texts, and images are packed. Give --data {store.name} as it is.")
+    if store.columns.attributes:
+        raise DataError(f"{store.name}: a packed file holds one label an image, and no attributes. Leave them out.")
     most = dict.fromkeys(store.splits, limit)
     if train_images is not None:
         if "train" not in store.splits:

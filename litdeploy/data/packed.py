@@ -143,6 +143,11 @@ class Packed:
             )
         if settings.text_column is not None or settings.text_length is not None:
             raise DataError(f"{self.name}: is a file of packed images. Leave --text-column and --text-length out.")
+        if settings.attributes is not None:
+            raise DataError(
+                f"{self.name}: is a packed file, which holds one label an image. Give --data its source, which has a "
+                f"column for each attribute: --data {self.header.source}"
+            )
         for role, asked, used in (
             ("image", settings.image_column, self.columns.content),
             ("label", settings.label_column, self.columns.label),

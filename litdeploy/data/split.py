@@ -31,7 +31,7 @@ class Split(Protocol):
     """Images and labels of one split.
 
     Attributes:
-        labels: int64, one a image, on the device, in the order of the split.
+        labels: int64, one (of attributes: a row of 0 and 1) a image, on the device, in the order of the split.
     """
 
     labels: Tensor
@@ -86,8 +86,10 @@ def shuffled(count: int, batch_size: int, generator: torch.Generator) -> tuple[T
 
 def normalised_batches(split: Split, spec: AnyInput, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
     """(what a network takes, as normalised float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
+    first = 0
     for stored, labels in split.batches(batch_size):
-        yield prepared(stored, spec), labels
+        yield prepared(stored, spec, labels, first), labels
+        first += len(labels)
 
 
 class Resident:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ _STRINGS = ("string", "large_string")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the two columns that are used; the content are images or texts."""
+    """Names of the columns that are used: one of images or texts; one of labels, or one for each attribute."""
 
     content: str
     label: str
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Table:
         dataset: a `datasets.Dataset` of the image column alone, not decoded. In worker processes it is the memory map
             of the same file.
         base: the folder that relative paths are relative to.
-        labels: int64, one index into the classes a row.
+        labels: int64, one index into the classes a row; of attributes 0 or 1 for each (rows, attributes).
     """
 
     source: str
@@ -64,10 +66,10 @@ def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
     Raises:
         DataError: a named column is not there, or none, or several, could be meant.
     """
-    return Columns(
-        content=_choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS),
-        label=_choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS),
-    )
+    content = _choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS)
+    if settings.attributes is not None:
+        return Columns(content, settings.attributes[0], settings.attributes)
+    return Columns(content, _choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS))
 
 
 def holds_texts(dataset: Any, settings: DataSettings) -> bool:
@@ -88,6 +90,8 @@ def find_text_columns(dataset: Any, source: str, settings: DataSettings) -> Colu
     """Decides which columns hold texts and labels: as named, else by their usual names. Raises as `find_columns`."""
     if settings.image_column is not None or settings.image_size is not None:
         raise DataError(f"{source}: options for images and for texts are given. Leave --image-… or --text-… out.")
+    if settings.attributes is not None:
+        raise DataError(f"{source}: has texts, and --attributes are of images. Leave it out.")
     return Columns(
         content=_choose(dataset, source, "text", settings.text_column, "", _TEXT_COLUMNS),
         label=_choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS),
@@ -117,7 +121,7 @@ def _choose(dataset: Any, source: str, role: str, named: str | None, feature: st
 
 
 def class_names(dataset: Any, source: str, split: str, columns: Columns, any_numbers: bool = False) -> tuple[str, ...]:
-    """Names of the classes, in the order of the labels.
+    """Names of the classes, in the order of the labels; of attributes those that were asked for.
 
     A `ClassLabel` brings them; strings are sorted; whole numbers are named by themselves.
 
@@ -127,6 +131,9 @@ def class_names(dataset: Any, source: str, split: str, columns: Columns, any_num
     Raises:
         DataError: labels of another kind, or numbers that do not count from 0 without a gap.
     """
+    if columns.attributes:
+        _attributes(dataset, source, split, columns.attributes)
+        return columns.attributes
     codes, names = _coded(dataset, source, split, columns)
     feature = dataset.features[columns.label]
     if not any_numbers and not hasattr(feature, "names") and feature.dtype not in _STRINGS:
@@ -170,7 +177,9 @@ def read_table(
 
 
 def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """The labels of one split as indices into `classes`. Raises as `read_table`."""
+    """The labels of one split as indices into `classes`, or its attributes. Raises as `read_table`."""
+    if columns.attributes:
+        return _attributes(dataset, source, split, columns.attributes)
     codes, names = _coded(dataset, source, split, columns)
     index = {name: number for number, name in enumerate(classes)}
     to_class = np.array([index.get(name, -1) for name in names], dtype=np.int64)
@@ -182,6 +191,33 @@ def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes
             f"training row has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
         )
     return labels
+
+
+def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -> NDArray[np.int64]:
+    """0 or 1 for each row and attribute; stored as truth values, as 0 and 1 or, as CelebA has them, as −1 and 1."""
+    if len(dataset) == 0:
+        raise DataError(f"{source}: split '{split}' is empty.")
+    found = np.zeros((len(dataset), len(names)), np.int64)
+    for place, name in enumerate(names):
+        if name not in dataset.column_names:
+            near = difflib.get_close_matches(name, dataset.column_names, 1, cutoff=0.0)
+            raise DataError(
+                f"--attributes {','.join(names)}: {source} has no attribute '{name}' in split '{split}'; its columns "
+                f"are {', '.join(dataset.column_names)}. Name columns that it has: --attributes {near[0]}"
+            )
+        values = dataset.select_columns([name]).with_format("arrow")[:].column(0)
+        if values.null_count:
+            raise _unlabelled(source, split, values.is_null().to_pylist().index(True))
+        dtype = getattr(dataset.features[name], "dtype", "")
+        kinds = set(values.unique().to_pylist()) if dtype == "bool" or "int" in dtype else {dtype or "no numbers"}
+        if not (kinds <= {False, True} or kinds <= {-1, 1}):
+            raise DataError(
+                f"--attributes {','.join(names)}: column '{name}' of {source} holds "
+                f"{', '.join(map(str, sorted(kinds, key=str)[:4]))}; an attribute is there or not (true and false, 1 "
+                "and 0, or 1 and -1). Leave it out."
+            )
+        found[:, place] = np.array(values.to_pylist(), dtype=np.int64) == 1
+    return found
 
 
 def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -6,19 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import Accuracy, Bundle
+from litdeploy.bundle import Bundle, Score
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.feed import read_names
 from litdeploy.runtime.inductor import package_details
+from litdeploy.runtime.likeness import likeness
 from litdeploy.runtime.retrieval import METRICS, Retrieval, embeddings, retrieval
 from litdeploy.settings import parse
-from litdeploy.spec import InputSpec, NetworkSpec, image_shape, input_of, override_input
+from litdeploy.spec import InputSpec, NetworkSpec, TranslationInput, image_of, image_shape, input_of, override_input
 
 SPLITS = ("test", "validation", "train")
 
@@ -35,8 +37,9 @@ def evaluate(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
-) -> Accuracy:
-    """Measures accuracy.
+    teacher: str | Path | None = None,
+) -> Score:
+    """Measures accuracy; of a network that makes images, how near they come to its teacher's.
 
     Args:
         path: weights, an exported file (`.onnx`, `.pt2`), or a bundle, whose student is taken.
@@ -47,6 +50,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         seed: of the split that is held out, where the dataset has none of its own; None: 0, or the bundle's.
         network, normalise, input_shape: see `networks.load`.
+        teacher: weights, where images are made; of a bundle None is the one that its student was made from.
 
     Raises:
         LitdeployError: one of its kinds.
@@ -54,6 +58,7 @@ def evaluate(
     path = Path(path)
     if split not in SPLITS:
         raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
+    bundle = Bundle(path) if path.is_dir() else None
     path, settings, seed = _what_on(path, data, seed)
     where = resolve_device(device)
     runner: Runner
@@ -71,8 +76,31 @@ def evaluate(
         runner = open_runner("eager", network=loaded, device=where, precision=resolve_precision(precision, where))
     opened = open_data(settings, where, seed)
     check_against(opened, spec, classes)
-    with runner:
-        return accuracy(runner.run, normalised_batches(getattr(opened, split), spec.input, batch_size))
+    batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
+    images = image_of(spec.input)
+    if not spec.translates or images is None:
+        if teacher is not None:
+            raise SettingsError(
+                f"--teacher {teacher}: is for networks that make images, and {path} does not. Leave it out."
+            )
+        with runner:
+            return accuracy(runner.run, batches)
+    reference = _teacher(path, spec, bundle, teacher, network)
+    with runner, open_runner("eager", network=reference, device=where) as original:
+        return likeness(original.run, runner.run, (batch for batch, _ in batches), images)
+
+
+def _teacher(
+    path: Path, spec: NetworkSpec, bundle: Bundle | None, teacher: str | Path | None, network: NetworkName | None
+) -> Network:
+    """Whose images the others are held against."""
+    if bundle is not None:
+        return load_teacher(bundle, bundle.read(), teacher, network)
+    if teacher is None:
+        raise SettingsError(
+            f"{path}: makes images, which are held against its teacher's. Say where it is: --teacher FILE"
+        )
+    return load(teacher, network=network, input=spec.input)
 
 
 def evaluate_retrieval(
@@ -100,6 +128,8 @@ def evaluate_retrieval(
         raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
     where = resolve_device(device)
     loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+    if loaded.spec.translates:
+        raise SettingsError(f"--retrieval: {path} makes images, and has no embeddings of classes. Leave it out.")
     opened = open_data(settings, where, seed)
     check_against(opened, loaded.spec, loaded.class_count())
     module = loaded.module.to(where)
@@ -141,11 +171,14 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] |
         SettingsError: it says nothing of its normalisation, and none is given.
     """
     described = describe_onnx(path)
-    metadata, shape, logits = described["metadata"], described["input_shape"][1:], described["output_shape"]
-    if len(logits) != 2 or not isinstance(logits[1], int):
-        raise RunnerError(f"{path}: gives {logits}, and not logits (N, classes): it is no classifier.")
+    metadata, shape, output = described["metadata"], described["input_shape"][1:], described["output_shape"]
     stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
-    return _exported_spec(path, metadata, stated, normalise, input_shape), logits[1]
+    spec = _exported_spec(path, metadata, stated, normalise, input_shape)
+    if isinstance(spec.input, TranslationInput):
+        return spec, spec.input.domains  # the runner holds its images against what it takes
+    if len(output) != 2 or not isinstance(output[1], int):
+        raise RunnerError(f"{path}: gives {output}, and not logits (N, classes): it is no classifier.")
+    return spec, output[1]
 
 
 def _exported_spec(

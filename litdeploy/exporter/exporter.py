@@ -24,6 +24,7 @@ from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
 from litdeploy.runtime.engine import HardwareCompatibility
+from litdeploy.spec import image_of
 from litdeploy.target import Precision, Target
 
 # That an artefact is held against the student on, besides what its largest batch takes.
@@ -148,7 +149,7 @@ class Evidence:
         count = min(count, total)
         rows = torch.arange(count) * total // count
         [batch] = data.test.pick([rows])
-        return cls(prepared(batch.images(), network.spec.input), batch.labels_N)
+        return cls(prepared(batch.images(), network.spec.input, batch.labels_N), batch.labels_N)
 
     def in_calls(self, least: int, most: int) -> Evidence:
         """Without the rest that calls of `most` images leave, where it is below `least`: an engine does not take it."""
@@ -294,6 +295,9 @@ def _parity(job: Job, form: Form, path: Path, evidence: Evidence) -> Parity:
         tolerance = getattr(job.target.tolerance, job.precision)
         sizes = sorted(set(job.target.batch_profile))
         taken = evidence.in_calls(sizes[0], sizes[-1])
+        spec = job.network.spec
+        if spec.translates:
+            return verify(reference, candidate, taken.inputs, sizes, tolerance, images=image_of(spec.input))
         return verify(reference, candidate, taken.inputs, sizes, tolerance, taken.labels_N)
 
 
@@ -318,7 +322,7 @@ def _serve(
     models = write_repository(
         served,
         folder,
-        classes=student.spec.classes,
+        classes=() if student.spec.translates else student.spec.classes,  # domains are no labels of the output
         batch_sizes=target.batch_sizes,
         device=cast("Literal['cpu', 'cuda']", device.type),
     )

@@ -121,7 +121,7 @@ class Calibration:
             )
         rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: self._count]
         [picked] = train.pick([rows])
-        return moved(prepared(picked.images(), self._network.spec.input), torch.device("cpu"))
+        return moved(prepared(picked.images(), self._network.spec.input, picked.labels_N), torch.device("cpu"))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from litdeploy.runtime.onnx_file import read_model
 from litdeploy.spec import NetworkSpec
 from litdeploy.target import Precision
 
-OUTPUT = "logits"
+# The output's name: of one that tells classes apart, and of one that makes images.
+OUTPUT, IMAGES = "logits", "translated"
 # Of a protobuf message, hence of an ONNX file without a second one beside it.
 _MOST_BYTES = 2**31 - 2**20
 # The first in which convolutions take bfloat16.
@@ -113,7 +114,7 @@ def _converted(module: Ends, network: Network, opset: int | None) -> Any:
                 kwargs=call.kwargs,
                 dynamo=True,
                 input_names=[each.name for each in module.inputs],
-                output_names=[OUTPUT],
+                output_names=[IMAGES if network.spec.translates else OUTPUT],
                 dynamic_shapes=call.dynamic_shapes,
                 opset_version=opset,
                 external_data=False,

@@ -59,7 +59,7 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
     """Builds an engine and writes it, with its sidecar `NAME.json` beside it.
 
     Args:
-        onnx_path: a file with one input, a batch of images.
+        onnx_path: a file whose first input is a batch of images, and whose others have fixed sizes too.
         path: of the engine; its folder is made.
         choice: see `choose_library`.
 
@@ -88,7 +88,7 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
         if plan is None:
             raise _refused(onnx_path, choice, "does not build it", log.errors, options.precision)
     if choice.gpu is not None:
-        precisions = _inspected(trt, plan, network.get_input(0).name, options, precisions, choice, onnx_path)
+        precisions = _inspected(trt, plan, list(described["inputs"]), options, precisions, choice, onnx_path)
         check_precision_share(options.precision, precisions, onnx_path)
     details = EngineDetails(
         library=choice.library,
@@ -97,7 +97,7 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         batches=options.batches,
-        **{key: described[key] for key in ("input", "output", "input_shape", "output_shape", "metadata")},
+        **{key: described[key] for key in ("input", "output", "inputs", "input_shape", "output_shape", "metadata")},
         input_type=_io_type(network.get_input(0)),
         output_type=_io_type(network.get_output(0)),
         onnx_sha256=sha256_of(onnx_path),
@@ -112,7 +112,8 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
 
 def _check_inputs(onnx_path: Path, inputs: dict[str, list[int | str]], batches: BatchProfile) -> None:
     shape = next(iter(inputs.values()))
-    if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+    fixed = all(isinstance(size, int) for each in inputs.values() for size in each[1:])
+    if len(shape) != 4 or not fixed:
         told = " and ".join(f"{name} {sizes}" for name, sizes in inputs.items())
         raise RunnerError(
             f"{onnx_path}: takes {told}; images of one size, in batches, are needed. Make such a file: "
@@ -160,10 +161,10 @@ def _config(trt: Any, builder: Any, network: Any, choice: Choice, options: Engin
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means the same as in every other runner
     if options.memory_limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.memory_limit)
-    images = network.get_input(0)
     profile = builder.create_optimization_profile()
     sizes = options.batches
-    profile.set_shape(images.name, *((size, *images.shape[1:]) for size in (sizes.min, sizes.opt, sizes.max)))
+    for taken in (network.get_input(index) for index in range(network.num_inputs)):
+        profile.set_shape(taken.name, *((size, *taken.shape[1:]) for size in (sizes.min, sizes.opt, sizes.max)))
     config.add_optimization_profile(profile)
     if choice.library == "tensorrt_rtx":
         _set_capabilities(config, choice, options)
@@ -225,7 +226,13 @@ def _cache_dir() -> Path:
 
 
 def _inspected(
-    trt: Any, plan: Any, images: str, options: EngineOptions, demanded: Precisions, choice: Choice, onnx_path: Path
+    trt: Any,
+    plan: Any,
+    inputs: Sequence[str],
+    options: EngineOptions,
+    demanded: Precisions,
+    choice: Choice,
+    onnx_path: Path,
 ) -> Precisions:
     """The types in the built engine, at the batch size that it is tuned for."""
     log = logger_of(choice.library)
@@ -235,7 +242,8 @@ def _inspected(
     context = None if engine is None else engine.create_execution_context()
     if engine is None or context is None:
         raise _refused(onnx_path, choice, "built an engine that it does not load", log.errors, options.precision)
-    context.set_input_shape(images, (options.batches.opt, *engine.get_tensor_shape(images)[1:]))
+    for name in inputs:
+        context.set_input_shape(name, (options.batches.opt, *engine.get_tensor_shape(name)[1:]))
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
     return engine_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON), demanded)

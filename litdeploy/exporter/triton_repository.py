@@ -13,6 +13,7 @@ from litdeploy.bundle import Artefact, remove, sha256_of
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.runtime.inductor import inputs_of
 from litdeploy.runtime.onnx_file import read_model
+from litdeploy.spec import TranslationInput, input_of
 
 # Microseconds that a request may wait for others to share its batch.
 QUEUE_DELAY_US = 100
@@ -153,6 +154,9 @@ def _package_signature(details: Mapping[str, Any]) -> tuple[list[_Tensor], _Tens
         shape = shape[1:] + shape[:1] if pixels else shape
         type_ = "uint8" if pixels else kind if tensor.dtype == "float32" else tensor.dtype
         sources.append(_Tensor(f"INPUT__{place}", type_, ("batch", *shape)))
+    spec = input_of(metadata)
+    if isinstance(spec, TranslationInput):
+        return sources, _Tensor("OUTPUT__0", kind, ("batch", *spec.shape))
     classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
     return sources, _Tensor("OUTPUT__0", kind, ("batch", classes))
 

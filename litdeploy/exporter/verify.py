@@ -11,21 +11,41 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from litdeploy.batch import Batch, in_parts, mapped, moved, picked
-from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Record, read_sidecar, remove, sidecar_of
+from litdeploy.bundle import (
+    DEFAULT_PATH,
+    Accuracy,
+    Artefact,
+    Bundle,
+    Likeness,
+    Record,
+    read_sidecar,
+    remove,
+    sidecar_of,
+)
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.exporter.bisect import Parting, first_parting
 from litdeploy.exporter.exporter import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.forms import form_of, runs_here
-from litdeploy.exporter.parity import BatchParity, Parity, compare, compare_accuracy, verify
+from litdeploy.exporter.parity import (
+    BatchParity,
+    Parity,
+    compare,
+    compare_accuracy,
+    compare_images,
+    same_class,
+    verify,
+)
 from litdeploy.exporter.staging import reject, rejected_path
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_target
+from litdeploy.runtime.likeness import likeness
+from litdeploy.spec import image_of
 from litdeploy.target import Target, Tolerance
 
-_ANYTHING = Tolerance(atol=float(torch.finfo(torch.float64).max), top1=0)
+_ANYTHING = Tolerance(atol=float(torch.finfo(torch.float64).max), top1=0, psnr=0, ssim=0)
 _BISECT_IMAGES = 8
 
 
@@ -38,8 +58,9 @@ class Difference(Record):
         precision: of the candidate.
         max_absolute, max_relative: largest difference of two logits, and that over the largest logit; over all batch
             sizes; None where a logit is NaN or infinite.
-        top1: share of images on which both give the same class.
-        reference_accuracy, candidate_accuracy: on the whole test split.
+        top1: share of images on which both give the same class; None where they make images.
+        likeness: how near the candidate's images come to the reference's; None where they tell classes apart.
+        reference_accuracy, candidate_accuracy: on the whole test split; likewise None.
         parity: figures at each batch size, and the limits; None for compression, which has none.
     """
 
@@ -49,9 +70,10 @@ class Difference(Record):
     precision: str
     max_absolute: float | None
     max_relative: float | None
-    top1: float
-    reference_accuracy: Accuracy
-    candidate_accuracy: Accuracy
+    top1: float | None
+    likeness: Likeness | None = None
+    reference_accuracy: Accuracy | None
+    candidate_accuracy: Accuracy | None
     parity: Parity | None = None
 
 
@@ -140,32 +162,45 @@ class _Bench:
     def __init__(self, student: Network, data: Data, target: Target, device: torch.device) -> None:
         self.target, self.device = target, device
         self._data, self._spec = data, student.spec.input
+        self._images = image_of(student.spec.input) if student.spec.translates else None
         self.evidence = Evidence.of(data, student, max(LEAST_IMAGES, target.batch_sizes[-1]))
 
-    def accuracy(self, runner: Runner) -> Accuracy:
-        return accuracy(runner.run, self._labelled())
+    def accuracy(self, runner: Runner) -> Accuracy | None:
+        return None if self._images else accuracy(runner.run, self._labelled())
 
-    def compression(self, teacher: Network, student: Runner, of_student: Accuracy) -> Difference:
+    def likeness(self, reference: Runner, candidate: Runner) -> Likeness | None:
+        """Of the candidate's images on the whole test split, where images are made."""
+        if self._images is None:
+            return None
+        return likeness(reference.run, candidate.run, (batch for batch, _ in self._labelled()), self._images)
+
+    def compression(self, teacher: Network, student: Runner, of_student: Accuracy | None) -> Difference:
         with open_runner("eager", network=teacher, device=self.device) as runner:
             size = self.target.batch_sizes[-1]
             outputs = [
                 torch.cat([side.run(batch) for batch in in_parts(self.evidence.inputs, size)])
                 for side in (runner, student)
             ]
-            found = compare(outputs[0], outputs[1], size, _ANYTHING)
-            return _difference("compression", "teacher", "student", "fp32", [found], self.accuracy(runner), of_student)
+            if self._images is None:
+                found = compare(outputs[0], outputs[1], size, _ANYTHING)
+            else:
+                found = compare_images(outputs[0], outputs[1], size, _ANYTHING, self._images)
+            told = _difference("compression", "teacher", "student", "fp32", [found], self.accuracy(runner), of_student)
+            return told.model_copy(update={"likeness": self.likeness(runner, student)})
 
     def conversion(
-        self, kind: str, artefact: Artefact, path: Path, student: Runner, of_student: Accuracy
+        self, kind: str, artefact: Artefact, path: Path, student: Runner, of_student: Accuracy | None
     ) -> Difference:
         tolerance = getattr(self.target.tolerance, artefact.precision)
         sizes = sorted(set(self.target.batch_profile))
         with form_of(kind).open(path, self.device, self.target) as runner:
-            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance)
+            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance, images=self._images)
             of_artefact = self.accuracy(runner)
-        parity = parity.with_accuracy(compare_accuracy(of_student, of_artefact, tolerance))
+            near = self.likeness(student, runner)
+        if of_student and of_artefact:
+            parity = parity.with_accuracy(compare_accuracy(of_student, of_artefact, tolerance))
         found = _difference("conversion", "student", kind, artefact.precision, parity.batches, of_student, of_artefact)
-        return found.model_copy(update={"parity": parity})
+        return found.model_copy(update={"parity": parity, "likeness": near})
 
     def _labelled(self) -> Iterator[tuple[Batch, Tensor]]:
         return normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
@@ -177,8 +212,8 @@ def _difference(
     candidate: str,
     precision: str,
     batches: Sequence[BatchParity],
-    reference_accuracy: Accuracy,
-    candidate_accuracy: Accuracy,
+    reference_accuracy: Accuracy | None,
+    candidate_accuracy: Accuracy | None,
 ) -> Difference:
     absolute = [batch.max_absolute for batch in batches]
     relative = [batch.max_relative for batch in batches]
@@ -189,7 +224,7 @@ def _difference(
         precision=precision,
         max_absolute=None if None in absolute else max(each for each in absolute if each is not None),
         max_relative=None if None in relative else max(each for each in relative if each is not None),
-        top1=sum(batch.top1 * batch.images for batch in batches) / sum(batch.images for batch in batches),
+        top1=same_class(batches),
         reference_accuracy=reference_accuracy,
         candidate_accuracy=candidate_accuracy,
     )

@@ -43,6 +43,7 @@ class Family:
         layers_around: those counted outside the blocks; two where stem and head count.
         published: depth → blocks of each section, where a table says it; empty where all sections are shortened alike.
         sections: their names, by which they are known where each has a single block; empty where that does not occur.
+        classes: the builder's argument for how many classes there are.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Family:
     layers_around: int = 2
     published: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     sections: tuple[str, ...] = ()
+    classes: str = "classes"
 
     def depth(self, blocks: int) -> int:
         """Weighted layers of a network with that many blocks in all sections together."""

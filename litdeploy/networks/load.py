@@ -17,7 +17,7 @@ from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
 from litdeploy.networks.student import shorten
 from litdeploy.networks.width import narrow
-from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_shape, override_input, parse_normalisation
+from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_of, image_shape, override_input, parse_normalisation
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def load(
     """Loads a network with its weights.
 
     Args:
-        source: a file of weights (`.pt .pth .th .bin .safetensors`), one that was read, or a module.
+        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, or a module.
         network: the network, where the file does not tell or tells two: see `registry.request`.
         normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
         input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
@@ -110,8 +110,8 @@ def new(
     arguments = dict(asked.arguments)
     shape = input_shape or data_shape
     if asked.family:
-        own = {"classes": classes}
-        if isinstance(asked.family.input(arguments), InputSpec) and shape is not None and len(shape) == 3:
+        own = {asked.family.classes: classes}
+        if image_of(asked.family.input({**own, **arguments})) and shape is not None and len(shape) == 3:
             own["in_channels"] = shape[0]
         arguments = {**own, **arguments}
     module = asked.build(arguments, seed)
@@ -181,21 +181,21 @@ def _rebuilt(checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, s
         )
     module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source))
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    network = Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source)
-    if spec.widths:
-        _check_runs(network)
-    return network
+    return _running(Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source))
 
 
-def _check_runs(network: Network) -> None:
-    """Widths and weights of a file may fit one another, and the layers not."""
+def _running(network: Network) -> Network:
+    """The network, once it ran: a file's weights may fit its arguments, and the layers not each other or the input."""
     try:
         network.class_count()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        widths = "the widths that it says its layers have do not fit together, or " if network.spec.widths else ""
         raise NetworkError(
-            f"{network.source}: the widths that it says its layers have do not fit together "
-            f"({str(error).splitlines()[0]}). It is damaged or made up."
+            f"{network.source}: {widths}it does not run on what it is said to take, {network.spec.input.told()} "
+            f"({str(error).splitlines()[0]}). Say what it takes (--input-shape, --normalise); else it is damaged or "
+            "made up."
         ) from None
+    return network
 
 
 def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> Network:
@@ -205,7 +205,7 @@ def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> N
     module = found.build(reading.arguments, within=BuildLimit(checkpoint.weights, source))
     spec = _spec(found, module, reading.arguments, said, source)
     load_weights(module, reading.weights, source, describe(name, reading.arguments))
-    return Network(module.eval(), spec, source)
+    return _running(Network(module.eval(), spec, source))
 
 
 def _spec(

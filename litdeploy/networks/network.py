@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward, mapped
-from litdeploy.spec import InputTensor, NetworkSpec, TokenInput
+from litdeploy.errors import NetworkError
+from litdeploy.spec import InputTensor, NetworkSpec, TokenInput, TranslationInput
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Network:
     Attributes:
         module: takes the tensors that `spec.input` names: one as its first argument (float32 images (N, C, H, W),
             normalised), several as keyword arguments. Gives logits (N, classes), or an output object with them under
-            `.logits`.
+            `.logits`; one that translates gives images (N, C, H, W), normalised as those that it takes.
         spec: rebuilds the module without its weights.
         source: what a message calls the network: the file that it came from, or its name.
     """
@@ -39,13 +40,26 @@ class Network:
         return mapped(lambda tensor: tensor.to(first.device), batch)
 
     def class_count(self) -> int:
-        """Width of the logits, by running the network once on one sample."""
+        """Width of the logits, by running the network once on one sample; of one that makes images, its domains.
+
+        Raises:
+            NetworkError: it makes images of another size than it takes.
+        """
         training = self.module.training
         self.module.eval()
         with torch.no_grad():
-            width = logits_of(forward(self.module, self.example(1))).shape[-1]
+            given = logits_of(forward(self.module, self.example(1))).shape[1:]
         self.module.train(training)
-        return int(width)
+        spec = self.spec.input
+        if not isinstance(spec, TranslationInput):
+            return int(given[-1])
+        if given != spec.shape:
+            raise NetworkError(
+                f"{self.source}: is given images of {' × '.join(map(str, spec.shape))} and makes such of "
+                f"{' × '.join(map(str, given))}. Give a size that comes out as it went in, a power of two for one: "
+                f"--input-shape {spec.shape[0]},128,128"
+            )
+        return spec.domains
 
 
 def _noise(tensor: InputTensor, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from litdeploy.errors import DependencyError, LitdeployError, NetworkError
-from litdeploy.networks import resnet, resnext, vdcnn
+from litdeploy.networks import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.family import Arguments, Family
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
     "resnext": resnext.FAMILY,
+    "stargan": stargan.FAMILY,
+    "stargan-discriminator": stargan.DISCRIMINATOR,
     "vdcnn": vdcnn.FAMILY,
 }
 
@@ -277,7 +279,7 @@ def _working_folder_importable() -> Any:
 def _declared_input(module: nn.Module) -> AnyInput | None:
     """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
     own = getattr(module, "input_spec", None)
-    if isinstance(own, InputSpec | TokenInput | CharacterInput):
+    if isinstance(own, InputSpec | TokenInput | CharacterInput | TranslationInput):
         return own
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:

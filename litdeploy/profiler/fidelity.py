@@ -21,7 +21,7 @@ from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.runtime.eager import placed
 
 STEM = "stem"
-LOGITS = "logits"
+LOGITS, IMAGES = "logits", "images"
 
 _IMAGES = 256
 _BATCH_SIZE = 64
@@ -33,7 +33,8 @@ class Deviation(Record):
     Both are relative RMS errors (also: relative L2 errors), √(Σ(s − t)² / Σt²): 0 is equal, 1 as far off as zeros are.
 
     Attributes:
-        name: a section; `stem` for what enters the first section; `logits` for the network's output.
+        name: a section; `stem` for what enters the first section; `logits`, or `images` where such are made, for the
+            network's output.
         on_teacher: of this part alone, on the teacher's input to it: S_i(T_{i−1}) against T_i. None where it is not
             finite, or where the teacher's output is zero throughout.
         on_own: of the student's own chain up to here: S_i(S_{i−1}(…)) against T_i. None likewise.
@@ -51,14 +52,14 @@ class Fidelity(Record):
         images: how many, evenly spaced over the split.
         deviations: in the data's way: the stem, the sections, the logits.
         same_class_on_teacher: share of images on which the student's head, given the teacher's last section, names the
-            teacher's class, 0–1.
-        same_class_on_own: share of images on which the student names the teacher's class, 0–1.
+            teacher's class, 0–1; None where images are made.
+        same_class_on_own: share of images on which the student names the teacher's class, 0–1; None likewise.
     """
 
     images: int
     deviations: tuple[Deviation, ...]
-    same_class_on_teacher: float
-    same_class_on_own: float
+    same_class_on_teacher: float | None
+    same_class_on_own: float | None
 
 
 def measure_fidelity(
@@ -79,8 +80,10 @@ def measure_fidelity(
     if not len(split):
         raise DataError(f"{data.source}: its test split is empty.")
     rows = torch.linspace(0, len(split) - 1, min(len(split), _IMAGES)).round().long()
-    images = (prepared(picked.images(), student.spec.input) for picked in split.pick(torch.split(rows, _BATCH_SIZE)))
-    return compare_sections(placed(teacher, device, "fp32"), placed(student, device, "fp32"), sections, images)
+    picks = split.pick(torch.split(rows, _BATCH_SIZE))
+    batches = (prepared(picked.images(), student.spec.input, picked.labels_N) for picked in picks)
+    modules = placed(teacher, device, "fp32"), placed(student, device, "fp32")
+    return compare_sections(*modules, sections, batches, student.spec.translates)
 
 
 @torch.no_grad()
@@ -101,7 +104,11 @@ def comparable(teacher: Network, student: Network, sections: Sequence[str]) -> b
 
 @torch.no_grad()
 def compare_sections(
-    teacher: nn.Module, student: nn.Module, sections: Sequence[str], batches: Iterable[Batch]
+    teacher: nn.Module,
+    student: nn.Module,
+    sections: Sequence[str],
+    batches: Iterable[Batch],
+    makes_images: bool = False,
 ) -> Fidelity:
     """Compares a student with its teacher, place by place.
 
@@ -109,8 +116,10 @@ def compare_sections(
         teacher, student: in eval mode, on the batches' device.
         sections: at least one; the student has a container of each name too.
         batches: what both take, at least one.
+        makes_images: whether they give images in place of logits.
     """
-    places = {place: (_Difference(), _Difference()) for place in (STEM, *sections, LOGITS)}
+    last = IMAGES if makes_images else LOGITS
+    places = {place: (_Difference(), _Difference()) for place in (STEM, *sections, last)}
     count, same_on_teacher, same_on_own = 0, 0, 0
     with recording(teacher, sections) as whole, recording(student, sections) as own:
         for batch in batches:
@@ -125,20 +134,22 @@ def compare_sections(
                 places[name][0].add(alone, whole[name].output)
             with _giving(container(student, sections[-1])[-1], whole[sections[-1]].output):
                 head_logits_NK = logits_of(forward(student, batch))
-            for difference, found_NK in zip(places[LOGITS], (head_logits_NK, own_logits_NK), strict=True):
+            for difference, found_NK in zip(places[last], (head_logits_NK, own_logits_NK), strict=True):
                 difference.add(found_NK, logits_NK)
+            count += size_of(batch)
+            if makes_images:
+                continue
             classes_N = logits_NK.argmax(1)
             same_on_teacher += int((head_logits_NK.argmax(1) == classes_N).sum())
             same_on_own += int((own_logits_NK.argmax(1) == classes_N).sum())
-            count += size_of(batch)
     return Fidelity(
         images=count,
         deviations=tuple(
             Deviation(name=name, on_teacher=alone.relative(), on_own=chain.relative())
             for name, (alone, chain) in places.items()
         ),
-        same_class_on_teacher=same_on_teacher / count,
-        same_class_on_own=same_on_own / count,
+        same_class_on_teacher=None if makes_images else same_on_teacher / count,
+        same_class_on_own=None if makes_images else same_on_own / count,
     )
 
 

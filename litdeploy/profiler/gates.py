@@ -57,6 +57,11 @@ def _accuracy_drop(report: Report, most: float) -> str | None:
     """Why the limit is not kept; None where it is."""
     teacher, student = report.teacher.accuracy, report.student.accuracy
     split = accuracy_split(teacher, student)
+    if report.student.likeness:
+        return (
+            f"--max-accuracy-drop {most:g}: {report.student.name} makes images, which have no accuracy. Leave it out; "
+            "the report tells how near they come to the teacher's"
+        )
     if split is None:
         return f"--max-accuracy-drop {most:g}: the accuracy of both networks on one split is not known"
     before, after = teacher[split], student[split]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,7 +16,7 @@ from markupsafe import Markup
 from litdeploy.bundle import descent
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
-from litdeploy.profiler.verdict import accuracy_split, milliseconds, times
+from litdeploy.profiler.verdict import accuracy_split, likeness_split, milliseconds, times
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Report
@@ -26,10 +27,13 @@ DISTURBANCES = ("throttled", "noisy neighbour", "drift", "behind pace")
 Drawn = tuple[str, Markup]  # a chart with its heading
 
 
-def render(report: Report) -> str:
+def render(report: Report, sample_sheet: bytes | None = None) -> str:
     """The page as HTML. Whatever came from files (names, paths, metrics) is escaped.
 
     Without matplotlib, or the Pillow that it needs, the page has no charts and says so.
+
+    Args:
+        sample_sheet: PNG of a generator's; None: there is none.
     """
     charts = chart_module()
     groups = tables.grouped(report.measurements)
@@ -60,6 +64,7 @@ def render(report: Report) -> str:
         disturbances=[each for each in report.findings if each.kind in DISTURBANCES],
         drawn=charts is not None,
         accuracy_split=accuracy_split(report.teacher.accuracy, report.student.accuracy),
+        sample_sheet=None if sample_sheet is None else base64.b64encode(sample_sheet).decode(),
         phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
         recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
         **_drawings(charts, report, groups),
@@ -157,6 +162,7 @@ def _training_drawings(report: Report) -> list[Drawn]:
             "Validation accuracy, %",
             training_charts.validation_accuracy(report.training, validation.top1 if validation else None),
         ),
+        ("Validation PSNR, dB", training_charts.validation_likeness(report.training)),
     )
     return [(title, drawing) for title, drawing in drawn if drawing is not None]
 
@@ -177,6 +183,9 @@ def _strip(report: Report) -> list[tuple[str, str, str]]:
         strip.append(
             ("Accuracy", tables.accuracy_change(before, after), f"{percent(before)} → {percent(after)}, {split}")
         )
+    elif split := likeness_split(report.student.likeness):
+        near = report.student.likeness[split]
+        strip.append(("Likeness", f"{near.psnr:.1f} dB", f"PSNR, SSIM {near.ssim:.4f}, {split}"))
     a, b = report.teacher.breakdown, report.student.breakdown
     strip.append(("Parameters", f"÷ {report.parameter_ratio:.2f}", f"{short(a.parameters)} → {short(b.parameters)}"))
     return strip

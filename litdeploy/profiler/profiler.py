@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from litdeploy.batch import forward
-from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest
+from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Likeness, Manifest
 from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
@@ -147,6 +147,7 @@ def _sections(networks: dict[str, Network]) -> list[str]:
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
+    scores = manifest.metrics.get(role, {}).items()
     return Side(
         name=name_of(network, breakdown),
         network=describe(spec.name, spec.arguments),
@@ -155,7 +156,8 @@ def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown)
         sha256=manifest.teacher.sha256 if role == "teacher" else manifest.student_sha256,
         bytes=Path(network.source).stat().st_size,
         breakdown=breakdown,
-        accuracy=manifest.metrics.get(role, {}),
+        accuracy={split: score for split, score in scores if isinstance(score, Accuracy)},
+        likeness={split: score for split, score in scores if isinstance(score, Likeness)},
     )
 
 
@@ -221,7 +223,7 @@ def _report(
         parity=_parity(bundle, onnx) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,
-        test_used_once="test" in teacher.accuracy and "test" in student.accuracy,
+        test_used_once="test" in student.likeness or ("test" in teacher.accuracy and "test" in student.accuracy),
         environment=environment,
         recipe=manifest.recipe,
         target=target,

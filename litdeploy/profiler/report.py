@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from litdeploy.bundle import Accuracy, Ancestor, DataRecord, Record, write_whole
+from litdeploy.bundle import SAMPLES, Accuracy, Ancestor, DataRecord, Likeness, Record, write_whole
 from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
 from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
@@ -31,6 +31,7 @@ from litdeploy.target import Target
 
 _REPORT = "report.json"
 _SCHEMA_VERSION: Literal[2] = 2
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Side(Record):
@@ -42,7 +43,8 @@ class Side(Record):
         plan: the blocks that a student kept; None for a teacher.
         path, sha256, bytes: the file of weights.
         breakdown: depth, parameters, FLOPs.
-        accuracy: split (`validation`, `test`) → accuracy as the bundle's manifest has it.
+        accuracy: split (`validation`, `test`) → accuracy as the bundle's manifest has it; empty where images are made.
+        likeness: there, split → how near a student's images come to its teacher's.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Side(Record):
     bytes: int
     breakdown: Breakdown
     accuracy: dict[str, Accuracy]
+    likeness: dict[str, Likeness] = Field(default_factory=dict)
 
 
 class SideTiming(Summary):
@@ -169,7 +172,8 @@ class Report(Record):
         fidelity_missing: why not.
         parity: how the exported student was held against PyTorch; None where it was not exported.
         training: the rows of metrics.jsonl; numbers that are not finite are None.
-        test_used_once: whether both networks' accuracy on a test split is here; it is computed after the last epoch.
+        test_used_once: whether both networks' accuracy on a test split is here, or the likeness of the student's
+            images; it is computed after the last epoch.
         recipe, target: with all their values.
         commands: that repeat the report; `recipe.yaml` in them is `recipe`.
     """
@@ -303,13 +307,26 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode()
 
 
+def _sample_sheet(path: Path) -> bytes | None:
+    """A generator's, for the page; None where there is none that a page can hold."""
+    try:
+        content = read_small(path)
+    except OSError:
+        return None
+    return content if content.startswith(_PNG) else None
+
+
 def write(report: Report, samples: Sequence[RawSamples], folder: Path) -> None:
-    """Writes samples.json, report.html and, last, report.json, each whole or not at all."""
+    """Writes samples.json, report.html and, last, report.json, each whole or not at all.
+
+    Args:
+        folder: `profile/` in the bundle, whose sample sheet the page shows.
+    """
     texts = {
         "samples.json": json.dumps(
             {"schema_version": 2, "measurements": [raw.model_dump(mode="json") for raw in samples]}
         ),
-        "report.html": render(report),
+        "report.html": render(report, _sample_sheet(folder.parent / SAMPLES)),
         _REPORT: report.model_dump_json(indent=2),
     }
     for name, text in texts.items():

@@ -17,7 +17,12 @@ def render_side_by_side(found: SideBySide) -> str:
     return fill(
         "side_by_side.html.j2",
         found=found,
-        tables={"measurements": measurements(found), "accuracies": accuracies(found), "differing": differing(found)},
+        tables={
+            "measurements": measurements(found),
+            "accuracies": accuracies(found),
+            "likenesses": likenesses(found),
+            "differing": differing(found),
+        },
         drawn=chart_module() is not None,
         latency=_drawings(found),
     )
@@ -64,6 +69,21 @@ def accuracies(found: SideBySide) -> Table:
             rows.append((Cell(f"{role} ({' and '.join(names)}), {split}"), *(Cell(percent(each)) for each in both)))
     return Table(
         "Top-1 accuracy of each network",
+        columns("", Cell("A", kind="first"), Cell("B", kind="second")),
+        (tuple(rows),),
+        narrow=True,
+    )
+
+
+def likenesses(found: SideBySide) -> Table:
+    """How near each student's images come to its teacher's, where images are made."""
+    rows = []
+    for split in ("test", "validation"):
+        both = [report.student.likeness.get(split) for report in (found.a, found.b)]
+        if any(both):
+            rows.append((Cell(split), *(Cell(each.told() if each else NOTHING) for each in both)))
+    return Table(
+        "Likeness of each student’s images to its teacher’s",
         columns("", Cell("A", kind="first"), Cell("B", kind="second")),
         (tuple(rows),),
         narrow=True,

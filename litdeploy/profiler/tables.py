@@ -92,7 +92,7 @@ def accuracy_change(before: Accuracy, after: Accuracy) -> str:
 
 
 def sizes(report: Report) -> Table:
-    """Accuracy, depth, parameters, FLOPs and file of both networks."""
+    """Accuracy or likeness, depth, parameters, FLOPs and file of both networks."""
     teacher, student = report.teacher, report.student
     rows = []
     for split in sorted(teacher.accuracy.keys() | student.accuracy.keys()):
@@ -101,6 +101,9 @@ def sizes(report: Report) -> Table:
         if before and after:
             change = accuracy_change(before, after)
         rows.append((f"Accuracy, {split}", percent(before), percent(after), change))
+    for split, near in sorted(student.likeness.items()):
+        rows.append((f"PSNR to the teacher, {split}", NOTHING, f"{near.psnr:.1f} dB", NOTHING))
+        rows.append((f"SSIM to the teacher, {split}", NOTHING, f"{near.ssim:.4f}", NOTHING))
     a, b = teacher.breakdown, student.breakdown
     rows.append((f"Depth, {a.depth_unit}", str(a.depth), str(b.depth), f"÷ {report.depth_ratio:.2f}"))
     rows.append(("Parameters", short(a.parameters), short(b.parameters), f"÷ {report.parameter_ratio:.2f}"))

@@ -22,7 +22,8 @@ def training_loss(rows: Sequence[dict[str, Any]]) -> Markup | None:
         return None
     with panel(height=220) as (figure, axes):
         _draw_lines(axes, lines)
-        axes.set_ylim(bottom=0)
+        if min(min(values) for _, _, values in lines) >= 0:  # an adversarial loss may be below
+            axes.set_ylim(bottom=0)
         _finish_time_axis(figure, axes)
     first, last = lines[0][2][0], lines[-1][2][-1]
     return svg(figure, "training-loss", "Training loss over the epochs", f"From {first:.3g} to {last:.3g}.")
@@ -42,6 +43,18 @@ def validation_accuracy(rows: Sequence[dict[str, Any]], teacher: float | None) -
     if teacher is not None:
         told += f" The teacher has {100 * teacher:.1f} %."
     return svg(figure, "validation-accuracy", "Validation accuracy over the epochs", told)
+
+
+def validation_likeness(rows: Sequence[dict[str, Any]]) -> Markup | None:
+    """PSNR of validation images to the teacher's over the epochs, in dB; None where the rows have none."""
+    lines = _lines(rows, "validation_psnr")
+    if not lines:
+        return None
+    with panel(height=220) as (figure, axes):
+        _draw_lines(axes, lines)
+        _finish_time_axis(figure, axes)
+    told = f"From {lines[0][2][0]:.1f} to {lines[-1][2][-1]:.1f} dB."
+    return svg(figure, "validation-likeness", "PSNR of validation images to the teacher's over the epochs", told)
 
 
 def _lines(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[str, list[float], list[float]]]:

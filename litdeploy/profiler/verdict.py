@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from litdeploy.bundle import Accuracy
+from litdeploy.bundle import Accuracy, Likeness
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Side
@@ -29,6 +29,12 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
                 f"No clear difference in speed between {student.name} and {teacher.name} {where} (the ratio of the "
                 f"medians is {ratio}, but {measurement.comparison.reason})"
             )
+    if split := likeness_split(student.likeness):
+        near = student.likeness[split]
+        return (
+            f"{speed}; its images have a PSNR of {near.psnr:.1f} dB and an SSIM of {near.ssim:.4f} to the teacher's "
+            f"({split} split)."
+        )
     return f"{speed}, {_cost(teacher.accuracy, student.accuracy)}."
 
 
@@ -51,6 +57,11 @@ def points(teacher: Accuracy, student: Accuracy) -> float:
 def accuracy_split(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str | None:
     """The split by which both are judged: `test`, else `validation`; None where no split has both accuracies."""
     return next((name for name in ("test", "validation") if name in teacher and name in student), None)
+
+
+def likeness_split(student: dict[str, Likeness]) -> str | None:
+    """The split by which a student's images are judged: `test`, else `validation`; None where neither was measured."""
+    return next((name for name in ("test", "validation") if name in student), None)
 
 
 def _cost(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str:

@@ -87,7 +87,8 @@ class EngineDetails(Record):
         gpu: name of the one that it was built on; None where there was none.
         compute_capabilities: of the GPUs that it was built for: `8.6`.
         batches: what it takes.
-        input, output: names of the tensors.
+        input, output: names of the tensors; of several inputs the first, which has images.
+        inputs: name → shape of all, as `input_shape`; of an engine of before: none, it has one.
         input_shape, output_shape: with the batch, by name where it is free.
         input_type, output_type: `float32`, `float16`, `bfloat16` or `uint8`.
         metadata: of the ONNX file: how images are normalised, the names of the classes.
@@ -105,6 +106,7 @@ class EngineDetails(Record):
     batches: BatchProfile
     input: str
     output: str
+    inputs: dict[str, tuple[int | str, ...]] = Field(default_factory=dict)
     input_shape: tuple[int | str, ...]
     output_shape: tuple[int | str, ...]
     input_type: str

@@ -20,7 +20,7 @@ from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.spec import AnyInput, Free, InputTensor, input_of
+from litdeploy.spec import AnyInput, Free, InputTensor, TranslationInput, input_of
 
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
@@ -44,7 +44,7 @@ class _Bound:
 
 
 class OnnxRuntimeRunner:
-    """An ONNX file whose inputs are float32 or int64, batch first, with logits (N, classes) as its first output.
+    """An ONNX file whose inputs are float32 or int64, batch first, and whose first output is logits or images.
 
     Or other inputs, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
 
@@ -186,17 +186,22 @@ class OnnxRuntimeRunner:
         logits = outputs[0]
         taken = [_input_tensor(each, self._feed) for each in inputs]
         known = tuple(each for each in taken if each is not None)
-        fixed = len(logits.shape) == 2 and isinstance(logits.shape[1], int)
+        sizes = tuple(logits.shape[1:])
+        if isinstance(spec, TranslationInput):
+            fixed = sizes == spec.shape
+        else:
+            fixed = len(sizes) == 1 and isinstance(sizes[0], int)
         if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(
                 f"{self._path}: no classifier as `litdeploy export` writes it: float32 or int64 inputs, batch first, "
-                f"as images (N, C, H, W), and logits (N, classes) are needed; it has {found}."
+                f"as images (N, C, H, W), and logits (N, classes) (or images, where it says that it translates "
+                f"such) are needed; it has {found}."
             )
         # What the file says of itself knows how long a free size may be.
         stated = () if spec is None else spec.tensors
         self._inputs = stated if [each.name for each in stated] == [each.name for each in known] else known
-        self._output, self._output_shape = logits.name, tuple(logits.shape[1:])
+        self._output, self._output_shape = logits.name, sizes
         self._output_dtype = kinds[logits.type]
 
     def _run_on_cpu(self, tensors: dict[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from litdeploy.runtime.device import device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.spec import InputTensor
+from litdeploy.spec import InputTensor, TranslationInput, input_of
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,12 +31,13 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     context: Any
-    images: Tensor
+    inputs: dict[str, Tensor]
     logits: Tensor
 
 
 class TensorRTRunner:
-    """An engine with one image input (N, C, H, W) and logits (N, classes) as its first output.
+    """An engine with one image input (N, C, H, W) and logits (N, classes) as its first output; or with two inputs,
+    images and domains, and images as its output.
 
     Or pixels, uint8 (N, H, W, C), where its metadata tell how a float32 image becomes those.
 
@@ -89,21 +90,20 @@ class TensorRTRunner:
         if self._built is None or self._context is None:
             raise not_open(self.name)
         details = self._built.details
-        taken = InputTensor(details.input, "float32", _image_shape(details.input_shape, self._feed))
-        check_batch(self.name, batch, [taken], self.device)
+        check_batch(self.name, batch, _taken(self._built, self._feed), self.device)
         sizes, size = details.batches, size_of(batch)
         if not sizes.min <= size <= sizes.max:
             raise RunnerError(
                 f"{self._path}: takes batches of {sizes.min} to {sizes.max} images, and was given {size}. Split the "
                 "batch, or build an engine for it: set the target's `batch_sizes`, and litdeploy export --trt"
             )
-        images = self._feed.take(batch)
-        assert isinstance(images, Tensor)  # as its only input is one
+        taken = self._feed.take(batch)
+        inputs = taken if isinstance(taken, dict) else {details.input: taken}
         with torch.cuda.device(self.device):
             if self._cuda_graph:
-                return self._replayed(images).float()
+                return self._replayed(inputs).float()
             logits = self._empty_logits(size)
-            self._enqueue(self._context, images, logits)
+            self._enqueue(self._context, inputs, logits)
             return logits.float()
 
     def describe(self) -> Description:
@@ -137,9 +137,10 @@ class TensorRTRunner:
     def _empty_logits(self, size: int) -> Tensor:
         assert self._built is not None
         details = self._built.details
-        return torch.empty(size, int(details.output_shape[1]), dtype=_TYPES[details.output_type], device=self.device)
+        shape = (int(each) for each in details.output_shape[1:])
+        return torch.empty(size, *shape, dtype=_TYPES[details.output_type], device=self.device)
 
-    def _enqueue(self, context: Any, images: Tensor, logits: Tensor) -> None:
+    def _enqueue(self, context: Any, inputs: dict[str, Tensor], logits: Tensor) -> None:
         """Puts one run into the current stream's order.
 
         On the default stream itself TensorRT would wait for the GPU at each call; the runner's own takes its place.
@@ -153,48 +154,50 @@ class TensorRTRunner:
             stream.wait_stream(current)
         if not capturing:
             stream.wait_event(self._done)  # a run on another stream, which uses the same scratch memory
-        self._execute(context, images, logits, stream)
+        self._execute(context, inputs, logits, stream)
         if not capturing:
             self._done.record(stream)
         if stream is not current:
             current.wait_stream(stream)
 
-    def _execute(self, context: Any, images: Tensor, logits: Tensor, stream: torch.cuda.Stream) -> None:
+    def _execute(self, context: Any, inputs: dict[str, Tensor], logits: Tensor, stream: torch.cuda.Stream) -> None:
         assert self._built is not None
         details = self._built.details
-        ready = (
-            context.set_input_shape(details.input, tuple(images.shape))
-            and context.set_tensor_address(details.input, images.data_ptr())
-            and context.set_tensor_address(details.output, logits.data_ptr())
-        )
+        ready = all(
+            context.set_input_shape(name, tuple(tensor.shape)) and context.set_tensor_address(name, tensor.data_ptr())
+            for name, tensor in inputs.items()
+        ) and context.set_tensor_address(details.output, logits.data_ptr())
         if not ready or not context.execute_async_v3(stream.cuda_stream):
             raise self._failed("cannot run it")
 
-    def _replayed(self, images: Tensor) -> Tensor:
+    def _replayed(self, inputs: dict[str, Tensor]) -> Tensor:
         assert self._done is not None
-        captured = self._captured.get(len(images))
+        size = size_of(inputs)
+        captured = self._captured.get(size)
         if captured is None:
-            captured = self._captured[len(images)] = self._capture(torch.empty_like(images))
+            own = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
+            captured = self._captured[size] = self._capture(own)
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(self._done)  # a replay on another stream, which uses the same tensors
-        captured.images.copy_(images)
+        for name, tensor in inputs.items():
+            captured.inputs[name].copy_(tensor)
         captured.graph.replay()
         logits = captured.logits.clone()
         self._done.record(stream)
         return logits
 
-    def _capture(self, images: Tensor) -> _Captured:
+    def _capture(self, inputs: dict[str, Tensor]) -> _Captured:
         assert self._stream is not None
-        context, logits = self._new_context(), self._empty_logits(len(images))
+        context, logits = self._new_context(), self._empty_logits(size_of(inputs))
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         # The first run with a shape allocates, which a capture does not allow.
         with torch.cuda.stream(self._stream):
-            self._execute(context, images.zero_(), logits, self._stream)
+            self._execute(context, {name: own.zero_() for name, own in inputs.items()}, logits, self._stream)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            self._execute(context, images, logits, self._stream)
-        return _Captured(graph, context, images, logits)
+            self._execute(context, inputs, logits, self._stream)
+        return _Captured(graph, context, inputs, logits)
 
     def _failed(self, what: str) -> RunnerError:
         assert self._built is not None
@@ -202,6 +205,14 @@ class TensorRTRunner:
         told = "\n".join(f"  {error}" for error in log.errors) or "  (it does not say why)"
         log.errors.clear()
         return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{told}")
+
+
+def _taken(built: Engine, feed: Feed) -> tuple[InputTensor, ...]:
+    """What the runner takes for an engine."""
+    spec = input_of(built.details.metadata)
+    if isinstance(spec, TranslationInput):
+        return spec.tensors
+    return (InputTensor(built.details.input, "float32", _image_shape(built.details.input_shape, feed)),)
 
 
 def _image_shape(input_shape: Sequence[int | str], feed: Feed) -> tuple[int, ...]:
@@ -221,7 +232,9 @@ def _checked_feed(built: Engine) -> Feed:
     pixels = details.input_type == "uint8" and feed.dtype is torch.uint8
     typed = (pixels or details.input_type in _TYPES) and details.output_type in _TYPES
     fixed = all(isinstance(size, int) for size in (*images[1:], *logits[1:]))
-    if not typed or not fixed or len(images) != 4 or len(logits) != 2:
+    spec = input_of(details.metadata)
+    translates = isinstance(spec, TranslationInput) and list(details.inputs) == [each.name for each in spec.tensors]
+    if not typed or not fixed or len(images) != 4 or len(logits) != (4 if translates else 2):
         raise RunnerError(
             f"{built.path}: no classifier of images as `litdeploy export` writes it: one floating-point input "
             f"(N, C, H, W) and logits (N, classes) are needed; it has {details.input} {details.input_type} "

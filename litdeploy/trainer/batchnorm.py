@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from litdeploy.batch import Batch, device_of, forward
 from litdeploy.networks.sections import container
 from litdeploy.trainer.parallel import Ranks
 
@@ -127,7 +128,7 @@ def average_statistics(student: nn.Module, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def estimate_statistics(
-    student: nn.Module, sections: Sequence[str], batches: Iterable[Tensor], precision: str = "fp32"
+    student: nn.Module, sections: Sequence[str], batches: Iterable[Batch], precision: str = "fp32"
 ) -> None:
     """Estimates the running statistics of the sections anew, as the student's own chain has them in training mode.
 
@@ -136,17 +137,19 @@ def estimate_statistics(
 
     Args:
         sections: left in training mode; what is around them stays as it is.
-        batches: normalised images (N, C, H, W); see `ESTIMATION_BATCHES`.
+        batches: what the student takes, as normalised images (N, C, H, W); see `ESTIMATION_BATCHES`.
         precision: `fp32`, or `bf16` by autocast.
     """
     blocks = [container(student, name).train() for name in sections]
     norms = [module for block in blocks for module in block.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all
-    for images_NCHW in batches:
-        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            student(images_NCHW)
+    for batch in batches:
+        with torch.autocast(device_of(batch).type, torch.bfloat16, enabled=precision == "bf16"):
+            forward(student, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from litdeploy.bundle import Accuracy, Ancestor, Bundle, Manifest, TeacherRecord
+from litdeploy.bundle import Ancestor, Bundle, Manifest, Score, TeacherRecord
 from litdeploy.errors import BundleError, StudentError
 from litdeploy.networks import FAMILIES, Network, sections_of
 from litdeploy.networks.family import depth_of
@@ -23,13 +23,13 @@ class Teaching:
         network: the teacher.
         record: of the teacher that the chain began with; None: it came from no file, and is not written yet.
         lineage: from that one to `network`; empty where they are the same.
-        accuracy: of that one, where it was measured already.
+        scores: of that one, split → accuracy, where it was measured already.
     """
 
     network: Network
     record: TeacherRecord | None
     lineage: tuple[Ancestor, ...] = ()
-    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
 
 
 def students_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
@@ -40,7 +40,7 @@ def students_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
     """
     if len(recipe.depths) < 2:
         return [recipe]
-    _check_method(recipe)
+    _check_method(teacher, recipe)
     sections = sections_of(teacher)
     family = FAMILIES.get(teacher.spec.name)
     deepest = depth_of(family, sections)
@@ -60,7 +60,7 @@ def students_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
     return recipes
 
 
-def _check_method(recipe: Recipe) -> None:
+def _check_method(teacher: Network, recipe: Recipe) -> None:
     method, last = OBJECTIVES[recipe.method], recipe.depths[-1]
     if method.student != "shallower":
         raise StudentError(
@@ -68,7 +68,7 @@ def _check_method(recipe: Recipe) -> None:
             "Choose another method: --method lit"
         )
     # Any name does: nothing is run.
-    if not any(phase.objective.needs_teacher for phase in method.phases(recipe, Start(["layer1"]))):
+    if not any(phase.objective.needs_teacher for phase in method.phases(recipe, Start(["layer1"], teacher=teacher))):
         raise StudentError(
             f"{_option(recipe.depths)}: with --method {recipe.method} no student learns from a teacher, so that a "
             f"chain would be of no use. Give {_option([last])}"

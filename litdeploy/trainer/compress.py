@@ -24,7 +24,9 @@ from litdeploy.bundle import (
     Bundle,
     Manifest,
     RunRecord,
+    Score,
     TeacherRecord,
+    sha256_of,
 )
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import Data, check_against, open_data
@@ -32,17 +34,19 @@ from litdeploy.errors import InterruptedRun, StudentError
 from litdeploy.networks import Network, NetworkName
 from litdeploy.recipe import Recipe
 from litdeploy.runtime import device_name, resolve_precision
+from litdeploy.spec import TranslationInput
 from litdeploy.trainer.chain import Teaching, check_folder, students_of, succession
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES, Start
+from litdeploy.trainer.objectives import OBJECTIVES, Start, check_fits
 from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import Ranks, check_recipe, launched
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import digest_of, going_on, identity_of
 from litdeploy.trainer.run import Position, Run
+from litdeploy.trainer.samples import write_samples
 from litdeploy.trainer.start import add_teacher, begin, keep_teacher, load_teacher, tell_left_out
 from litdeploy.trainer.state import checkpoint, position_of
 
@@ -110,12 +114,8 @@ def compress(
         )
     students = students_of(loaded, resolved)
     begun = begin(loaded, students[0], network, where)
-    OBJECTIVES[resolved.method].phases(students[0], begun[1])
     check_recipe(resolved, ranks, begun[1].sections, feature_cache_dir is not None)
-    data = open_data(resolved.data, where, resolved.seed)
-    check_against(data, loaded.spec, loaded.class_count())
-    tell_left_out(data, progress.note)
-    steps_an_epoch(data.train, resolved.batch_size)
+    data = _open(students[0], loaded, begun[1], where, progress)
     bundle = Bundle(out)
     shared = _Shared(
         loaded=loaded,
@@ -123,6 +123,7 @@ def compress(
         data=data,
         precision=resolve_precision(resolved.precision, where),
         device=where,
+        discriminator=None if resolved.discriminator is None else sha256_of(Path(resolved.discriminator)),
         ranks=ranks,
         progress=progress,
         every=every,
@@ -154,12 +155,24 @@ class _Shared:
     data: Data
     precision: str
     device: torch.device
+    discriminator: str | None
     ranks: Ranks
     progress: Progress
     every: Every
     resume: bool
     tensorboard: bool
     features: Path | None
+
+
+def _open(recipe: Recipe, teacher: Network, start: Start, device: torch.device, progress: Progress) -> Data:
+    """The data, and all is told that would not go with the teacher or the recipe."""
+    phases = OBJECTIVES[recipe.method].phases(recipe, start)
+    data = open_data(recipe.data, device, recipe.seed)
+    check_against(data, teacher.spec, teacher.class_count())
+    tell_left_out(data, progress.note)
+    steps_an_epoch(data.train, recipe.batch_size)
+    check_fits(phases, teacher, recipe.method)
+    return data
 
 
 def _train(shared: _Shared, bundle: Bundle, recipe: Recipe, teaching: Teaching, begun: tuple[Network, Start]) -> None:
@@ -176,6 +189,7 @@ def _train(shared: _Shared, bundle: Bundle, recipe: Recipe, teaching: Teaching, 
         shared.device,
         ranks,
         teaching.lineage,
+        shared.discriminator,
     )
     checkpoints = Checkpoints(bundle.checkpoints_path, identity, shared.every, note)
     done, saved = ranks.on_first(going_on, bundle, checkpoints, identity, note) if shared.resume else (False, None)
@@ -192,7 +206,7 @@ def _train(shared: _Shared, bundle: Bundle, recipe: Recipe, teaching: Teaching, 
             digest = digest_of(teaching.network)
             kept = kept and kept / digest[:16]  # what is kept is of one teacher
         add_teacher(run, teaching.network, begun[1], digest, kept or folder, kept is not None)
-        _fit(bundle, run, replace(teaching, record=record))
+        _fit(bundle, run, shared.loaded, replace(teaching, record=record))
 
 
 def _run(
@@ -221,6 +235,7 @@ def _run(
         log=log,
         progress=shared.progress,
         example=moved(shared.loaded.example(), shared.device),
+        discriminator=shared.discriminator,
         ranks=shared.ranks,
         checkpoints=checkpoints,
         saved=saved,
@@ -228,20 +243,26 @@ def _run(
     )
 
 
-def _fit(bundle: Bundle, run: Run, teaching: Teaching) -> None:
-    accuracy = dict(teaching.accuracy)
+def _fit(bundle: Bundle, run: Run, loaded: Network, teaching: Teaching) -> None:
+    of_teacher = dict(teaching.scores)
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
-    as_given = copy.deepcopy(teaching.network.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with resumable(run):
         try:
             with run.interruption.heard():
-                if not teaching.lineage:
-                    accuracy["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
+                # A student of students, too, is measured against the teacher that was given.
+                if loaded.spec.translates:
+                    run.reference = as_given.eval()
+                elif not teaching.lineage:
+                    of_teacher["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
                 fit(run)
                 run.progress.note("testing teacher and student on the test split, once")
-                if not teaching.lineage:
-                    accuracy["test"] = run.ranks.on_first(_test, run, as_given)
-                metrics = {"teacher": accuracy, "student": {"test": run.ranks.on_first(_test, run, run.student)}}
+                student_test = run.ranks.on_first(_test, run, run.student)
+                if run.reference is not None:
+                    run.ranks.on_first(_draw_samples, bundle, run, run.reference)
+                elif not teaching.lineage:
+                    of_teacher["test"] = run.ranks.on_first(_test, run, as_given)
+                metrics = {"teacher": of_teacher, "student": {"test": student_test}}
                 with run.interruption.held():
                     run.ranks.on_first(_finish, bundle, run, teaching, metrics, "complete")
         except KeyboardInterrupt:
@@ -249,7 +270,7 @@ def _fit(bundle: Bundle, run: Run, teaching: Teaching) -> None:
             if run.ranks.first and run.saved is None and not run.interruption.twice:
                 if run.trained:
                     checkpoint(run, None)
-                _finish(bundle, run, teaching, {"teacher": accuracy}, "interrupted")
+                _finish(bundle, run, teaching, {"teacher": of_teacher}, "interrupted")
             raise interrupted(run, bundle.path) from None
 
 
@@ -272,8 +293,14 @@ def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool, depth
         bundle.claim(overwrite)
 
 
-def _test(run: Run, module: nn.Module) -> Accuracy:
-    return evaluate(module, run.data.test, run.input, "fp32")
+def _test(run: Run, module: nn.Module) -> Score:
+    return evaluate(module, run.data.test, run.input, "fp32", run.reference)
+
+
+def _draw_samples(bundle: Bundle, run: Run, teacher: nn.Module) -> None:
+    assert isinstance(run.input, TranslationInput)
+    drawn = write_samples(bundle.samples_path, teacher, run.student, run.data.test, run.input, run.data.classes)
+    run.progress.note(f"{bundle.samples_path}: drawn" if drawn else "no sample sheet: it needs Pillow")
 
 
 @contextmanager
@@ -285,8 +312,9 @@ def _own_folder(bundle: Bundle) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _teacher_on_validation(run: Run, teacher: nn.Module) -> Accuracy:
+def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
     found = evaluate(teacher, run.data.validation, run.input, run.precision)
+    assert isinstance(found, Accuracy)
     run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation {run.data.noun}s")
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
@@ -301,7 +329,7 @@ def _finish(
     bundle: Bundle,
     run: Run,
     teaching: Teaching,
-    metrics: dict[str, dict[str, Accuracy]],
+    metrics: dict[str, dict[str, Score]],
     status: str,
 ) -> None:
     """Weights first, the manifest that names them last. What a complete run was resumed from is not needed any more."""
@@ -329,6 +357,7 @@ def _finish(
                 "lineage": teaching.lineage,
                 "student": run.spec,
                 "student_sha256": sha256,
+                "discriminator_sha256": run.discriminator,
                 "recipe": run.recipe,
                 "data": run.data.record(),
                 "run": record,

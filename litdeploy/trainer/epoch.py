@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.data import Crops, Split, draw_crops, prepared, shuffled
+from litdeploy.batch import Batch
+from litdeploy.data import Crops, Split, as_vectors, draw_crops, prepared, shuffled, swapped
 from litdeploy.recipe import Augmentation, Recipe
-from litdeploy.spec import AnyInput, InputSpec
+from litdeploy.spec import AnyInput, TranslationInput, image_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
@@ -63,7 +64,7 @@ class Epochs:
         self._input = spec
         self._recipe = recipe
         # Texts are seen as they are.
-        self._augmentation = recipe.augmentation if isinstance(spec, InputSpec) else Augmentation(padding=0, flip=False)
+        self._augmentation = recipe.augmentation if image_of(spec) else Augmentation(padding=0, flip=False)
         self._order = order
         self._draws = draws
         self.before: tuple[Tensor, int] | None = None
@@ -122,12 +123,13 @@ class Epochs:
         for (_, views), picked in zip(new, split.pick([indices_N for indices_N, _ in new]), strict=True):
             device = picked.labels_N.device
             crops = views.crops.to(device)
-            images_NCHW = self._images(picked.source_MCHW, picked.rows_N, crops.tops_N, crops.lefts_N, crops.flips_N)
-            self._features(images_NCHW, views.slots_N.to(device), known=False)
+            cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
+            inputs = self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
+            self._features(inputs, views.slots_N.to(device), known=False)
             self._mark(views)
 
-    def samples(self, split: Split, batches: int) -> Iterator[Tensor]:
-        """The images of at most so many whole batches, augmented as a step sees them.
+    def samples(self, split: Split, batches: int) -> Iterator[Batch]:
+        """What the student takes of the images of at most so many whole batches, augmented as a step sees them.
 
         The same at each call and on each rank: drawn by generators of their own, so that no step sees others for it.
         """
@@ -135,7 +137,7 @@ class Epochs:
         picked = split.pick(shuffled(len(split), self._recipe.batch_size, order)[:batches])
         for each in picked:
             crops = draw_crops(self._recipe.batch_size, self._augmentation, draws).to(each.labels_N.device)
-            yield self._images(each.source_MCHW, each.rows_N, crops.tops_N, crops.lefts_N, crops.flips_N)
+            yield self._inputs(each.source_MCHW, each.rows_N, each.labels_N, crops.tops_N, crops.lefts_N, crops.flips_N)
 
     def _part(self, crops: Crops) -> Crops:
         part = self._ranks.part
@@ -157,25 +159,32 @@ class Epochs:
         slots_N: Tensor,
     ) -> dict[str, Tensor]:
         """One step. `known`: the batch's features are kept already."""
-        images_NCHW = self._images(source_MCHW, rows_N, tops_N, lefts_N, flips_N)
-        features = self._features(images_NCHW, slots_N, known)
-        return self.step(self._optimiser, images_NCHW, labels_N, features)
+        inputs = self._inputs(source_MCHW, rows_N, labels_N, tops_N, lefts_N, flips_N)
+        features = self._features(inputs, slots_N, known)
+        return self.step(self._optimiser, inputs, labels_N, features)
 
-    def _features(self, images_NCHW: Tensor, slots_N: Tensor, known: bool) -> Features | None:
+    def _features(self, inputs: Batch, slots_N: Tensor, known: bool) -> Features | None:
         if self._cache is not None and known:
             return self._cache.read(slots_N)
-        features = None if self.teacher is None else self.teacher(images_NCHW)
+        features = None if self.teacher is None else self.teacher(inputs)
         if self._cache is not None and features is not None:
             self._cache.write(slots_N, features)
         return features
 
-    def _images(self, source_MCHW: Tensor, rows_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor) -> Tensor:
-        if not isinstance(self._input, InputSpec):
-            texts = prepared(source_MCHW.index_select(0, rows_N), self._input)
-            assert isinstance(texts, Tensor)  # no data of several tensors is read
-            return texts
+    def _inputs(
+        self, source_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor
+    ) -> Batch:
+        """What the student takes; who translates is asked for the domains of other images."""
+        image = image_of(self._input)
+        if image is None:
+            return prepared(source_MCHW.index_select(0, rows_N), self._input)
         crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
-        return kernels.augmented(source_MCHW, rows_N, crops, self._input, DTYPES[self.step.precision])
+        dtype = DTYPES[self.step.precision]
+        images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
+        if isinstance(self._input, TranslationInput):
+            domains_NK = as_vectors(swapped(labels_N), self._input.domains).to(dtype)
+            return {"images": images_NCHW, "domains": domains_NK}
+        return images_NCHW
 
 
 def _as_is(function: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Accuracy
+from litdeploy.bundle import Score
 from litdeploy.data import Split, normalised_batches
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
 from litdeploy.runtime import accuracy
-from litdeploy.spec import AnyInput
+from litdeploy.runtime.likeness import likeness
+from litdeploy.spec import AnyInput, image_of
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.faults import guarded
@@ -162,11 +164,11 @@ def _live(run: Run, share: Share, step: Step) -> Live:
     return Live(share, optimiser, schedule, passes, Watch(run, share, optimiser))
 
 
-def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Accuracy:
+def _validate(run: Run, phase: TrainingPhase, passes: Epochs) -> Score:
     if not phase.objective.needs_chain:
         samples = passes.samples(run.data.train, ESTIMATION_BATCHES)
         estimate_statistics(run.student, run.sections, samples, run.precision)
-    return evaluate(run.student, run.data.validation, run.input, run.precision)
+    return evaluate(run.student, run.data.validation, run.input, run.precision, run.reference)
 
 
 def _step(run: Run, share: Share) -> Step:
@@ -185,17 +187,37 @@ def _captures(run: Run) -> bool:
     return run.device.type == "cuda" and run.ranks.size == 1 and (run.cache is None or not run.cache.mapped)
 
 
-def evaluate(module: nn.Module, split: Split, spec: AnyInput, precision: str, batch_size: int = 256) -> Accuracy:
-    """Accuracy of a module on a split, on the module's device. Leaves it in eval mode."""
+def evaluate(
+    module: nn.Module,
+    split: Split,
+    spec: AnyInput,
+    precision: str,
+    reference: nn.Module | None = None,
+    batch_size: int = 256,
+) -> Score:
+    """How good a module is on a split, on the module's device. Leaves it in eval mode.
+
+    Args:
+        reference: of one that makes images: whose images they are held against. None: accuracy is measured.
+    """
+    batches = normalised_batches(split, spec, batch_size)
+    images = image_of(spec)
+    if reference is None or images is None:
+        return accuracy(_answers(module, precision), batches)
+    each = (batch for batch, _ in batches)
+    return likeness(_answers(reference, precision), _answers(module, precision), each, images)
+
+
+def _answers(module: nn.Module, precision: str) -> Callable[[Batch], Tensor]:
     module.eval()
     device = next(module.parameters()).device
 
     @torch.no_grad()
-    def logits(batch: Batch) -> Tensor:
+    def run(batch: Batch) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return logits_of(forward(module, batch)).float()
 
-    return accuracy(logits, normalised_batches(split, spec, batch_size))
+    return run
 
 
 def _record(run: Run, live: Live) -> None:
@@ -209,8 +231,7 @@ def _record(run: Run, live: Live) -> None:
         "epochs": run.epochs,
         "learning_rate": float(live.optimiser.param_groups[0]["lr"]),
         **{name: total / steps for name, total in position.sums.items()},
-        "validation_top1": position.validation.top1,
-        "validation_loss": position.validation.loss,
+        **position.validation.row("validation"),
         "seconds": round(position.seconds, 3),
         "images_per_second": round(steps * recipe.batch_size / position.seconds, 1),
     }

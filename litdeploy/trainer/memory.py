@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 
-from litdeploy.data import prepared
+from litdeploy.batch import mapped
 from litdeploy.errors import TrainingError
 from litdeploy.trainer.run import Run, Share
 from litdeploy.trainer.step import Step
@@ -38,11 +37,10 @@ def trial(run: Run, share: Share, step: Step, teacher: Teacher | None) -> Callab
 
     def attempt(images: int) -> None:
         images = max(1, images // share.ranks.size)
-        batch = prepared(torch.zeros(images, *run.input.shape, dtype=torch.uint8, device=run.device), run.input)
-        assert isinstance(batch, Tensor)  # no data of several tensors is read
-        labels_N = torch.zeros(images, dtype=torch.int64, device=run.device)
-        features = None if teacher is None else teacher.eager(batch)
-        step.losses(batch, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
+        inputs = mapped(lambda tensor: tensor.new_zeros(images, *tensor.shape[1:]), run.example)
+        labels = run.data.train.labels.new_zeros(images, *run.data.train.labels.shape[1:])
+        features = None if teacher is None else teacher.eager(inputs)
+        step.losses(inputs, labels, features)["loss"].backward()  # type: ignore[no-untyped-call]
 
     return attempt
 

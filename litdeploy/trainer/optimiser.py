@@ -13,6 +13,9 @@ from litdeploy.recipe import Phase
 from litdeploy.trainer.objectives import TrainingPhase
 from litdeploy.trainer.run import Run
 
+# Of Adam, for generators (Radford et al., "DCGAN", 2016; Choi et al., 2018).
+_GENERATORS_BETAS = (0.5, 0.999)
+
 
 def new_optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     """Of the parameters that the phase trains."""
@@ -20,8 +23,13 @@ def new_optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     on_cuda = run.device.type == "cuda"
     # A captured graph has its numbers built in: there the learning rate is a tensor, which the fused update reads.
     rate = torch.tensor(phase.settings.learning_rate, device=run.device) if on_cuda else phase.settings.learning_rate
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if run.recipe.optimiser == "adam":
+        return torch.optim.Adam(
+            trained, lr=rate, betas=_GENERATORS_BETAS, weight_decay=run.recipe.weight_decay, fused=on_cuda
+        )
     return torch.optim.SGD(
-        [parameter for parameter in parameters if parameter.requires_grad],
+        trained,
         lr=rate,
         fused=on_cuda,
         momentum=run.recipe.momentum,

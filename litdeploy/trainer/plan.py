@@ -131,7 +131,7 @@ def plan_cache(
     if ranks > 1:
         return CachePlan(0, False, f"feature cache: none; it is not kept by several ranks, and there are {ranks}")
     if layout is None:
-        why = "a section takes further tensors besides its input (an attention mask, say), which are not kept"
+        why = "what the teacher makes depends on more than the image (a domain, an attention mask), which is not kept"
         if setting == "auto":
             return CachePlan(0, False, f"feature cache: none; {why}")
         raise TrainingError(f"--feature-cache {setting}: {why}. Train without: --feature-cache off")

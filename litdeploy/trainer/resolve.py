@@ -45,6 +45,8 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     if learning_rate is not None:
         changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
     resolved = base.with_(**changes, data=merged)
+    if resolved.discriminator is not None:
+        resolved = resolved.with_(discriminator=str(Path(resolved.discriminator).resolve()))
     if epochs is not None:
         if epochs < 1:
             raise SettingsError(f"--epochs {epochs}: at least one epoch is needed.")

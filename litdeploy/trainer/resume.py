@@ -17,8 +17,9 @@ from litdeploy.spec import DepthPlan, NetworkSpec
 from litdeploy.trainer.checkpoints import Checkpoints, Saved, differences
 from litdeploy.trainer.parallel import Ranks
 
-# Where the data lie and who reads them changes no image: the fingerprint tells whether they are the same.
-_OF_NO_EFFECT = {"data": {"source", "workers", "resident"}}
+# Where the data lie and who reads them changes no image: the fingerprint tells whether they are the same. As little
+# changes where the discriminator lies: its hash tells.
+_OF_NO_EFFECT: dict[str, Any] = {"data": {"source", "workers", "resident"}, "discriminator": True}
 
 
 def identity_of(
@@ -31,18 +32,21 @@ def identity_of(
     device: torch.device,
     ranks: Ranks,
     lineage: Sequence[Ancestor] = (),
+    discriminator: str | None = None,
 ) -> dict[str, Any]:
     """What must be the same for a run of `compress` to be gone on with. Plain JSON.
 
     Args:
         teacher, record: of a chain, those that it began with.
         lineage: of a chain, from that teacher to the student that teaches this one.
+        discriminator: SHA-256 of its file; None where there is none.
     """
     return {
         **({"lineage": [each.sha256 for each in lineage]} if lineage else {}),
         "teacher": digest_of(teacher) if record is None else record.sha256,
         "network": teacher.spec.model_dump(mode="json"),
         "plan": None if plan is None else {name: list(kept) for name, kept in plan.items()},
+        "discriminator": discriminator,
         **common_identity(recipe, data, precision, device, ranks),
     }
 
@@ -83,10 +87,11 @@ def going_on(
     if bundle.manifest_path.is_file():
         manifest = bundle.read()
         if manifest.status == "complete":
-            theirs = {
+            theirs: dict[str, Any] = {
                 "recipe": manifest.recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
                 "data": manifest.data.fingerprint,
                 "network": manifest.teacher.spec.model_dump(mode="json"),
+                "discriminator": manifest.discriminator_sha256,
             }
             if "lineage" in identity:
                 theirs["lineage"] = [each.sha256 for each in manifest.lineage]

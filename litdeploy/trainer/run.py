@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from litdeploy.batch import Batch
-from litdeploy.bundle import Accuracy
+from litdeploy.bundle import Score
 from litdeploy.data import Data
 from litdeploy.recipe import Recipe
 from litdeploy.spec import AnyInput, NetworkSpec
@@ -38,7 +38,7 @@ class Position(BaseModel):
         first_loss: mean over the phase's first steps; what a diverging one is held against.
         epochs_done, training_seconds: of all phases together, whole epochs.
         steps_done, images_done: of all phases together.
-        validation: accuracy after the last whole epoch.
+        validation: how good the student was after the last whole epoch.
         rows: the metrics so far.
         started: when the run began (ISO 8601).
         elapsed: seconds of wall-clock time in the processes before this one.
@@ -56,7 +56,7 @@ class Position(BaseModel):
     steps_done: int = Field(0, ge=0)
     images_done: int = Field(0, ge=0)
     training_seconds: float = 0.0
-    validation: Accuracy | None = None
+    validation: Score | None = None
     rows: list[Row] = []
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     elapsed: float = 0.0
@@ -91,6 +91,8 @@ class Run:
         sections: names of the student's planned sections, in the order they run in.
         folder: where the run keeps what it needs to go on, beside its checkpoints.
         example: what the student takes, of a few images.
+        reference: whose images the student's are measured against, on `device`; None where it tells classes apart.
+        discriminator: SHA-256 of the file that the student is fine-tuned against; None where there is none.
         cache: of the teacher's features; None: none are kept.
         ranks: that share the run.
         checkpoints: where it leaves what it can be gone on from; None: nowhere.
@@ -112,6 +114,8 @@ class Run:
     log: MetricsLog
     progress: Progress
     example: Batch
+    reference: nn.Module | None = None
+    discriminator: str | None = None
     cache: FeatureCache | None = None
     ranks: Ranks = ALONE
     checkpoints: Checkpoints | None = None

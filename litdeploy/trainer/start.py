@@ -21,7 +21,7 @@ from litdeploy.networks.registry import is_code
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
 from litdeploy.recipe import Recipe
-from litdeploy.spec import DepthPlan, InputSpec
+from litdeploy.spec import DepthPlan, InputSpec, image_of
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache
@@ -138,10 +138,15 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
     spec = teacher.spec.with_(plan=kept if which == "shallower" else None)
     student = Network(start_student(teacher, plan, recipe, network), spec, teacher.source)
     names = [section.name for section in sections if section.name in plan]
-    return student, Start(names, student=student.module, fresh=fresh)
+    return student, Start(names, student=student.module, fresh=fresh, teacher=teacher)
 
 
 def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, Start]:
+    if teacher.spec.translates:
+        raise StudentError(
+            f"--method {recipe.method}: learns by logits of classes, and {teacher.spec.name} makes images. Give "
+            "--method lit --beta 0."
+        )
     named = recipe.indistill.student if recipe.indistill else None
     if named is None:
         raise StudentError(
@@ -165,7 +170,7 @@ def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tupl
     matches = [
         replace(match, channels=None if match.channels is None else match.channels.to(device)) for match in found
     ]
-    return student, Start([match.student for match in matches], matches, student.module)
+    return student, Start([match.student for match in matches], matches, student.module, teacher=teacher)
 
 
 def start_student(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
@@ -218,10 +223,11 @@ def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: P
     # For further students all of it, since their method may be another.
     inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
     outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
-    layout = Layout.of(run.teacher.template, inputs, outputs)
+    # Of an image that is translated to another domain at each step, no view comes again.
+    layout = None if teacher.spec.translates else Layout.of(run.teacher.template, inputs, outputs)
     # A run that is gone on with sees the views that it saw, whatever memory there is now.
     setting = recipe.feature_cache if run.saved is None else views_saved(run.saved) or "off"
-    views = AUTO_VIEWS if isinstance(run.input, InputSpec) else 1  # a text is the same each time
+    views = AUTO_VIEWS if image_of(run.input) else 1  # a text is the same each time
     plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size, views, run.data.noun)
     run.progress.note(plan.why)
     if not plan.views or layout is None:

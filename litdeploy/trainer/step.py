@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from litdeploy.batch import Batch, device_of, forward, tensors_of
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.runtime import compilation
@@ -129,12 +130,12 @@ class Step:
     def __call__(
         self,
         optimiser: torch.optim.Optimizer,
-        images_NCHW: Tensor,
+        inputs: Batch,
         labels_N: Tensor,
         features: Features | None,
     ) -> dict[str, Tensor]:
         """One update. Gives the losses by name, detached, on the device: those of this rank's part of the batch."""
-        losses = self._compute(images_NCHW, labels_N, features)
+        losses = self._compute(inputs, labels_N, features)
         optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -142,26 +143,26 @@ class Step:
         optimiser.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def losses(self, images_NCHW: Tensor, labels_N: Tensor, features: Features | None) -> dict[str, Tensor]:
+    def losses(self, inputs: Batch, labels_N: Tensor, features: Features | None) -> dict[str, Tensor]:
         """The objective's losses of a batch.
 
         Args:
-            images_NCHW: what the student takes: normalised images, float32 or what autocast would make of it, or the
-                character ids (N, L) of texts.
+            inputs: what the student takes: normalised images, float32 or what autocast would make of it; the character
+                ids (N, L) of texts; or images with the domains that they shall have.
             labels_N: int64.
-            features: the teacher's, of these images; None where the objective needs none.
+            features: the teacher's, of these inputs; None where the objective needs none.
         """
-        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.objective.losses(self.outputs(images_NCHW, labels_N, features))
+        with torch.autocast(device_of(inputs).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.objective.losses(self.outputs(inputs, labels_N, features))
 
-    def outputs(self, images_NCHW: Tensor, labels_N: Tensor, features: Features | None) -> Outputs:
+    def outputs(self, inputs: Batch, labels_N: Tensor, features: Features | None) -> Outputs:
         """What the objective compares. See `losses`."""
         calls = {} if features is None else features.calls
         branches = [
             partial(run_section, list(twin), calls[name].input, calls[name].arguments)
             for name, twin in self._branches.items()
         ]
-        logits, outputs = side_by_side(partial(self._chain, images_NCHW), branches, self._streams)
+        logits, outputs = side_by_side(partial(self._chain, inputs), branches, self._streams)
         own = self._own
         ran = dict(zip(self._branches, outputs, strict=True))
         ran |= {name: own[name].output for name in self._in_chain}
@@ -171,8 +172,12 @@ class Step:
             None if features is None else features.logits_NK,
             {name: (ran[name], calls[name].output) for name in self.objective.branches},
             {name: (own[name].output, calls[name].output) for name in self.objective.chain},
+            inputs,
+            self._chain,
         )
 
-    def _chain(self, images_NCHW: Tensor) -> Tensor:
+    def _chain(self, inputs: Batch) -> Tensor:
         """The student's own logits; nothing where the objective needs none."""
-        return logits_of(self.student(images_NCHW)) if self.objective.needs_chain else images_NCHW.new_empty(0)
+        if not self.objective.needs_chain:
+            return tensors_of(inputs)[0].new_empty(0)
+        return logits_of(forward(self.student, inputs))

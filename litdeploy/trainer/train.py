@@ -14,7 +14,7 @@ from litdeploy.batch import moved
 from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
-from litdeploy.errors import BundleError
+from litdeploy.errors import BundleError, SettingsError
 from litdeploy.lock import locked
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
@@ -90,6 +90,11 @@ def train(
         classes=len(data.classes),
         seed=resolved.seed,
     )
+    if made.spec.translates:
+        raise SettingsError(
+            f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
+            "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
+        )
     check_against(data, made.spec, made.class_count())
     tell_left_out(data, told.note)
     steps_an_epoch(data.train, resolved.batch_size)
@@ -129,7 +134,7 @@ def train(
                     fit(run)
             except KeyboardInterrupt:
                 raise interrupted(run, path) from None
-            assert run.position.validation is not None
+            assert isinstance(run.position.validation, Accuracy)
             test = ranks.on_first(_finish, run, path)
     return Trained(path, run.position.validation, test)
 
@@ -153,6 +158,7 @@ def _claim(checkpoints: Checkpoints, path: Path, overwrite: bool, resume: bool) 
 
 def _finish(run: Run, path: Path) -> Accuracy:
     test = evaluate(run.student, run.data.test, run.input, "fp32")
+    assert isinstance(test, Accuracy)
     write_checkpoint(path, run.student.state_dict(), run.spec)
     assert run.checkpoints is not None
     run.checkpoints.clear()

@@ -18,6 +18,7 @@ from pyarrow import parquet
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network, new
 from litdeploy.networks.resnet import resnet
+from litdeploy.networks.stargan import discriminator, stargan
 from tests.cli.conftest import Run
 
 Make = Callable[[Path], None]
@@ -76,7 +77,27 @@ def _another_run(folder: Path) -> None:
     (folder / "deploy" / "metrics.jsonl").write_text("an earlier run\n")
 
 
+def _generator(*attributes: str, domains: int = 2) -> Callable[[Path], None]:
+    """A generator of two domains for images of 16 pixels, a discriminator of three, images, a table of attributes."""
+
+    def make(folder: Path) -> None:
+        torch.save(stargan(blocks=2, domains=2, width=2).state_dict(), folder / "G.ckpt")
+        torch.save(discriminator(3, 3, 2, 16).state_dict(), folder / "D.ckpt")
+        _images(domains, 16, "RGB")(folder)
+        second = range(8) if attributes[-1:] == ("Age",) else (0, 1) * 4
+        more = ",0" * (len(attributes) - 2)
+        rows = "".join(
+            f"images/train/class0/{index}.png,{index % 2},{last}{more}\n" for index, last in enumerate(second)
+        )
+        (folder / "train.csv").write_text(f"file,{','.join(attributes)}\n{rows}" if attributes else "file\n")
+
+    return make
+
+
 DIGITS = ("--data", "digits", "--student-depth", "8")
+DIGIT_ATTRIBUTES = tuple(f"is{digit}" for digit in range(10))
+FACES = ("--input-shape", "3,16,16", "--data", "images", "--student-depth", "8", "--batch-size", "4")
+TABLE = ("--input-shape", "3,16,16", "--data", "train.csv", "--image-column", "file", "--student-depth", "8")
 CASES = {
     "missing file": Case(("absent.pt", *DIGITS), "no such file"),
     "empty file": Case(("bad.pt", *DIGITS), "is empty", _write("bad.pt", b"")),
@@ -194,6 +215,71 @@ CASES = {
     "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),
     "no data": Case(("TEACHER", "--student-depth", "8"), "--data"),
     "no depth": Case(("TEACHER", "--data", "digits"), "--student-depth"),
+    "distilling a generator": Case(
+        ("G.ckpt", *FACES, "--method", "kd"), "learns by logits of classes, and stargan makes images", _generator()
+    ),
+    **{
+        f"{method} of a generator": Case(("G.ckpt", *FACES, "--method", method), "stargan makes images", _generator())
+        for method in ("hint", "scratch", "indistill")
+    },
+    "born-again generators": Case(
+        ("G.ckpt", *FACES[:4], "--batch-size", "4", "--method", "born-again"), "stargan makes images", _generator()
+    ),
+    "slimming of a generator": Case(
+        ("G.ckpt", *FACES[:4], "--method", "slimming"), "Choose another method: --method lit", _generator()
+    ),
+    "images that a generator does not give back": Case(
+        ("G.ckpt", "--input-shape", "3,18,18", *FACES[2:], "--beta", "0"), "3 × 16 × 16", _generator()
+    ),
+    "LIT with distillation on a generator": Case(("G.ckpt", *FACES), "--method lit --beta 0", _generator()),
+    "a fine-tuning without a discriminator": Case(
+        ("G.ckpt", *FACES, "--beta", "0"), "its phase 'finetune' learns by logits", _generator()
+    ),
+    "a discriminator of other domains": Case(
+        ("G.ckpt", *FACES, "--beta", "0", "--discriminator", "D.ckpt"), "in 2 domains", _generator()
+    ),
+    "a discriminator of a classifier": Case(
+        ("TEACHER", *DIGITS, "--discriminator", "absent"), "is for networks that make images"
+    ),
+    "a discriminator for another method": Case(
+        ("TEACHER", *DIGITS, "--method", "kd", "--discriminator", "absent"), "is of method 'lit'"
+    ),
+    "another number of domains": Case(
+        ("G.ckpt", "--input-shape", "3,16,16", "--data", "images", "--student-depth", "8", "--beta", "0"),
+        "has 3 domains (class0, class1, class2), and stargan translates to 2",
+        _generator(domains=3),
+    ),
+    "an attribute that the data lack": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,Yung", "--beta", "0"),
+        "--attributes Young",
+        _generator("Male", "Young"),
+    ),
+    "an attribute that is named twice": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,Male", "--beta", "0"), "is named twice", _generator("Male", "Age")
+    ),
+    "attributes beside a label": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,Age", "--label-column", "Age", "--beta", "0"),
+        "exclude one another",
+        _generator("Male", "Age"),
+    ),
+    "attributes for a classifier": Case(
+        ("TEACHER", *TABLE[2:], "--attributes", ",".join(DIGIT_ATTRIBUTES)),
+        "Name their column: --label-column",
+        _generator(*DIGIT_ATTRIBUTES),
+    ),
+    "attributes that are texts": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,file", "--beta", "0"),
+        "string; an attribute is there or not",
+        _generator("Male", "Age"),
+    ),
+    "a discriminator that is another network": Case(
+        ("G.ckpt", *FACES, "--beta", "0", "--discriminator", "TEACHER"),
+        "is none of images of 3 × 16 × 16",
+        _generator(),
+    ),
+    "an attribute that is none": Case(
+        ("G.ckpt", *TABLE, "--attributes", "Male,Age", "--beta", "0"), "is there or not", _generator("Male", "Age")
+    ),
     "CUDA that is absent": Case(("TEACHER", *DIGITS, "--device", "cuda:99"), "cuda"),
     "a device that is none": Case(("TEACHER", *DIGITS, "--device", "abacus"), "abacus"),
 }
@@ -237,6 +323,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("evaluate", "absent.pt", "--data", "digits"), "no such file"),
         (("train", "resnet9", "--data", "digits"), "6n+2"),
         (("train", "nonsense", "--data", "digits"), "no network 'nonsense'"),
+        (("train", "stargan", "--data", "digits"), "litdeploy trains none anew"),
         (("deploy", "absent.pt", "--data", "digits", "--student-depth", "8"), "no such file"),
     ],
 )

@@ -82,6 +82,10 @@ def test_a_recipes_chain_is_left_out_and_told(tmp_path: Path, teacher_path: Path
     assert notes.notes == ["the recipe's chain 11,8 is left out: here each student learns from the teacher itself"]
     (line,) = result.missing
     assert " --student-depth 8 " in line
+    listing = Notes()
+    listed = {name: value for name, value in asked.items() if name != "device"}
+    assert len(commands(teacher_path, out=tmp_path / "comparison", progress=listing, **listed)) == 1
+    assert listing.notes == notes.notes
     assert read_recipe(tmp_path / "comparison" / "recipe.yaml").student_depth is None
 
 
@@ -132,6 +136,15 @@ def test_a_cell_that_holds_something_else_is_refused(folder: Path, teacher_path:
     (out / "cells" / "lit-8-0").symlink_to(folder / "cells" / "scratch-8-0")
     with pytest.raises(BundleError, match="another recipe"):
         compare(teacher_path, out=out, **asked)
+
+
+def test_a_generator_is_refused_before_anything_is_trained(generator_files: Path, tmp_path: Path) -> None:
+    asked = {**QUICK, "out": tmp_path / "new", "recipe": "coloured-digits-stargan", "data": generator_files / "domains"}
+    for verb in (compare, commands):
+        given = asked if verb is compare else {k: v for k, v in asked.items() if k != "device"}
+        with pytest.raises(SettingsError, match=r"makes images, and compare holds methods .* by accuracy"):
+            verb(generator_files / "G.ckpt", **given, input_shape=(3, 16, 16))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, teacher_path: Path) -> None:

@@ -204,3 +204,17 @@ def test_paths_in_a_parquet_file(tmp_path: Path, opened: Opened, encoded: Callab
     frame = pandas.DataFrame({"path": ["0.png", "0.png"], "label": ["a", "b"]})
     frame.to_parquet(tmp_path / "test.parquet")
     assert opened(tmp_path).shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize("kind", ["bool", "int64"])
+def test_attributes_are_a_column_each(table: Callable[..., Path], opened: Opened, kind: str) -> None:
+    import datasets
+
+    columns = {"img": datasets.Image(), "Male": datasets.Value(kind), "Young": datasets.Value(kind)}
+    data = opened(table(columns), attributes=("Young", "Male"))
+    assert data.classes == ("Young", "Male")
+    assert data.test.labels.shape[1] == 2
+    assert (data.test.labels[:, 0] == data.test.labels[:, 1]).all()
+    assert set(data.train.labels.unique().tolist()) == {0, 1}
+    for picked in data.train.pick([data.train.labels.new_tensor([3, 1])]):
+        assert picked.labels_N.shape == (2, 2)

@@ -12,19 +12,21 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from litdeploy.bundle import Artefact, sha256_of
+from litdeploy.bundle import Artefact, Bundle, Likeness, sha256_of
 from litdeploy.errors import RunnerError, SettingsError
+from litdeploy.exporter import evaluate, export
 from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
-from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.parity import Parity, verify
+from litdeploy.exporter.onnx import describe_onnx, export_onnx
+from litdeploy.exporter.parity import Parity, compare_images, verify
 from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.exporter.staging import write_sidecar
+from litdeploy.exporter.verify import verify_bundle
 from litdeploy.networks import Network, load
 from litdeploy.runtime import Runner, open_runner
-from litdeploy.spec import TokenInput
-from litdeploy.target import Precision, Target
+from litdeploy.spec import InputSpec, TokenInput
+from litdeploy.target import Precision, Target, Tolerance
 
 CPU = torch.device("cpu")
 OWN_NETWORK = Path(__file__).parents[2] / "examples" / "own_network.py"
@@ -189,3 +191,49 @@ print([name for name in sys.modules if name.startswith(("litdeploy.networks", "t
 def test_pixels_are_of_images(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--embed-preprocessing"):
         export_onnx(bert(), tmp_path / "bert.onnx", None, embedded=True)
+
+
+def test_a_generator_is_exported_held_against_its_images_and_measured(generator_bundle: Bundle) -> None:
+    """Two inputs, and images in the place of logits."""
+    target = Target(batch_sizes=(1, 4))
+    exported = export(generator_bundle, precisions=("fp32", "fp16"), calibration_images=16, target=target)
+    for kind, least in (("onnx", 80), ("onnx-fp16", 45)):
+        parity = Parity.model_validate(exported.artefacts[kind].details["parity"])
+        assert parity.top1 is None
+        assert all(each.likeness is not None and each.likeness.psnr >= least for each in parity.batches), parity.told()
+    path = generator_bundle.export_path / "student.onnx"
+    described = describe_onnx(path)
+    assert described["inputs"] == {"images": ["batch", 3, 16, 16], "domains": ["batch", 3]}
+    assert (described["output"], described["output_shape"]) == ("translated", ["batch", 3, 16, 16])
+
+    verified = verify_bundle(generator_bundle, target=target)
+    compression, conversion, _ = verified.differences
+    assert verified.within
+    trained = exported.metrics["student"]["test"]
+    assert isinstance(trained, Likeness)
+    assert compression.likeness is not None
+    assert compression.likeness.psnr == pytest.approx(trained.psnr, abs=1e-3)
+    assert conversion.likeness is not None
+    assert conversion.likeness.psnr > 80
+    measured = evaluate(path, data=exported.recipe.data, teacher=exported.teacher.path)
+    assert isinstance(measured, Likeness)
+    assert measured.psnr == pytest.approx(compression.likeness.psnr, abs=1e-3)
+    again = evaluate(generator_bundle.path)
+    assert isinstance(again, Likeness)
+    assert again.ssim == pytest.approx(compression.likeness.ssim, abs=1e-5)
+
+
+def test_images_beyond_the_limit_are_not_shipped() -> None:
+    images = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+    made = torch.rand(4, 3, 16, 16)
+    limits = Tolerance()
+    assert compare_images(made, made, 4, limits, images).within
+    assert not compare_images(made, made + 1e-3, 4, limits, images).within
+    broken = compare_images(made, made.clone().index_fill_(0, torch.tensor([1]), float("nan")), 4, limits, images)
+    assert (broken.within, broken.likeness, broken.max_absolute) == (False, None, None)
+
+
+def test_a_generators_likeness_needs_its_teacher(generator_bundle: Bundle) -> None:
+    recipe = generator_bundle.read().recipe
+    with pytest.raises(SettingsError, match="--teacher FILE"):
+        evaluate(generator_bundle.student_path, data=recipe.data)

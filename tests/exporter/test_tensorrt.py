@@ -22,7 +22,9 @@ from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.networks import Network
+from litdeploy.networks.stargan import stargan
 from litdeploy.runtime.engine import BatchProfile, EngineDetails, read_engine
+from litdeploy.spec import InputSpec, NetworkSpec, TranslationInput
 
 pytestmark = pytest.mark.tensorrt
 
@@ -124,6 +126,7 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
         "batches": {"min": 1, "opt": 8, "max": 64},
         "input": "images",
         "output": "logits",
+        "inputs": {"images": ("batch", 1, 8, 8)},
         "input_shape": ("batch", 1, 8, 8),
         "output_shape": ("batch", 10),
         "input_type": "float32",
@@ -139,6 +142,16 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
         engine.check(choice.version, capability)
     with pytest.raises(RunnerError, match=r"compute capability 8\.6, 8\.9, 12\.0, and this one has 9\.0"):
         engine.check(choice.version, "9.0")
+
+
+def test_an_engine_takes_images_and_domains_and_gives_images(choice: Choice, tmp_path: Path) -> None:
+    spec = TranslationInput(images=InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3), domains=2)
+    network = Network(stargan(blocks=2, domains=2, width=2).eval(), NetworkSpec(name="stargan", input=spec), "G.ckpt")
+    export_onnx(network, tmp_path / "G.onnx", None)
+    build_engine(tmp_path / "G.onnx", tmp_path / "G.engine", choice, EngineOptions("fp32", BATCHES))
+    details = read_engine(tmp_path / "G.engine").details
+    assert details.inputs == {"images": ("batch", 3, 8, 8), "domains": ("batch", 2)}
+    assert (details.output, details.output_shape) == ("translated", ("batch", 3, 8, 8))
 
 
 def test_the_type_of_input_and_output_is_told(

@@ -16,7 +16,18 @@ from benchmarks.loaders import KINDS, canary_module, draw
 from benchmarks.mutations import CANARY_FILE
 from litdeploy.errors import LitdeployError
 
-_SLOW = {"csv", "parquet", "onnx", "recipe", "target", "checkpoint, old format", "bundle", "metrics", "report"}
+_SLOW = {
+    "csv",
+    "parquet",
+    "onnx",
+    "recipe",
+    "target",
+    "checkpoint, old format",
+    "bundle",
+    "bundle of a generator",
+    "metrics",
+    "report",
+}
 
 
 @pytest.fixture

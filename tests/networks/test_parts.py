@@ -15,9 +15,8 @@ def image_network(module: nn.Module) -> Network:
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.sections])
 def test_the_names_of_a_family_are_those_that_are_found(name: str) -> None:
-    made = new(
-        {"vdcnn": "vdcnn17"}.get(name, f"{name}20"), normalise=None if name == "vdcnn" else "half", classes=4, seed=0
-    )
+    network = {"vdcnn": "vdcnn17", "stargan": "stargan,width=2"}.get(name, f"{name}20")
+    made = new(network, normalise=None if name == "vdcnn" else "half", classes=4, seed=0)
     found = find_sections(made.module, made.example())
     assert tuple(section.name for section in found) == FAMILIES[name].sections
     assert sections_of(made) == found

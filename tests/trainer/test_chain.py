@@ -9,15 +9,17 @@ import torch
 from torch import nn
 
 import litdeploy
-from litdeploy.bundle import Bundle, sha256_of
+from litdeploy.bundle import Bundle, descent, sha256_of
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
-from litdeploy.data import pack
+from litdeploy.data import open_data, pack
 from litdeploy.errors import BundleError, InterruptedRun, SettingsError, StudentError
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load, new
 from litdeploy.profiler import profile
+from litdeploy.recipe import DataSettings
 from litdeploy.target import Target, Timing
 from litdeploy.trainer import Progress, compress
+from litdeploy.trainer.loop import evaluate
 from tests.faults.conftest import Watching, assert_same
 from tests.trainer.test_compress import own_network
 
@@ -263,3 +265,69 @@ def test_sections_of_one_block_are_carried_through_a_chain(given: dict[str, Any]
     assert between is not None
     assert sorted(len(kept) for kept in between.values()) == [1, 2]
     assert bundle.read().student.plan == {"2": (0,), "3": (0,)}
+
+
+@pytest.fixture(scope="module")
+def of_generator(generator_files: Path) -> dict[str, Any]:
+    """What a chain from a StarGAN of three blocks is given: two epochs of two steps for each student."""
+    return {
+        **QUICK,
+        "student_depth": (10, 8),
+        "data": generator_files / "domains",
+        "discriminator": str(generator_files / "D.ckpt"),
+        "input_shape": (3, 16, 16),
+        "finetune": {"epochs": 1, "learning_rate": 1e-4},
+        "optimiser": "adam",
+        "beta": 0,
+        "batch_size": 16,
+    }
+
+
+@pytest.fixture(scope="module")
+def generators(generator_files: Path, of_generator: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return compress(generator_files / "G.ckpt", out=tmp_path_factory.mktemp("generators") / "deploy", **of_generator)
+
+
+def test_a_chain_of_generators_is_measured_against_the_first(generators: Bundle, generator_files: Path) -> None:
+    teacher = load(generator_files / "G.ckpt", input_shape=(3, 16, 16))
+    data = open_data(DataSettings(source=str(generator_files / "domains")), torch.device("cpu"), 0)
+    for bundle in (generators, generators.in_chain(10)):
+        manifest = bundle.read_complete()
+        student = load(bundle.student_path)
+        found = evaluate(student.module, data.test, student.spec.input, "fp32", teacher.module)
+        assert manifest.metrics["teacher"] == {}
+        assert manifest.metrics["student"]["test"].model_dump() == pytest.approx(found.model_dump())
+        assert bundle.samples_path.is_file()
+        assert manifest.discriminator_sha256 == sha256_of(generator_files / "D.ckpt")
+        rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
+        assert [row["phase"] for row in rows] == ["lit", "finetune"]
+    first, last = generators.in_chain(10).read(), generators.read()
+    assert last.student.plan == {"blocks": (0,)}
+    assert [(each.depth, each.sha256, each.metrics) for each in last.lineage] == [
+        (12, sha256_of(generator_files / "G.ckpt"), {}),
+        (10, first.student_sha256, first.metrics["student"]),
+    ]
+    near = first.metrics["student"]["test"].told()
+    assert descent(last.lineage).startswith(f"In a chain: depth 12, depth 10 ({near}), each the next one's teacher.")
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_a_chain_of_generators_that_was_stopped_ends_bit_equal(
+    steps: int, generators: Bundle, generator_files: Path, of_generator: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {**of_generator, "out": tmp_path / "deploy"}
+    with pytest.raises(InterruptedRun):
+        compress(generator_files / "G.ckpt", progress=stop(steps), **given)
+    first = Bundle(tmp_path / "deploy").in_chain(10)
+    assert first.read().status == ("interrupted" if steps < 5 else "complete")
+    found = compress(generator_files / "G.ckpt", resume=True, **given)
+    assert_same(found, generators)
+    assert_same(first, generators.in_chain(10))
+    assert found.samples_path.read_bytes() == generators.samples_path.read_bytes()
+
+
+def test_the_page_tells_of_a_chain_of_generators(generators: Bundle) -> None:
+    target = Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8))
+    report = profile(generators, target=target)
+    assert report.lineage == generators.read().lineage
+    assert "In a chain: depth 12, depth 10 (PSNR " in (generators.profile_path / "report.html").read_text()

@@ -7,17 +7,27 @@ which student it starts and in which phases it trains (`Method`). Adding one is 
 
 from __future__ import annotations
 
+from litdeploy.trainer.objectives.adversarial import Adversarial
 from litdeploy.trainer.objectives.born_again import BornAgain
 from litdeploy.trainer.objectives.cross_entropy import CrossEntropy
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.hint import Hint
 from litdeploy.trainer.objectives.indistill import InDistill
 from litdeploy.trainer.objectives.lit import Lit, LitSections
-from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, TrainingPhase
+from litdeploy.trainer.objectives.objective import (
+    Init,
+    Method,
+    Objective,
+    Outputs,
+    Start,
+    TrainingPhase,
+    check_fits,
+)
 from litdeploy.trainer.objectives.slimming import Slimming
 
 __all__ = [
     "OBJECTIVES",
+    "Adversarial",
     "BornAgain",
     "CrossEntropy",
     "Distillation",
@@ -32,6 +42,7 @@ __all__ = [
     "Slimming",
     "Start",
     "TrainingPhase",
+    "check_fits",
 ]
 
 OBJECTIVES: dict[str, type[Method]] = {

@@ -77,8 +77,8 @@ class Succession:
         assert run.position.validation is not None
         assert self.fresh is not None
         run.ranks.on_first(self._keep, run)
-        top1 = run.position.validation.top1
-        run.progress.note(f"generation {self.ended}: {top1:.2%} on validation; it teaches the next one")
+        found = run.position.validation.told()
+        run.progress.note(f"generation {self.ended}: {found} on validation; it teaches the next one")
         self._teach(run, run.student)
         new = self.fresh(run.recipe.seed + self.ended)
         if self.whole:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import kernels
+from litdeploy.trainer.objectives.adversarial import Adversarial, load_discriminator
 from litdeploy.trainer.objectives.distillation import Distillation, distillation_loss
 from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
 
@@ -16,7 +17,8 @@ from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student
 class Lit:
     """LIT (Koratana et al., "LIT: Learned Intermediate Representation Training for Model Compression", ICML 2019).
 
-    L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i), then fine-tuning by L_KD alone.
+    L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i), then fine-tuning by L_KD alone; with a
+    discriminator by `Adversarial`, for a generator has no logits: there β is 0.
     """
 
     student: ClassVar[Student] = "shallower"
@@ -48,8 +50,16 @@ class Lit:
         lit = cls(recipe, start.sections) if recipe.beta else LitSections(recipe, start.sections)
         return [
             TrainingPhase("lit", recipe.main, lit),
-            TrainingPhase("finetune", recipe.finetune, Distillation(recipe)),
+            TrainingPhase("finetune", recipe.finetune, _last(recipe, start)),
         ]
+
+
+def _last(recipe: Recipe, start: Start) -> Distillation | Adversarial:
+    """What the whole student is fine-tuned by."""
+    if recipe.discriminator is None:
+        return Distillation(recipe)
+    assert start.teacher is not None
+    return Adversarial(recipe, load_discriminator(recipe.discriminator, start.teacher))
 
 
 class LitSections:
@@ -63,6 +73,7 @@ class LitSections:
     needs_chain = False
     freezes = True
     chain: tuple[str, ...] = ()
+    learns_by = "sections"
 
     def __init__(self, recipe: Recipe, sections: Sequence[str]) -> None:
         self.recipe = recipe

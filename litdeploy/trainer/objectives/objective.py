@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch
+from litdeploy.errors import StudentError
 from litdeploy.networks.width import Match
 from litdeploy.recipe import Phase, Recipe
 
 if TYPE_CHECKING:
+    from litdeploy.networks import Network
     from litdeploy.trainer.run import Run
 
 # How a method's student starts: blocks copied, blocks new, or everything new (stem and head too).
@@ -30,11 +33,14 @@ class Outputs:
     """What one step computed.
 
     Attributes:
-        logits: of the student's own chain, (N, classes), float32; empty where the objective needs no chain.
-        labels: (N,), int64.
+        logits: of the student's own chain, (N, classes), float32; what a generator makes, (N, C, H, W). Empty where the
+            objective needs no chain.
+        labels: (N,), int64; of attributes (N, K).
         teacher_logits: (N, classes), float32; None where the objective needs no teacher.
         branches: section → (S_i(T_{i−1}), T_i): the student's section on the teacher's input, the teacher's output.
         chain: section → (the student's output in its own chain, the teacher's).
+        inputs: what the student was given.
+        again: runs the student's own chain once more, on something else.
     """
 
     logits: Tensor
@@ -42,10 +48,14 @@ class Outputs:
     teacher_logits: Tensor | None = None
     branches: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     chain: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    inputs: Batch | None = None
+    again: Callable[[Batch], Tensor] | None = None
 
 
 class Objective(Protocol):
     """What a step must compute, and the loss of it.
+
+    One that does not take logits of classes says in an attribute `learns_by` what it does: see `check_fits`.
 
     Attributes:
         needs_teacher: whether the teacher runs at all.
@@ -107,12 +117,14 @@ class Start:
         matches: for a student that is a network of its own, each of its sections with the teacher's.
         student: its module; None where only epochs are asked for.
         fresh: seed → a student with new weights where the method's first one had them; None where no phase asks.
+        teacher: as it was given; None where there is none.
     """
 
     sections: Sequence[str] = ()
     matches: Sequence[Match] = ()
     student: nn.Module | None = None
     fresh: Callable[[int], nn.Module] | None = None
+    teacher: Network | None = None
 
 
 class Method(Protocol):
@@ -137,3 +149,18 @@ class Method(Protocol):
             SettingsError: these are too few, or not as the method needs them.
         """
         ...
+
+
+def check_fits(phases: Sequence[TrainingPhase], teacher: Network, method: str) -> None:
+    """Holds what the objectives learn by (`logits` of classes, `images`, `sections`) against what the network makes.
+
+    Raises:
+        StudentError: one learns by something else.
+    """
+    for phase in phases if teacher.spec.translates else ():
+        if phase.settings.epochs and getattr(phase.objective, "learns_by", "logits") == "logits":
+            raise StudentError(
+                f"--method {method}: its phase '{phase.name}' learns by logits of classes, and {teacher.spec.name} "
+                "makes images. Give --method lit --beta 0, and for the fine-tuning the teacher's discriminator: "
+                "--discriminator FILE (or a recipe whose `finetune` has 0 epochs)."
+            )

@@ -86,6 +86,7 @@ class Removal:
         before = sum(parameter.numel() for parameter in run.student.parameters())
         wide = {name: tuple(value.shape) for name, value in run.student.state_dict().items()}
         run.student.requires_grad_(True)
+        assert isinstance(run.example, Tensor)  # networks of several inputs make images: see `check_fits`
         slimmed = slim(run.student, run.example, self.ratio)
         run.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plan = {name: tuple(range(len(container(run.student, name)))) for name in run.sections}

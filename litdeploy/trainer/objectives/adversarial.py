@@ -1,0 +1,112 @@
+"""Adversarial fine-tuning of a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litdeploy.data import as_vectors
+from litdeploy.errors import NetworkError
+from litdeploy.networks import load
+from litdeploy.recipe import Recipe
+from litdeploy.spec import TranslationInput
+from litdeploy.trainer.objectives.objective import Outputs
+
+if TYPE_CHECKING:
+    from litdeploy.networks import Network
+
+
+class Adversarial:
+    """A generator against a discriminator that stays as it is (Choi et al., "StarGAN", CVPR 2018, equation 6).
+
+    L = −mean D_src(G(x, c)) + λ_cls · L_cls(D_cls(G(x, c)), c) + λ_rec · mean |x − G(G(x, c), c')|, where x is an image
+    of the domains c' and c are others. L_cls is the cross-entropy; of attributes the binary one, summed over them.
+
+    To that comes λ_teacher · mean |G(x, c) − T(x, c)|, which the paper does not have: there the discriminator learns
+    too. One that stays as it is takes images for real that nobody else does, and a generator that is held by nothing
+    finds them (benchmarks/results/amd-epyc-2-cores/stargan.json).
+
+    Args:
+        discriminator: images (N, C, H, W) → how real each patch is, and logits (N, K) of the domains. Frozen.
+    """
+
+    needs_chain = True
+    freezes = False
+    branches: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
+    learns_by = "images"
+
+    def __init__(self, recipe: Recipe, discriminator: nn.Module) -> None:
+        self.recipe = recipe
+        self.needs_teacher = recipe.teacher_weight > 0
+        self.discriminator = discriminator.eval().requires_grad_(False)
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        assert isinstance(outputs.inputs, dict)
+        assert outputs.again is not None
+        images_NCHW, wanted_NK = outputs.inputs["images"], outputs.inputs["domains"]
+        translated_NCHW = outputs.logits
+        realness, logits_NK = self.discriminator.to(translated_NCHW.device)(translated_NCHW)
+        own_NK = as_vectors(outputs.labels, wanted_NK.shape[1])
+        back_NCHW = outputs.again({"images": translated_NCHW, "domains": own_NK})
+        adversarial = -realness.float().mean()
+        domain = domain_loss(logits_NK.float(), wanted_NK.float(), exclusive=outputs.labels.dim() == 1)
+        cycle = (images_NCHW.float() - back_NCHW.float()).abs().mean()
+        loss = adversarial + self.recipe.domain_weight * domain + self.recipe.cycle_weight * cycle
+        parts = {"adversarial": adversarial, "domain": domain, "cycle": cycle}
+        if outputs.teacher_logits is not None:
+            parts["teacher"] = F.l1_loss(translated_NCHW, outputs.teacher_logits)
+            loss = loss + self.recipe.teacher_weight * parts["teacher"]
+        return {"loss": loss, **parts}
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return ()
+
+
+def domain_loss(logits_NK: Tensor, wanted_NK: Tensor, exclusive: bool) -> Tensor:
+    """Cross-entropy of the domains that were wanted; of attributes the binary one, summed over them, mean over images.
+
+    Args:
+        wanted_NK: 0 or 1.
+        exclusive: whether each image has one domain; else each column is an attribute.
+    """
+    if exclusive:
+        return F.cross_entropy(logits_NK, wanted_NK.argmax(1))
+    return F.binary_cross_entropy_with_logits(logits_NK, wanted_NK, reduction="sum") / len(logits_NK)
+
+
+def load_discriminator(path: str, generator: Network) -> nn.Module:
+    """The discriminator in a file, held against the generator's images and domains.
+
+    Raises:
+        CheckpointError, NetworkError: no such file, or none that judges such images.
+    """
+    spec = generator.spec.input
+    if not isinstance(spec, TranslationInput):
+        raise NetworkError(
+            f"--discriminator {path}: is for networks that make images, and {generator.spec.name} tells classes apart. "
+            "Leave it out."
+        )
+    module = load(path).module
+    try:
+        with torch.no_grad():
+            realness, logits_NK = module(torch.zeros(1, *spec.images.shape))
+        found = logits_NK.shape[-1] if realness.dim() == 4 else 0
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # another number of channels, or smaller images than it takes
+        found = 0
+    if found != spec.domains:
+        raise NetworkError(
+            f"--discriminator {path}: is none of images of {' × '.join(map(str, spec.images.shape))} in {spec.domains} "
+            f"domains, as {generator.source} makes them. Give the one that was trained with this generator "
+            "(of the published code: …-D.ckpt beside …-G.ckpt)."
+        )
+    return module
