@@ -6,13 +6,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from litdeploy.bundle import Artefact, Bundle, Manifest, Record, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.files import is_folder
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, sections_of
 from litdeploy.networks.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.records import Artefact, Manifest, Record
 from litdeploy.runtime.inductor import read_package
 from litdeploy.spec import AnyInput, DepthPlan
 

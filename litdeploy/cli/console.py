@@ -13,8 +13,8 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Score
     from litdeploy.profiler.tables import Table
+    from litdeploy.records import Score
     from litdeploy.trainer import Progress
 
 # What a terminal takes as a command, and what turns the direction of reading.

@@ -49,8 +49,8 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
-    from litdeploy.bundle import Likeness
     from litdeploy.exporter import evaluate, evaluate_retrieval
+    from litdeploy.records import Likeness
 
     where_from = (
         o.given(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import TeacherRecord, write_whole
+from litdeploy.bundle import write_whole
 from litdeploy.comparison.chart import accuracy_over_depth
 from litdeploy.comparison.grid import Cell, Grid, cells_of
 from litdeploy.comparison.page import render
@@ -17,6 +17,7 @@ from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.breakdown import break_down, name_of
 from litdeploy.profiler.environment import look_around
 from litdeploy.recipe import Recipe
+from litdeploy.records import TeacherRecord
 from litdeploy.runtime import resolve_device
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.objectives import OBJECTIVES, Start

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from litdeploy.bundle import DataRecord
 from litdeploy.data import sources
 from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import Packed
@@ -20,6 +19,7 @@ from litdeploy.data.table import Columns, holds_texts
 from litdeploy.data.texts import Texts
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
+from litdeploy.records import DataRecord
 from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, Noun, image_of
 
 # Fixed: every run is tested on the same images, whatever its own seed.

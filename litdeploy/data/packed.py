@@ -18,11 +18,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import safe_open
 from torch import Tensor
 
-from litdeploy.bundle import Record, sha256_of
+from litdeploy.bundle import sha256_of
 from litdeploy.data.split import SPLITS, Mapped, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Record
 from litdeploy.spec import Noun
 
 SUFFIX = ".safetensors"

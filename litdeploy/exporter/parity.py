@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, device_of, in_parts, picked, size_of
-from litdeploy.bundle import Accuracy, Likeness, Record
+from litdeploy.records import Accuracy, Likeness, Record
 from litdeploy.runtime import Runner, accuracy
 from litdeploy.runtime.likeness import of_images
 from litdeploy.spec import InputSpec

@@ -13,10 +13,10 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from litdeploy.bundle import descent
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
 from litdeploy.profiler.verdict import accuracy_split, likeness_split, milliseconds, times
+from litdeploy.records import descent
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Report

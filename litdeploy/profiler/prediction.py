@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from litdeploy.bundle import Artefact, Record, sha256_of
+from litdeploy.bundle import sha256_of
 from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.inductor import export_aoti
@@ -28,6 +28,7 @@ from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, measure_runners
 from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.report import Failure, Measurement
+from litdeploy.records import Artefact, Record
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
 from litdeploy.spec import DepthPlan, Noun

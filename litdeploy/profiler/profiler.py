@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from litdeploy.batch import forward
-from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Likeness, Manifest
+from litdeploy.bundle import DEFAULT_PATH, Bundle
 from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
@@ -31,6 +31,7 @@ from litdeploy.profiler.report import Measurement, Report, Side, headline, read_
 from litdeploy.profiler.section_times import SectionTime, measure_sections
 from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
+from litdeploy.records import Accuracy, Artefact, Likeness, Manifest
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.target import Target, Timing, with_timing
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from litdeploy.bundle import SAMPLES, Accuracy, Ancestor, DataRecord, Likeness, Record, write_whole
+from litdeploy.bundle import SAMPLES, write_whole
 from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
 from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
@@ -26,6 +26,7 @@ from litdeploy.profiler.statistics import Comparison, Summary
 from litdeploy.profiler.stopwatch import Clock
 from litdeploy.profiler.timing import Stopped, Timed
 from litdeploy.recipe import Recipe
+from litdeploy.records import Accuracy, Ancestor, DataRecord, Likeness, Record
 from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
 

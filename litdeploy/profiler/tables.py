@@ -10,9 +10,9 @@ from litdeploy.profiler.figures import in_bytes, percent, relative_error, runner
 from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Accuracy
     from litdeploy.profiler.report import Measurement, Report, SideTiming
     from litdeploy.profiler.statistics import Comparison
+    from litdeploy.records import Accuracy
 
 NOTHING = "–"
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litdeploy.batch import Batch
-from litdeploy.bundle import Accuracy
 from litdeploy.errors import DataError
+from litdeploy.records import Accuracy
 
 
 def accuracy(run: Callable[[Batch], Tensor], batches: Iterable[tuple[Batch, Tensor]]) -> Accuracy:

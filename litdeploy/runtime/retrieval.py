@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Record
 from litdeploy.errors import DataError, NetworkError
+from litdeploy.records import Record
 
 Metric = Literal["cosine", "l2"]
 METRICS: tuple[Metric, ...] = ("cosine", "l2")

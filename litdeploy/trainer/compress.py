@@ -18,21 +18,13 @@ from torch import nn
 
 import litdeploy
 from litdeploy.batch import moved
-from litdeploy.bundle import (
-    DEFAULT_PATH,
-    Accuracy,
-    Bundle,
-    Manifest,
-    RunRecord,
-    Score,
-    TeacherRecord,
-    sha256_of,
-)
+from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import InterruptedRun, StudentError
 from litdeploy.networks import Network, NetworkName
 from litdeploy.recipe import Recipe
+from litdeploy.records import Accuracy, Manifest, RunRecord, Score, TeacherRecord
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.spec import TranslationInput
 from litdeploy.trainer.chain import Teaching, check_folder, students_of, succession

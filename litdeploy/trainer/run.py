@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from litdeploy.batch import Batch
-from litdeploy.bundle import Score
 from litdeploy.data import Data
 from litdeploy.recipe import Recipe
+from litdeploy.records import Score
 from litdeploy.spec import AnyInput, NetworkSpec
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.checkpoints import Checkpoints, Saved

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from litdeploy.bundle import Bundle, TeacherRecord
+from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.data import Data
 from litdeploy.errors import NetworkError, StudentError
@@ -21,6 +21,7 @@ from litdeploy.networks.registry import is_code
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
 from litdeploy.recipe import Recipe
+from litdeploy.records import TeacherRecord
 from litdeploy.spec import DepthPlan, InputSpec, image_of
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.objectives import OBJECTIVES, Start

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from litdeploy.batch import moved
-from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.lock import locked
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
+from litdeploy.records import Accuracy
 from litdeploy.runtime import resolve_precision
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.compress import interrupted

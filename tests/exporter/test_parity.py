@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from litdeploy.bundle import Accuracy
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.parity import compare, compare_accuracy, verify
 from litdeploy.networks import Network
+from litdeploy.records import Accuracy
 from litdeploy.runtime import open_runner
 from litdeploy.target import Tolerance
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import litdeploy
-from litdeploy.bundle import Bundle, descent, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.data import open_data, pack
 from litdeploy.errors import BundleError, InterruptedRun, SettingsError, StudentError
@@ -17,6 +17,7 @@ from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load, new
 from litdeploy.profiler import profile
 from litdeploy.recipe import DataSettings
+from litdeploy.records import descent
 from litdeploy.target import Target, Timing
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.loop import evaluate
