@@ -157,7 +157,7 @@ class _Shared:
 
 
 def _open(recipe: Recipe, teacher: Network, start: Start, device: torch.device, progress: Progress) -> Data:
-    """The data, and all is told that would not go with the teacher or the recipe."""
+    """The data, held against the teacher and the recipe before anything is written."""
     phases = OBJECTIVES[recipe.method].phases(recipe, start)
     data = open_data(recipe.data, device, recipe.seed)
     check_against(data, teacher.spec, teacher.class_count())
