@@ -293,9 +293,10 @@ def exported(out: Path) -> dict[str, Any]:
 
 def torn(out: Path) -> list[str]:
     """Which files under final names are not what they say that they are, and whether the lock is held."""
-    from litdeploy.bundle import Artefact, Bundle, sha256_of
+    from litdeploy.bundle import Bundle, sha256_of
     from litdeploy.checkpoint import read_checkpoint
     from litdeploy.errors import LitdeployError
+    from litdeploy.records import Artefact
 
     bundle, found = Bundle(out), []
     try:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.interleaved import Interval
-from litdeploy.bundle import Accuracy
 from litdeploy.profiler.statistics import mean_reach
+from litdeploy.records import Accuracy
 from litdeploy.runtime import device_name, resolve_device
 from litdeploy.trainer import compress
 

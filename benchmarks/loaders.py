@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.mutations import CANARY_MODULE, mutate
-from litdeploy.bundle import Artefact, Bundle, sha256_of, sidecar_of
+from litdeploy.bundle import Bundle, sha256_of, sidecar_of
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import open_data
 from litdeploy.data.data import open_store
@@ -33,6 +33,7 @@ from litdeploy.profiler.profiler import profile
 from litdeploy.profiler.report import read_report, read_training
 from litdeploy.profiler.report import write as write_report
 from litdeploy.recipe import DataSettings, read_recipe
+from litdeploy.records import Artefact
 from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details
 from litdeploy.target import Target, Timing, read_target

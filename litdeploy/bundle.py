@@ -6,6 +6,7 @@ metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
 samples.png            of a generator: images in every domain, the teacher's above the student's
 generations/           born-again: the networks that taught the next, by number
+chain/                 of a chain: a bundle of each student that taught the next, by depth
 export/                artefacts, each with a sidecar NAME.json
 profile/               report.json, report.html, samples.json
 """
@@ -13,13 +14,11 @@ profile/               report.json, report.html, samples.json
 from __future__ import annotations
 
 import errno
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import ValidationError
 
 from litdeploy.atomic import PARTIAL, remove_partial
 from litdeploy.atomic import remove as remove
@@ -28,14 +27,10 @@ from litdeploy.atomic import write_whole as write_whole
 from litdeploy.errors import BundleError
 from litdeploy.files import is_file, is_inside, read_small
 from litdeploy.lock import locked
-from litdeploy.recipe import Recipe
-from litdeploy.spec import NetworkSpec
+from litdeploy.records import SCHEMA_VERSION, Artefact, Manifest
 
-SCHEMA_VERSION = 1
-_LATEST_OPSET = 1000
 DEFAULT_PATH = Path("deploy")
 SAMPLES = "samples.png"
-MOST_DB = 200.0
 _OURS = (
     "manifest.json",
     "student.safetensors",
@@ -45,168 +40,12 @@ _OURS = (
     "features",
     SAMPLES,
     "generations",
+    "chain",
     "export",
     "profile",
 )
 # Never removed: a lock that is held, and a teacher that may be the very file that the next run is given.
 _KEPT = (".lock", ".lock.json", "teacher.safetensors")
-
-
-class Record(BaseModel):
-    """Base of what the manifest holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Accuracy(Record):
-    """Accuracy on one split.
-
-    Attributes:
-        top1: share of images whose highest logit is the label's, 0–1.
-        loss: mean cross-entropy, in nats.
-        images: how many images it is the mean of.
-    """
-
-    top1: float
-    loss: float
-    images: int
-
-    def told(self) -> str:
-        """For people."""
-        return f"{100 * self.top1:.2f} %"
-
-    def row(self, split: str) -> dict[str, float]:
-        """What a line of metrics.jsonl has of it."""
-        return {f"{split}_top1": self.top1, f"{split}_loss": self.loss}
-
-
-class Likeness(Record):
-    """How near images come to a reference's, on one split: a student's to its teacher's.
-
-    Attributes:
-        psnr: peak signal to noise ratio of the mean squared difference of all values, in dB; `MOST_DB` where all are
-            equal, and that below zero where one is not finite.
-        ssim: structural similarity, mean over the images; 1 where all are equal, −1 where a value is not finite.
-        images: how many were compared.
-    """
-
-    psnr: float = Field(ge=-MOST_DB, le=MOST_DB)
-    ssim: float = Field(ge=-1, le=1)
-    images: int = Field(ge=1)
-
-    def told(self) -> str:
-        """For people."""
-        return f"PSNR {self.psnr:.1f} dB, SSIM {self.ssim:.4f}"
-
-    def row(self, split: str) -> dict[str, float]:
-        """What a line of metrics.jsonl has of it."""
-        return {f"{split}_psnr": self.psnr, f"{split}_ssim": self.ssim}
-
-
-def _kind(score: Any) -> str:
-    return "likeness" if isinstance(score, Likeness) or (isinstance(score, dict) and "psnr" in score) else "accuracy"
-
-
-# What a network is measured by: a classifier by its accuracy, one that makes images by how near they are to its
-# teacher's.
-Score = Annotated[
-    Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")],
-    Discriminator(_kind),
-]
-
-
-class TeacherRecord(Record):
-    """The teacher: where it was, the SHA-256 of the file, and what it is."""
-
-    path: str
-    sha256: str
-    spec: NetworkSpec
-
-
-class DataRecord(Record):
-    """The dataset: source, fingerprint of its contents, and the number of images in each split used."""
-
-    source: str
-    fingerprint: str
-    images: dict[str, int]
-    test_is_held_out: bool = False
-
-
-class RunRecord(Record):
-    """How the training ran. `seconds` is wall-clock time, `images_per_second` counts training images.
-
-    Attributes:
-        device: of the first rank.
-        ranks: processes that shared the training.
-    """
-
-    started: str
-    seconds: float
-    images_per_second: float
-    epochs: int
-    device: str
-    precision: str
-    versions: dict[str, str]
-    ranks: int = 1
-
-
-class Artefact(Record):
-    """One exported file: path relative to the bundle, SHA-256, precision, library versions and what else matters."""
-
-    path: str
-    sha256: str
-    precision: str = Field(pattern=r"^(fp32|fp16|bf16|int8)$")
-    versions: dict[str, str]
-    details: dict[str, Any]
-
-    def opset(self) -> int:
-        """The ONNX operator set that it was exported in.
-
-        Raises:
-            BundleError: its details do not say.
-        """
-        found = self.details.get("opset")
-        if not isinstance(found, int) or not 1 <= found <= _LATEST_OPSET:
-            raise BundleError(f"{self.path}: the manifest does not say its operator set. Export it again.")
-        return found
-
-    @property
-    def command(self) -> str | None:
-        """What was typed to make it; None where the file says something else than `litdeploy export …`.
-
-        It is shown as what to type, and whoever wrote the file may have written anything.
-        """
-        command = self.details.get("command")
-        try:
-            words = shlex.split(command) if isinstance(command, str) and command.isprintable() else []
-        except ValueError:
-            return None
-        ours = words[:2] in (["litdeploy", "export"], ["litdeploy", "profile"])
-        return shlex.join(words) if ours else None
-
-
-class Manifest(Record):
-    """All that is known of a bundle.
-
-    Attributes:
-        status: `interrupted` when the run was stopped by its user before its last epoch.
-        discriminator_sha256: of the file that the student was fine-tuned against; None where there was none.
-        metrics: `teacher` or `student` → split → accuracy; of networks that make images only the student's likeness
-            to its teacher. The test split is used once, after the last epoch.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    litdeploy: str
-    status: Literal["complete", "interrupted"]
-    teacher: TeacherRecord
-    student: NetworkSpec
-    student_sha256: str
-    discriminator_sha256: str | None = None
-    recipe: Recipe
-    data: DataRecord
-    run: RunRecord
-    metrics: dict[str, dict[str, Score]]
-    artefacts: dict[str, Artefact] = {}
 
 
 class Bundle:
@@ -246,6 +85,14 @@ class Bundle:
     @property
     def checkpoints_path(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def chain_path(self) -> Path:
+        return self.path / "chain"
+
+    def in_chain(self, depth: int) -> Bundle:
+        """That of the student of this depth, in a chain that ends with this one."""
+        return Bundle(self.chain_path / str(depth))
 
     def exists(self) -> bool:
         """Whether anything of a bundle is there, whole or not."""
@@ -333,8 +180,11 @@ class Bundle:
         with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
             yield
 
-    def claim(self, overwrite: bool) -> None:
+    def claim(self, overwrite: bool, keep: str | None = None) -> None:
         """Makes the folder ready for a new run.
+
+        Args:
+            keep: what is the new run's already.
 
         Raises:
             BundleError: the folder holds another run and `overwrite` is not given, or holds files of somebody else's.
@@ -348,7 +198,8 @@ class Bundle:
                 else f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
             )
         for name in _OURS:
-            remove(self.path / name)
+            if name != keep:
+                remove(self.path / name)
         self.tidy()
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from litdeploy.bundle import Artefact, Bundle, Manifest, Record, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.files import is_folder
-from litdeploy.networks import FAMILIES, Network, NetworkName, describe, find_sections, load
+from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, sections_of
 from litdeploy.networks.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
+from litdeploy.records import Artefact, Manifest, Record
 from litdeploy.runtime.inductor import read_package
 from litdeploy.spec import AnyInput, DepthPlan
 
@@ -86,16 +87,13 @@ def inspect(
 def _inspect_network(network: Network, path: Path) -> FoundNetwork:
     spec = network.spec
     family = FAMILIES.get(spec.name)
-    depths: tuple[int, ...] = ()
-    if spec.plan is None:
-        try:
-            sections = find_sections(network.module, network.example())
-        except NetworkError:
-            sections = []
-        names = [section.name for section in sections]
-        depths = tuple(depths_of(family, sections)) if sections else ()
-    else:
-        names = list(spec.plan)
+    try:
+        sections = sections_of(network)
+    except NetworkError:
+        sections = []
+    names = [section.name for section in sections]
+    repeated = spec.plan is None and any(section.blocks > 1 for section in sections)
+    depths = tuple(depths_of(family, sections)) if repeated else ()
     breakdown = break_down(network, names)
     shortcut = f", shortcut {spec.arguments['shortcut']}" if "shortcut" in spec.arguments else ""
     title = f"{family.title}-{breakdown.depth}{shortcut}" if family and names else family.title if family else spec.name

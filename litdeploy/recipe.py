@@ -6,6 +6,7 @@ A file may hold, under `paper`, what the published settings are where they diffe
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,7 +147,8 @@ class Recipe(Settings):
         method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`,
             `indistill`, `slimming`.
         born_again, indistill, slimming: settings of that method alone; None for its defaults.
-        student_depth, student_blocks: the student; one of them.
+        student_depth, student_blocks: the student; one of them. Several depths are a chain: each student is the next
+            one's teacher, and trains for all epochs of the recipe.
         init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
         main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
         compile: the step and the teacher through `torch.compile`; `auto` where it pays in the epochs there are.
@@ -170,7 +172,7 @@ class Recipe(Settings):
     born_again: BornAgainSettings | None = None
     indistill: InDistillSettings | None = None
     slimming: SlimmingSettings | None = None
-    student_depth: int | None = Field(None, ge=1)
+    student_depth: int | tuple[int, ...] | None = None
     student_blocks: dict[str, int] | None = None
     init: Literal["copy", "fresh"] | None = None
     main: Phase = Phase(epochs=9, learning_rate=0.1)
@@ -195,6 +197,25 @@ class Recipe(Settings):
     parallel: Literal["data", "sections"] = "data"
     batch_norm: Literal["per-rank", "synchronised"] = "per-rank"
     seed: int = Field(0, ge=0)
+
+    @field_validator("student_depth", mode="before")
+    @classmethod
+    def _shallower_and_shallower(cls, depth: Any) -> Any:
+        """One depth, or a chain of at least two."""
+        chain = tuple(depth) if isinstance(depth, list | tuple) else (depth,)
+        if chain == (None,):
+            return None
+        if not chain or any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in chain):
+            raise ValueError(
+                "a depth is a whole number of at least 1, as in 20, and a chain a list of them, as in 17,9"
+            )
+        if any(later >= former for former, later in pairwise(chain)):
+            descending = ",".join(map(str, sorted(set(chain), reverse=True)))
+            raise ValueError(
+                "each student of a chain is shallower than the one before, which teaches it; give --student-depth "
+                f"{descending}"
+            )
+        return chain if len(chain) > 1 else chain[0]
 
     @model_validator(mode="after")
     def _one_student(self) -> Recipe:
@@ -233,8 +254,14 @@ class Recipe(Settings):
         return self
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        """Of the students, in the order in which they are trained; none where no depth is named."""
+        depth = self.student_depth
+        return depth if isinstance(depth, tuple) else () if depth is None else (depth,)
+
+    @property
     def epochs(self) -> int:
-        """Epochs of both phases together."""
+        """Epochs of both phases together, of one student."""
         return self.main.epochs + self.finetune.epochs
 
     def with_epochs(self, epochs: int) -> Recipe:

@@ -53,6 +53,10 @@ class InputTensor:
     below: int | None = None
 
 
+# What messages call what a network takes, and a dataset holds.
+Noun = Literal["image", "text"]
+
+
 class InputSpec(Settings):
     """One image as the network takes it: float32, (value / 255 − mean) / std per channel, NCHW.
 
@@ -63,6 +67,7 @@ class InputSpec(Settings):
 
     # Not a field: a spec without a kind is an image's, as those are that were written before there were others.
     kind: ClassVar[Literal["image"]] = "image"
+    noun: ClassVar[Noun] = "image"
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -104,6 +109,7 @@ class TokenInput(Settings):
         fixed: whether every text is padded to `length`; else any length up to it is taken.
     """
 
+    noun: ClassVar[Noun] = "text"
     kind: Literal["tokens"] = "tokens"
     length: int = Field(ge=1)
     vocabulary: int = Field(ge=1)
@@ -144,6 +150,7 @@ class CharacterInput(Settings):
         alphabet: ASCII; capitals count as small letters where they are not in it.
     """
 
+    noun: ClassVar[Noun] = "text"
     kind: Literal["characters"] = "characters"
     length: int = Field(1014, ge=1)
     alphabet: str = Field(ALPHABET, min_length=1)
@@ -186,6 +193,7 @@ class TranslationInput(Settings):
         domains: how many; the second tensor (N, domains) holds 1 for each that is wanted and else 0.
     """
 
+    noun: ClassVar[Noun] = "image"
     kind: Literal["translation"] = "translation"
     images: InputSpec
     domains: int = Field(ge=1, le=MOST_DOMAINS)
@@ -215,8 +223,8 @@ def _kind(value: Any) -> str:
     return str(getattr(value, "kind", None))  # of what is no input: no kind that there is
 
 
-# What a network can take. Another kind is a class with `kind`, `shape`, `tensors`, `metadata` and `told`, and its place
-# here; `Network.example` makes noise of its tensors.
+# What a network can take. Another kind is a class with `kind`, `noun`, `shape`, `tensors`, `metadata` and `told`, and
+# its place here; `Network.example` makes noise of its tensors.
 AnyInput = Annotated[
     Annotated[InputSpec, Tag("image")]
     | Annotated[TokenInput, Tag("tokens")]

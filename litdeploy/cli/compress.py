@@ -11,7 +11,8 @@ from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json, scored, training_progress
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Bundle, Manifest
+    from litdeploy.bundle import Bundle
+    from litdeploy.records import Manifest
 
 
 def command(
@@ -66,7 +67,7 @@ def command(
     from litdeploy.trainer.parallel import launched
 
     changes: dict[str, Any] = {
-        "student_depth": student_depth,
+        "student_depth": o.depths_of(student_depth),
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
         "data": o.given(
             source=data,
@@ -118,15 +119,20 @@ def command(
 
 def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
     """Prints what came out of a training."""
+    from litdeploy.records import descent
+
     if json:
         print_json({"bundle": str(bundle.path), **manifest.model_dump(mode="json")})
         return
+    if manifest.lineage:
+        note(descent(manifest.lineage))
     metrics = manifest.metrics
     for role in ("teacher", "student"):
         if metrics[role]:
             splits = "   ".join(f"{split} {scored(found)}" for split, found in metrics[role].items())
             output.print(f"{role}   {splits}", highlight=False)
-    held_out = "held out of the training images" if manifest.data.test_is_held_out else "the dataset's own"
+    data = manifest.data
+    held_out = f"held out of the training {data.noun}s" if data.test_is_held_out else "the dataset's own"
     note(f"The test split ({held_out}) was used once, after the last epoch.")
     argument = "" if bundle.path == o.DEFAULT_BUNDLE else f" {bundle.path}"
     note(f"{bundle.path}: written. Next: litdeploy export --onnx{argument}")

@@ -13,8 +13,8 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Score
     from litdeploy.profiler.tables import Table
+    from litdeploy.records import Score
     from litdeploy.trainer import Progress
 
 # What a terminal takes as a command, and what turns the direction of reading.
@@ -70,18 +70,18 @@ def scored(score: Score | None) -> str:
     return score.told() if score else "–"
 
 
-def epoch_line(row: dict[str, Any]) -> str:
-    """What an epoch came to, on one line."""
+def epoch_line(row: dict[str, Any], noun: str) -> str:
+    """What an epoch came to, on one line. `noun`: what was trained on."""
     top1 = row.get("validation_top1")
     found = f"{row['validation_psnr']:.1f} dB" if top1 is None else f"{top1:.2%}"
     return (
         f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "
-        f"validation {found}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} images/s"
+        f"validation {found}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"
     )
 
 
 def training_progress() -> Progress:
-    """Somebody who shows a run: a bar with images/s and time left on a terminal, a line an epoch elsewhere."""
+    """Somebody who shows a run: a bar with its rate and time left on a terminal, a line an epoch elsewhere."""
     # Imported here, as the trainer imports torch, which `litdeploy --help` does without.
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -102,23 +102,23 @@ def training_progress() -> Progress:
             self.bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[noun]}s"),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=errors,
                 transient=True,
             )
             self.bar.start()
-            self.task = self.bar.add_task(f"{phase} {epoch}/{epochs}", total=images, rate="")
+            self.task = self.bar.add_task(f"{phase} {epoch}/{epochs}", total=images, rate="", noun=self.noun)
 
         def advance(self, images: int) -> None:
             if self.bar is not None:
                 speed = self.bar.tasks[0].speed
-                self.bar.update(self.task, advance=images, rate=f"{speed:.0f} images/s" if speed else "")
+                self.bar.update(self.task, advance=images, rate=f"{speed:.0f} {self.noun}s/s" if speed else "")
 
         def end(self, row: Row) -> None:
             self.close()
-            note(epoch_line(row))
+            note(epoch_line(row, self.noun))
 
         def close(self) -> None:
             if self.bar is not None:

@@ -51,7 +51,7 @@ def command(
     from litdeploy.pipeline import deploy
 
     changes: dict[str, Any] = {
-        "student_depth": student_depth,
+        "student_depth": o.depths_of(student_depth),
         "student_blocks": None if student_blocks is None else o.blocks(student_blocks),
         "data": o.given(
             source=data,

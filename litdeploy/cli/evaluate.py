@@ -49,8 +49,8 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
-    from litdeploy.bundle import Likeness
     from litdeploy.exporter import evaluate, evaluate_retrieval
+    from litdeploy.records import Likeness
 
     where_from = (
         o.given(
@@ -68,8 +68,8 @@ def command(
     if retrieval:
         if split != "test" or precision != "fp32" or min_accuracy is not None:
             raise SettingsError(
-                "--retrieval: test images are the queries and training images the database, in fp32, and there is no "
-                "accuracy. Leave --split, --precision and --min-accuracy out."
+                "--retrieval: the test split is the queries and the training split the database, in fp32, and there is "
+                "no accuracy. Leave --split, --precision and --min-accuracy out."
             )
         shape = o.shape_of(input_shape)
         show(
@@ -106,7 +106,7 @@ def command(
         print_json({"file": str(file), "split": split, **found.model_dump()})
     else:
         loss = "" if isinstance(found, Likeness) else f"   loss {found.loss:.4f}"
-        output.print(f"{file}   {split} {scored(found)}{loss}   {found.images} images", highlight=False)
+        output.print(f"{file}   {split} {scored(found)}{loss}   {found.images} samples", highlight=False)
     if min_accuracy is not None and not isinstance(found, Likeness) and 100 * found.top1 < min_accuracy:
         raise GateError(f"accuracy {scored(found)} is below --min-accuracy {min_accuracy:g} %.")
 
@@ -119,6 +119,6 @@ def show(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
     for each in found:
         output.print(
             f"{file}   {each.metric:<6} mean average precision {each.mean_average_precision:.2%}   "
-            f"of the nearest {each.top} {each.top_precision:.2%}   {each.queries} queries in {each.database} images",
+            f"of the nearest {each.top} {each.top_precision:.2%}   {each.queries} queries in {each.database} samples",
             highlight=False,
         )

@@ -12,7 +12,7 @@ from litdeploy.cli.console import note, output, print_json
 from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Artefact
+    from litdeploy.records import Artefact
     from litdeploy.runtime.engine import HardwareCompatibility
     from litdeploy.target import Precision
 

@@ -42,7 +42,7 @@ def _show_network(found: FoundNetwork) -> None:
         "classes": f"{found.classes}" + (f" ({', '.join(found.class_names[:10])})" if found.class_names else ""),
         "input": found.input.told(),
         "parameters": f"{found.breakdown.parameters:,}",
-        "FLOPs": f"{found.breakdown.flops:,} an image (a multiply-add is two)",
+        "FLOPs": f"{found.breakdown.flops:,} per {found.input.noun} (a multiply-add is two)",
         "SHA-256": found.sha256,
     }
     for key, value in lines.items():
@@ -57,7 +57,10 @@ def _show_network(found: FoundNetwork) -> None:
         )
     output.print(table)
     if found.student_depths:
-        output.print(f"{'students':<12} --student-depth {', '.join(map(str, found.student_depths))}", highlight=False)
+        depths = ", ".join(map(str, found.student_depths))
+        shallower = [depth for depth in found.student_depths if depth < found.breakdown.depth]
+        chain = f" (one; a chain: {shallower[-1]},{shallower[0]})" if len(shallower) > 1 else ""
+        output.print(f"{'students':<12} --student-depth {depths}{chain}", highlight=False)
     if found.plan:
         kept = "; ".join(f"{name} {', '.join(map(str, blocks))}" for name, blocks in found.plan.items())
         output.print(f"{'student':<12} keeps the teacher's blocks {kept}", highlight=False)

@@ -82,11 +82,16 @@ CheckpointEvery = Annotated[
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases together.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step, of all processes together.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images or texts a step, of all processes together.")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate of the main phase.")]
 Seed = Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")]
 StudentDepth = Annotated[
-    int | None, typer.Option(help="The student's depth; `litdeploy inspect` lists those possible.")
+    str | None,
+    typer.Option(
+        help="The student's depth; `litdeploy inspect` lists those possible. Several, as in 17,9, are a chain: each "
+        "student teaches the next.",
+        metavar="N[,N…]",
+    ),
 ]
 StudentBlocks = Annotated[
     str | None,
@@ -152,6 +157,11 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     return whole_numbers(text, "--input-shape", "3,32,32 (a text: 128)", 1 if text.isdecimal() else 3)
+
+
+def depths_of(text: str | None) -> list[int] | None:
+    """Reads --student-depth: one depth, or those of a chain."""
+    return None if text is None else list(whole_numbers(text, "--student-depth", "20, or 17,9 for a chain"))
 
 
 def size_of(text: str | None) -> list[int] | None:

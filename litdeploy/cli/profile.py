@@ -198,6 +198,7 @@ def _refuse_without_predict(options: dict[str, object]) -> None:
 def show(report: Report, bundle: Path) -> None:
     """Prints the verdict, the table, and where the page is."""
     from litdeploy.profiler import tables
+    from litdeploy.records import descent
 
     output.print(
         f"{report.student.name} against {report.teacher.name}, {report.environment.device_name}", highlight=False
@@ -213,6 +214,8 @@ def show(report: Report, bundle: Path) -> None:
         f"FLOPs {report.flop_ratio:.2f}.",
         highlight=False,
     )
+    if report.lineage:
+        output.print(descent(report.lineage), highlight=False)
     output.print(report.verdict, highlight=False)
     note(f"{bundle / 'profile' / 'report.html'}")
 

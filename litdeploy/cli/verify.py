@@ -72,7 +72,7 @@ def _show(found: Verification, bisect: bool) -> None:
         output.print(f"{kind}: not run here, it was built ahead of time for GPUs elsewhere", highlight=False)
     for name, parting in found.partings.items():
         if parting is None:
-            output.print(f"{name}: no layer's outputs part on the images compared", highlight=False)
+            output.print(f"{name}: no layer's outputs part on what was compared", highlight=False)
         else:
             by = (
                 "NaN or infinite"

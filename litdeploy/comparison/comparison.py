@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import TeacherRecord, write_whole
+from litdeploy.bundle import write_whole
 from litdeploy.comparison.chart import accuracy_over_depth
 from litdeploy.comparison.grid import Cell, Grid, cells_of
 from litdeploy.comparison.page import render
 from litdeploy.comparison.result import MethodComparison, Outcome, as_csv, rows_of
 from litdeploy.errors import BundleError, SettingsError, TrainingError
-from litdeploy.networks import Network, find_sections
+from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.breakdown import break_down, name_of
 from litdeploy.profiler.environment import look_around
 from litdeploy.recipe import Recipe
+from litdeploy.records import TeacherRecord
 from litdeploy.runtime import resolve_device
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.compress import resolve_recipe
 from litdeploy.trainer.objectives import OBJECTIVES, Start
+from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.start import load_teacher, plan_of
 
 DEFAULT_OUT = Path("comparison")
@@ -42,6 +43,7 @@ def compare(
     """Trains the cells of a grid that are not there yet, and writes what all that are there come to.
 
     Writes `comparison.json`, `comparison.csv`, `comparison.svg` and `comparison.html` into the folder, after each cell.
+    Each student learns from the teacher itself, in as many epochs as all others: a recipe's depth or chain is left out.
     Cells of the same recipe that an earlier call or another machine left in the folder are in the table too.
 
     Args:
@@ -63,7 +65,7 @@ def compare(
         InterruptedRun: the user interrupted a training; the same command goes on.
     """
     say = progress or Progress()
-    grid = Grid(out, teacher, resolve_recipe(recipe, changes))
+    grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
     loaded, record = _begin(grid, asked)
     failed: dict[str, str] = {}
@@ -91,16 +93,25 @@ def commands(
     seeds: int,
     out: str | Path = DEFAULT_OUT,
     device: str = "auto",
+    progress: Progress | None = None,
     **changes: Any,
 ) -> list[str]:
     """One `litdeploy compress` for each cell that is not there yet, for a queue or for several machines.
 
     Args and errors: as for `compare`. Writes the recipe that the commands name.
     """
-    grid = Grid(out, teacher, resolve_recipe(recipe, changes))
+    grid = Grid(out, teacher, _resolved(recipe, changes, progress or Progress()))
     asked = cells_of(methods, depths, seeds)
     _, record = _begin(grid, asked)
     return [grid.command(cell, device) for cell in asked if _outcome(grid, cell, record) is None]
+
+
+def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progress: Progress) -> Recipe:
+    resolved = resolve_recipe(recipe, changes)
+    if len(resolved.depths) > 1:
+        chain = ",".join(map(str, resolved.depths))
+        progress.note(f"the recipe's chain {chain} is left out: here each student learns from the teacher itself")
+    return resolved
 
 
 def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
@@ -113,7 +124,7 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
             f"student by itself: litdeploy compress {grid.teacher} --beta 0 --student-blocks …; its manifest tells how "
             "near its images come to the teacher's."
         )
-    sections = find_sections(teacher.module, teacher.example())
+    sections = sections_of(teacher)
     for cell in cells:
         recipe, method = grid.recipe_of(cell), OBJECTIVES[cell.method]
         if method.student == "own":
@@ -194,7 +205,7 @@ def _gather(
             f"{grid.path}: its cells were trained on different data ({', '.join(cell.name for cell in outcomes)}). "
             "Remove those of the wrong data, and call again."
         )
-    sections = [section.name for section in find_sections(teacher.module, teacher.example())]
+    sections = [section.name for section in sections_of(teacher)]
     tested = [manifest.metrics["teacher"]["test"] for manifest in manifests.values()]
     result = MethodComparison(
         teacher=record,

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from litdeploy.bundle import DataRecord
 from litdeploy.data import sources
 from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import Packed
@@ -20,7 +19,8 @@ from litdeploy.data.table import Columns, holds_texts
 from litdeploy.data.texts import Texts
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, image_of
+from litdeploy.records import DataRecord
+from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, Noun, image_of
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
@@ -31,6 +31,7 @@ class Store(Protocol):
 
     Attributes:
         name: of the source, as the user gave it.
+        noun: what it holds.
         splits: those of train, validation and test that the source itself has.
         classes: names, in the order of the labels.
         columns: what held images or texts, and labels.
@@ -38,6 +39,7 @@ class Store(Protocol):
     """
 
     name: str
+    noun: Noun
     splits: tuple[str, ...]
     classes: tuple[str, ...]
     columns: Columns
@@ -127,11 +129,13 @@ class Data:
 
     Attributes:
         source: as the user named it.
+        noun: what it holds, as messages call it.
         classes: names, in the order of the labels; those of the training images.
     """
 
     def __init__(self, store: Store, settings: DataSettings, device: torch.device, seed: int) -> None:
         self.source = store.name
+        self.noun = store.noun
         self.classes = store.classes
         self._store = store
         self._settings = settings
@@ -180,6 +184,7 @@ class Data:
         """
         present = SPLITS if "train" in self._store.splits else tuple(self._own)
         return DataRecord(
+            noun=self.noun,
             source=self.source,
             fingerprint=self._fingerprint,
             images={split: len(self._rows(split)[1]) - len(self._bad.get(split, ())) for split in present},
@@ -188,12 +193,15 @@ class Data:
 
     def left_out(self) -> list[str]:
         """Of all splits, the images that cannot be decoded, each with the reason; none is looked for without
-        `settings.skip_bad`. To be asked before a training: the test split is used after it.
+        `settings.skip_bad`. To be asked before a training: the test split is used after it. Its texts are read at once.
 
         Raises:
             DataError: they are more than that.
         """
         if not self._settings.skip_bad:
+            if self.noun == "text":
+                for why in self._store.undecodable(*self._rows("test")).values():
+                    raise DataError(why)
             return []
         return self._allowed([why for split in SPLITS for why in self._undecodable(split).values()])
 
@@ -201,7 +209,7 @@ class Data:
         most = self._settings.skip_bad
         if len(faults) > most:
             raise DataError(
-                f"{self.source}: {len(faults)} images cannot be decoded, and --skip-bad allows {most}:\n  "
+                f"{self.source}: {len(faults)} {self.noun}s cannot be decoded, and --skip-bad allows {most}:\n  "
                 + "\n  ".join(faults[:3])
                 + f"\nMend or remove them, or leave out as many: --skip-bad {len(faults)}"
             )
@@ -254,8 +262,8 @@ class Data:
             out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
         if not out.any():
             raise DataError(
-                f"{self.source}: none of its {len(rows)} training images can be held out, for every class has only "
-                "one. Give it more images, or a validation and a test split."
+                f"{self.source}: none of its {len(rows)} training {self.noun}s can be held out, for every class "
+                f"has only one. Give it more {self.noun}s, or a validation and a test split."
             )
         return rows[~out], rows[out]
 
@@ -266,8 +274,8 @@ class Data:
             return own, np.arange(len(self._store.labels(own)))
         if "train" not in self._store.splits:
             raise DataError(
-                f"{self.source}: has no training images, only the split {', '.join(self._store.splits)}; it can be "
-                "evaluated on and not trained on. Give --data a dataset with a train split."
+                f"{self.source}: has no training {self.noun}s, only the split {', '.join(self._store.splits)}; it can "
+                "be evaluated on and not trained on. Give --data a dataset with a train split."
             )
         return "train", self._shares[split]
 
@@ -317,7 +325,7 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
             + (
                 f"Name them in the network's order: --attributes {','.join(spec.classes)}"
                 if data.has_attributes
-                else "Label the images by number, in the network's order."
+                else f"Label the {data.noun}s by number, in the network's order."
             )
         )
     if len(data.shape) == 1:

@@ -14,6 +14,7 @@ from litdeploy.data.sources import Source
 from litdeploy.data.split import SPLITS, Split, Streamed
 from litdeploy.data.table import Columns, Table, class_names, find_columns, read_table
 from litdeploy.recipe import DataSettings
+from litdeploy.spec import Noun
 
 
 class Encoded:
@@ -24,6 +25,8 @@ class Encoded:
     Raises:
         DataError: the split cannot be read, or its columns or labels do not serve.
     """
+
+    noun: Noun = "image"
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         self.name = source.name

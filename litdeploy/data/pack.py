@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from litdeploy.bundle import Record, sha256_of, write_whole
+from litdeploy.bundle import sha256_of, write_whole
 from litdeploy.data.data import Store, open_store
 from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import METADATA_KEY, SUFFIX, Header, images_key, labels_key
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Record
 from litdeploy.settings import parse
 
 _CPU = torch.device("cpu")

@@ -18,11 +18,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import safe_open
 from torch import Tensor
 
-from litdeploy.bundle import Record, sha256_of
+from litdeploy.bundle import sha256_of
 from litdeploy.data.split import SPLITS, Mapped, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Record
+from litdeploy.spec import Noun
 
 SUFFIX = ".safetensors"
 METADATA_KEY = "litdeploy-data"
@@ -100,6 +102,8 @@ class Packed:
     Raises:
         DataError: torn, no packed dataset, of another version, or one whose parts do not agree.
     """
+
+    noun: Noun = "image"
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name

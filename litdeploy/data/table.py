@@ -188,7 +188,7 @@ def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes
         row = int(labels.argmin())
         raise DataError(
             f"{source}: row {row} (counted from 0) of split '{split}' has the label '{names[codes[row]]}', which no "
-            f"training image has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
+            f"training row has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
         )
     return labels
 
@@ -246,6 +246,12 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
         codes = values.to_numpy().astype(np.int64)
         if codes.min() < 0:  # how the hub marks a test split whose labels are kept secret
             raise _unlabelled(source, split, int(codes.argmin()))
+        if codes.max() >= len(feature.names):
+            raise DataError(
+                f"{source}: row {codes.argmax()} (counted from 0) of split '{split}' has the label {codes.max()}, and "
+                f"the file names {len(feature.names)} classes, from 0 to {len(feature.names) - 1}. Mend the label, or "
+                "remove the row."
+            )
         return codes, tuple(feature.names)
     unique, inverse = np.unique(np.array(values.to_pylist()), return_inverse=True)
     return inverse.astype(np.int64), tuple(str(value) for value in unique.tolist())

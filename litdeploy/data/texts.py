@@ -19,6 +19,7 @@ from litdeploy.data.split import SPLITS, Picked, Split, copies
 from litdeploy.data.table import Columns, class_names, find_text_columns, read_labels
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
+from litdeploy.spec import Noun
 
 DEFAULT_LENGTH = 1014
 # More in one cell is no text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
@@ -33,6 +34,8 @@ class Texts:
     Raises:
         DataError: the split that decides cannot be read, or its columns or labels do not serve.
     """
+
+    noun: Noun = "text"
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         self.name = source.name
@@ -66,6 +69,16 @@ class Texts:
 
     def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
         """See `Store.undecodable`."""
+        bad: dict[int, str] = {}
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            try:
+                self.read(split, some)
+            except DataError:
+                bad |= self._undecodable(split, some)
+        return bad
+
+    def _undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
         bad = {}
         for row in rows.tolist():
             try:

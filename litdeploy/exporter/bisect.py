@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward
-from litdeploy.bundle import Record
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
+from litdeploy.records import Record
 from litdeploy.runtime.feed import read_feed
 from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.rounding import rounded

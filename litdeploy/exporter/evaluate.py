@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import Bundle, Score
+from litdeploy.bundle import Bundle
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
@@ -14,6 +14,7 @@ from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Score
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.feed import read_names
 from litdeploy.runtime.inductor import package_details

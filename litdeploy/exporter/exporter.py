@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, picked, size_of
-from litdeploy.bundle import DEFAULT_PATH, Artefact, Bundle, Manifest, sha256_of
+from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
 from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import DataError, ParityError, SettingsError
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
@@ -22,6 +22,7 @@ from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Artefact, Manifest
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
 from litdeploy.runtime.engine import HardwareCompatibility
 from litdeploy.spec import image_of
@@ -145,7 +146,7 @@ class Evidence:
         """
         total = len(data.test)
         if not total:
-            raise DataError(f"{data.source}: its test split is empty; give --data a dataset with test images.")
+            raise DataError(f"{data.source}: its test split is empty; give --data a dataset with a test split.")
         count = min(count, total)
         rows = torch.arange(count) * total // count
         [batch] = data.test.pick([rows])

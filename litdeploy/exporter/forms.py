@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from litdeploy.batch import Batch, in_parts, moved, size_of
-from litdeploy.bundle import Artefact
 from litdeploy.data import Data, prepared
 from litdeploy.errors import BundleError, DataError
 from litdeploy.exporter.conversion import Conversion, convert
@@ -24,6 +23,7 @@ from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice
 from litdeploy.exporter.timing import interleaved_ms
 from litdeploy.networks import Network
+from litdeploy.records import Artefact
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.engine import BatchProfile, HardwareCompatibility
 from litdeploy.target import Precision, Target
@@ -116,8 +116,8 @@ class Calibration:
         train = self._data.train
         if len(train) < self._count:
             raise DataError(
-                f"{self._data.source}: has {len(train)} training images, and {self._count} were asked for to calibrate "
-                f"on. Take those that there are: --calibration-images {len(train)}"
+                f"{self._data.source}: has {len(train)} training {self._data.noun}s, and {self._count} were asked "
+                f"for to calibrate on. Take those that there are: --calibration-images {len(train)}"
             )
         rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: self._count]
         [picked] = train.pick([rows])

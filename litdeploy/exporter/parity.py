@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, device_of, in_parts, picked, size_of
-from litdeploy.bundle import Accuracy, Likeness, Record
+from litdeploy.records import Accuracy, Likeness, Record
 from litdeploy.runtime import Runner, accuracy
 from litdeploy.runtime.likeness import of_images
 from litdeploy.spec import InputSpec
@@ -40,7 +40,7 @@ class BatchParity(Record):
     within: bool
 
     def alike(self) -> str:
-        """How alike both are, for people, before "images"."""
+        """How alike both are, for people, before "samples"."""
         if self.top1 is not None:
             return f"same class on {self.top1:.2%} of"
         return f"{self.likeness.told()} over" if self.likeness else "not comparable over"
@@ -98,7 +98,7 @@ class Parity(Record):
             else:
                 difference = f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest)"
             lines.append(
-                f"  batch {each.batch_size}: {difference}, {each.alike()} {each.images} images"
+                f"  batch {each.batch_size}: {difference}, {each.alike()} {each.images} samples"
                 + ("" if each.within else "  ← beyond the limit")
             )
         if self.top1 is not None and self.top1 < self.tolerance.top1:
@@ -106,7 +106,7 @@ class Parity(Record):
         if self.accuracy is not None:
             both = self.accuracy
             lines.append(
-                f"  accuracy on {both.reference.images} images: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
+                f"  accuracy on {both.reference.images} samples: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
                 + ("" if both.within else "  ← beyond the limit")
             )
         limits = self.tolerance

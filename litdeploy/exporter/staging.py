@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from litdeploy.atomic import remove_partial, sync_folder
-from litdeploy.bundle import Artefact, remove, sidecar_of
+from litdeploy.bundle import remove, sidecar_of
 from litdeploy.errors import BundleError
+from litdeploy.records import Artefact
 
 # What an unfinished file's folder is called.
 _PARTIAL = ".partial-"

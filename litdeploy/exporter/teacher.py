@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litdeploy.bundle import Bundle, Manifest, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import BundleError
 from litdeploy.files import is_file
 from litdeploy.networks import Network, NetworkName, describe, load
 from litdeploy.networks.registry import check_stored, is_code, request
+from litdeploy.records import Manifest
 
 
 def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import Artefact, sha256_of, sidecar_of, write_whole
+from litdeploy.bundle import sha256_of, sidecar_of, write_whole
 from litdeploy.errors import BundleError, RunnerError, SettingsError
 from litdeploy.exporter.engine_precision import check_precision_share, engine_precisions, network_precisions
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.exporter.tensorrt_choice import Choice, rtx_capabilities, versions
+from litdeploy.records import Artefact
 from litdeploy.runtime.engine import (
     INSTALL,
     BatchProfile,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from litdeploy.bundle import Artefact, remove, sha256_of
+from litdeploy.bundle import remove, sha256_of
 from litdeploy.errors import BundleError, SettingsError
+from litdeploy.records import Artefact
 from litdeploy.runtime.inductor import inputs_of
 from litdeploy.runtime.onnx_file import read_model
 from litdeploy.spec import TranslationInput, input_of

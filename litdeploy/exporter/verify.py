@@ -11,17 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from litdeploy.batch import Batch, in_parts, mapped, moved, picked
-from litdeploy.bundle import (
-    DEFAULT_PATH,
-    Accuracy,
-    Artefact,
-    Bundle,
-    Likeness,
-    Record,
-    read_sidecar,
-    remove,
-    sidecar_of,
-)
+from litdeploy.bundle import DEFAULT_PATH, Bundle, read_sidecar, remove, sidecar_of
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.exporter.bisect import Parting, first_parting
@@ -40,6 +30,7 @@ from litdeploy.exporter.staging import reject, rejected_path
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Accuracy, Artefact, Likeness, Record
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_target
 from litdeploy.runtime.likeness import likeness
 from litdeploy.spec import image_of

@@ -3,6 +3,7 @@
 from litdeploy.networks.identify import describe
 from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network, logits_of
+from litdeploy.networks.parts import sections_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, request
 from litdeploy.networks.sections import Section, find_sections
 
@@ -19,4 +20,5 @@ __all__ = [
     "new",
     "new_like",
     "request",
+    "sections_of",
 ]

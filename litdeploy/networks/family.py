@@ -42,6 +42,7 @@ class Family:
         layers_per_block: weighted layers in one block; the depth is this times the blocks, plus `layers_around`.
         layers_around: those counted outside the blocks; two where stem and head count.
         published: depth → blocks of each section, where a table says it; empty where all sections are shortened alike.
+        sections: their names, by which they are known where each has a single block; empty where that does not occur.
         classes: the builder's argument for how many classes there are.
     """
 
@@ -52,6 +53,7 @@ class Family:
     layers_per_block: int
     layers_around: int = 2
     published: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    sections: tuple[str, ...] = ()
     classes: str = "classes"
 
     def depth(self, blocks: int) -> int:
@@ -77,6 +79,12 @@ def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, i
     step = len(sections) if family and alike else 1
     totals = range(len(sections), whole + 1, step)
     return {(family.depth(total) if family else total): total for total in totals}
+
+
+def depth_of(family: Family | None, sections: Sequence[Section]) -> int:
+    """Weighted layers of a network with these sections as its family counts them; elsewhere its blocks."""
+    blocks = sum(section.blocks for section in sections)
+    return family.depth(blocks) if family else blocks
 
 
 def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:

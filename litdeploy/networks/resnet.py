@@ -155,4 +155,4 @@ def _input(arguments: Arguments) -> InputSpec:
     return InputSpec(shape=(channels, 32, 32), mean=mean, std=std)
 
 
-FAMILY = Family("CIFAR ResNet", resnet, _read, _input, layers_per_block=2)
+FAMILY = Family("CIFAR ResNet", resnet, _read, _input, layers_per_block=2, sections=("layer1", "layer2", "layer3"))

@@ -138,4 +138,4 @@ def _read(weights: Weights) -> list[Reading]:
     return [Reading(arguments, own, f"three sections of {counts[0]} bottlenecks with grouped convolutions")]
 
 
-FAMILY = Family("CIFAR ResNeXt", resnext, _read, RESNET.input, layers_per_block=3)
+FAMILY = Family("CIFAR ResNeXt", resnext, _read, RESNET.input, layers_per_block=3, sections=RESNET.sections)

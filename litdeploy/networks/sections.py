@@ -179,6 +179,24 @@ def find_sections(module: nn.Module, example: Batch) -> list[Section]:
     return sections
 
 
+def named_sections(module: nn.Module, names: Sequence[str], example: Batch) -> list[Section]:
+    """The sections of these names, however few blocks they have: a student's may have a single one.
+
+    Args:
+        module: in eval mode.
+        example: what it is run on.
+
+    Raises:
+        NetworkError: the module has no container of such a name.
+    """
+    with torch.no_grad(), recording(module, names) as calls:
+        forward(module, example)
+    return [
+        Section(name, len(container(module, name)), _shape(calls[name].input), _shape(calls[name].output))
+        for name in names
+    ]
+
+
 def _run_traced(module: nn.Module, candidates: dict[str, _Trace], example: Batch) -> None:
     handles = []
 

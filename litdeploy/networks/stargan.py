@@ -225,7 +225,9 @@ def _discriminator_input(arguments: Arguments) -> InputSpec:
     return _images(int(arguments.get("in_channels", 3)), int(arguments.get("image_size", 128)))
 
 
-FAMILY = Family("StarGAN", stargan, _read, _input, layers_per_block=2, layers_around=6, classes="domains")
+FAMILY = Family(
+    "StarGAN", stargan, _read, _input, layers_per_block=2, layers_around=6, sections=("blocks",), classes="domains"
+)
 # Never shortened: it judges what a generator makes.
 DISCRIMINATOR = Family(
     "StarGAN discriminator",

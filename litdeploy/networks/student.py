@@ -49,6 +49,17 @@ def make_plan(sections: Sequence[Section], kept: Mapping[str, int]) -> DepthPlan
     return {name: spaced(count, known[name].blocks) for name, count in kept.items()}
 
 
+def compose(first: DepthPlan, second: DepthPlan) -> DepthPlan:
+    """The plan that comes to the same as `first` and then `second`, whose blocks are those that `first` left.
+
+    >>> compose({"layer1": (0, 2, 4)}, {"layer1": (0, 2)})
+    {'layer1': (0, 4)}
+    """
+    return {
+        name: tuple(kept[index] for index in second[name]) if name in second else kept for name, kept in first.items()
+    }
+
+
 def plan_for_depth(sections: Sequence[Section], depth: int, family: Family | None) -> DepthPlan:
     """The plan of a student of that depth; every section is in it.
 

@@ -149,4 +149,13 @@ def _input(arguments: Arguments) -> CharacterInput:
     return spec
 
 
-FAMILY = Family("VDCNN", vdcnn, _read, _input, layers_per_block=2, layers_around=1, published=BLOCKS)
+FAMILY = Family(
+    "VDCNN",
+    vdcnn,
+    _read,
+    _input,
+    layers_per_block=2,
+    layers_around=1,
+    published=BLOCKS,
+    sections=("layer1", "layer2", "layer3", "layer4"),
+)

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.batch import forward
-from litdeploy.bundle import Record
 from litdeploy.networks import FAMILIES, Network
 from litdeploy.networks.sections import container
+from litdeploy.records import Record
 
 REMAINDER = "stem and head"
 

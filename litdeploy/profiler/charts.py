@@ -16,11 +16,11 @@ from litdeploy.profiler.figures import accuracy_interval, relative_error, runner
 from litdeploy.profiler.verdict import milliseconds
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Accuracy
     from litdeploy.profiler.breakdown import Part
     from litdeploy.profiler.fidelity import Fidelity
     from litdeploy.profiler.report import Measurement, SideTiming
     from litdeploy.profiler.section_times import SectionTime
+    from litdeploy.records import Accuracy
 
 _LINES = 230  # height of a chart of lines
 _PLOT = 300  # width that is left to what is drawn, about

@@ -10,9 +10,9 @@ from typing import Self
 
 import torch
 
-from litdeploy.bundle import Record
 from litdeploy.profiler import system
 from litdeploy.profiler.nvml import Gpu, open_nvml
+from litdeploy.records import Record
 
 # The kernel counts in hundredths of a second: over less than this, another's share cannot be told.
 _LEAST_SECONDS = 0.2

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from litdeploy.bundle import Record
 from litdeploy.profiler.breakdown import REMAINDER, depth_ratio
 from litdeploy.profiler.roofline import Rates, Work, roof
 from litdeploy.profiler.verdict import milliseconds, times
+from litdeploy.records import Record
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Side

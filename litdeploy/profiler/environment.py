@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import litdeploy
-from litdeploy.bundle import Record
+from litdeploy.records import Record
 from litdeploy.runtime import device_name
 
 # Distributions by the name that they are installed under; of each line the first that is there.

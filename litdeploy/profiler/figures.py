@@ -10,8 +10,8 @@ from scipy.special import ndtri
 from litdeploy.profiler.verdict import decimals
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Accuracy
     from litdeploy.profiler.report import Measurement
+    from litdeploy.records import Accuracy
 
 _SPACE = "\N{NO-BREAK SPACE}"
 

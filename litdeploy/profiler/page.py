@@ -16,6 +16,7 @@ from markupsafe import Markup
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
 from litdeploy.profiler.verdict import accuracy_split, likeness_split, milliseconds, times
+from litdeploy.records import descent
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Report
@@ -41,6 +42,7 @@ def render(report: Report, sample_sheet: bytes | None = None) -> str:
         report=report,
         verdict=unbroken(report.verdict, (report.teacher.name, report.student.name)),
         strip=_strip(report),
+        descent=descent(report.lineage) if report.lineage else None,
         tables={
             "latency": tables.latency(report),
             "sections": tables.sections(report),
@@ -115,7 +117,7 @@ def _drawings(
             for size, members in groupby(by_batch, lambda each: each.batch_size)
         ],
         "throughput": [
-            (f"{runner_of(members[0])}, images/s", charts.throughput(f"throughput-{index}", members))
+            (f"{runner_of(members[0])}, {report.data.noun}s/s", charts.throughput(f"throughput-{index}", members))
             for index, members in enumerate(groups)
             if len(members) > 1
         ],
@@ -134,7 +136,7 @@ def _section_drawings(charts: ModuleType, report: Report) -> list[Drawn]:
     ]
     drawn = [
         ("Parameters", charts.section_sizes("parameters", "Parameters by section", parts)),
-        ("FLOPs an image", charts.section_sizes("flops", "FLOPs by section", parts)),
+        (f"FLOPs per {report.data.noun}", charts.section_sizes("flops", "FLOPs by section", parts)),
     ]
     return [*times, *drawn]
 

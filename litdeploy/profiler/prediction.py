@@ -14,23 +14,24 @@ from typing import Any, Literal
 
 import torch
 
-from litdeploy.bundle import Artefact, Record, sha256_of
+from litdeploy.bundle import sha256_of
 from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import choose_library
-from litdeploy.networks import FAMILIES, Network, NetworkName, find_sections, load
+from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
 from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, measure_runners
 from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.report import Failure, Measurement
+from litdeploy.records import Artefact, Record
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
-from litdeploy.spec import DepthPlan
+from litdeploy.spec import DepthPlan, Noun
 from litdeploy.target import Target, with_timing
 
 
@@ -64,6 +65,7 @@ class Prediction(Record):
     Attributes:
         teacher: for people: `ResNet-56`.
         path: the teacher's file.
+        noun: what it takes.
         breakdown: the teacher's.
         students: shallowest first.
         target: with all its values.
@@ -72,6 +74,7 @@ class Prediction(Record):
     schema_version: Literal[1] = 1
     teacher: str
     path: str
+    noun: Noun = "image"
     breakdown: Breakdown
     students: tuple[PredictedStudent, ...]
     environment: Environment
@@ -115,7 +118,7 @@ def predict(
     chosen = with_timing(resolve_target(target), timing)
     device = resolve_device(chosen.device)
     environment = look_around(device)
-    sections = find_sections(teacher.module, teacher.example())
+    sections = sections_of(teacher)
     names = [section.name for section in sections]
     plans = {depth: plan_for_depth(sections, depth, FAMILIES.get(teacher.spec.name)) for depth in sorted(set(depths))}
     whole = break_down(teacher, names)
@@ -144,6 +147,7 @@ def predict(
     return Prediction(
         teacher=name_of(teacher, whole),
         path=teacher.source,
+        noun=teacher.spec.input.noun,
         breakdown=whole,
         students=tuple(students),
         environment=environment,

@@ -70,7 +70,8 @@ def _sizes(prediction: Prediction) -> Table:
         (Cell(name), Cell(str(size.depth)), Cell(short(size.parameters)), Cell(short(size.flops)))
         for name, size in networks
     )
-    return Table("Teacher and students", columns("", "depth", "parameters", "FLOPs an image"), (rows,), narrow=True)
+    heads = columns("", "depth", "parameters", f"FLOPs per {prediction.noun}")
+    return Table("Teacher and students", heads, (rows,), narrow=True)
 
 
 def _curves(prediction: Prediction) -> list[Drawn]:

@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from litdeploy.batch import forward
-from litdeploy.bundle import DEFAULT_PATH, Accuracy, Artefact, Bundle, Likeness, Manifest
+from litdeploy.bundle import DEFAULT_PATH, Bundle
 from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
-from litdeploy.networks import Network, NetworkName, describe, find_sections
+from litdeploy.networks import Network, NetworkName, describe, sections_of
 from litdeploy.networks.sections import container
 from litdeploy.profiler import roofline
 from litdeploy.profiler.breakdown import Breakdown, break_down, depth_ratio, name_of
@@ -31,6 +31,7 @@ from litdeploy.profiler.report import Measurement, Report, Side, headline, read_
 from litdeploy.profiler.section_times import SectionTime, measure_sections
 from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
+from litdeploy.records import Accuracy, Artefact, Likeness, Manifest
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.target import Target, Timing, with_timing
 
@@ -137,7 +138,7 @@ def _sections(networks: dict[str, Network]) -> list[str]:
     """Names of the teacher's sections; none where the student has no containers of these names."""
     teacher, student = networks["teacher"], networks["student"]
     try:
-        names = [section.name for section in find_sections(teacher.module, teacher.example())]
+        names = [section.name for section in sections_of(teacher)]
         for name in names:
             container(student.module, name)
     except NetworkError:
@@ -212,6 +213,7 @@ def _report(
         onnx_sha256=onnx.sha256 if onnx else None,
         teacher=teacher,
         student=student,
+        lineage=manifest.lineage,
         depth_ratio=depth_ratio(teacher.breakdown, student.breakdown),
         parameter_ratio=teacher.breakdown.parameters / student.breakdown.parameters,
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,

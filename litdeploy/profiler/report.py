@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from litdeploy.bundle import SAMPLES, Accuracy, DataRecord, Likeness, Record, write_whole
+from litdeploy.bundle import SAMPLES, write_whole
 from litdeploy.errors import BundleError
 from litdeploy.exporter import Parity
 from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
@@ -26,6 +26,7 @@ from litdeploy.profiler.statistics import Comparison, Summary
 from litdeploy.profiler.stopwatch import Clock
 from litdeploy.profiler.timing import Stopped, Timed
 from litdeploy.recipe import Recipe
+from litdeploy.records import Accuracy, Ancestor, DataRecord, Likeness, Record
 from litdeploy.spec import DepthPlan
 from litdeploy.target import Target
 
@@ -162,6 +163,7 @@ class Report(Record):
         bundle: the folder.
         student_sha256, onnx_sha256: of the student's weights and its exported file (None: there was none); a report
             whose hashes are not the manifest's is out of date.
+        lineage: of a chain's student, from the teacher here to the student that taught it; else nothing.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
         measurements: by runner, then by batch size, as the target lists them; at least one.
         failures: runners and batch sizes of the target that are not among them.
@@ -184,6 +186,7 @@ class Report(Record):
     onnx_sha256: str | None
     teacher: Side
     student: Side
+    lineage: tuple[Ancestor, ...] = ()
     depth_ratio: float
     parameter_ratio: float
     flop_ratio: float

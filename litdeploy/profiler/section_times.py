@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from litdeploy.batch import Batch, device_of, forward, moved, size_of
-from litdeploy.bundle import Record
 from litdeploy.networks import Network
 from litdeploy.networks.sections import container
 from litdeploy.profiler.breakdown import REMAINDER
+from litdeploy.records import Record
 from litdeploy.runtime.device import ieee_float32
 from litdeploy.runtime.eager import placed
 

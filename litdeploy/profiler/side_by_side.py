@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from litdeploy.bundle import Record
 from litdeploy.profiler.figures import runner_of
 from litdeploy.profiler.report import Measurement, Report, open_report
 from litdeploy.profiler.statistics import Verdict, contradicted, judge
 from litdeploy.profiler.verdict import milliseconds, times
+from litdeploy.records import Record
 
 # What is told apart from the rest, or says nothing of how it was measured.
 _NOT_COMPARED = ("date", "load_average")

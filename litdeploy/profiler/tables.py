@@ -10,9 +10,9 @@ from litdeploy.profiler.figures import in_bytes, percent, relative_error, runner
 from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Accuracy
     from litdeploy.profiler.report import Measurement, Report, SideTiming
     from litdeploy.profiler.statistics import Comparison
+    from litdeploy.records import Accuracy
 
 NOTHING = "–"
 
@@ -107,7 +107,7 @@ def sizes(report: Report) -> Table:
     a, b = teacher.breakdown, student.breakdown
     rows.append((f"Depth, {a.depth_unit}", str(a.depth), str(b.depth), f"÷ {report.depth_ratio:.2f}"))
     rows.append(("Parameters", short(a.parameters), short(b.parameters), f"÷ {report.parameter_ratio:.2f}"))
-    rows.append(("FLOPs an image", short(a.flops), short(b.flops), f"÷ {report.flop_ratio:.2f}"))
+    rows.append((f"FLOPs per {report.data.noun}", short(a.flops), short(b.flops), f"÷ {report.flop_ratio:.2f}"))
     rows.append(("File", in_bytes(teacher.bytes), in_bytes(student.bytes), f"÷ {teacher.bytes / student.bytes:.2f}"))
     return Table(
         "Teacher and student",
@@ -135,12 +135,12 @@ def latency(report: Report) -> Table:
     )
     heads = [Cell(name, kind=name) for name in ("teacher", "student")]
     return Table(
-        "Latency in ms a call, throughput in images/s",
+        f"Latency in ms a call, throughput in {report.data.noun}s/s",
         columns(
             "runner",
             "batch",
             *(Cell(f"{head.text} ms", kind=head.kind) for head in heads),
-            *(Cell(f"{head.text} images/s", kind=head.kind) for head in heads),
+            *(Cell(f"{head.text} {report.data.noun}s/s", kind=head.kind) for head in heads),
             "speed-up",
             "verdict",
         ),
@@ -165,7 +165,8 @@ def sections(report: Report) -> Table:
             f"{short(teacher.flops)} → {short(student.flops)}",
         )
         rows.append((Cell(teacher.name), Cell(blocks), *(Cell(change, kind="breaks") for change in changes)))
-    heads = columns("section", "blocks", *(f"ms, batch {size}" for size in batch_sizes), "parameters", "FLOPs an image")
+    flops = f"FLOPs per {report.data.noun}"
+    heads = columns("section", "blocks", *(f"ms, batch {size}" for size in batch_sizes), "parameters", flops)
     return Table("By section: teacher → student", heads, (tuple(rows),), narrow=len(batch_sizes) < 2)
 
 

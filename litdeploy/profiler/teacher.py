@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from litdeploy.bundle import Artefact, Bundle, Record, sha256_of, write_whole
+from litdeploy.bundle import Bundle, sha256_of, write_whole
 from litdeploy.errors import RunnerError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.inductor import export_aoti
@@ -18,6 +18,7 @@ from litdeploy.exporter.tensorrt_choice import choose_library
 from litdeploy.files import is_file, read_small
 from litdeploy.networks import Network
 from litdeploy.profiler.environment import versions
+from litdeploy.records import Artefact, Record
 from litdeploy.runtime.engine import BatchProfile, read_engine
 from litdeploy.runtime.inductor import package_details
 

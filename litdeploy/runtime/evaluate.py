@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litdeploy.batch import Batch
-from litdeploy.bundle import Accuracy
 from litdeploy.errors import DataError
+from litdeploy.records import Accuracy
 
 
 def accuracy(run: Callable[[Batch], Tensor], batches: Iterable[tuple[Batch, Tensor]]) -> Accuracy:
@@ -37,5 +37,5 @@ def accuracy(run: Callable[[Batch], Tensor], batches: Iterable[tuple[Batch, Tens
             hits = batch_hits if hits is None else hits + batch_hits
             images += len(labels)
     if loss is None or hits is None:
-        raise DataError("there are no images to evaluate on: the split is empty. Give --data a dataset with images.")
+        raise DataError("there is nothing to evaluate on: the split is empty. Give --data a dataset with such a split.")
     return Accuracy(top1=hits.item() / images, loss=loss.item() / images, images=images)

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Artefact, read_sidecar, sha256_of, sidecar_of
+from litdeploy.bundle import read_sidecar, sha256_of, sidecar_of
 from litdeploy.errors import RunnerError
 from litdeploy.files import is_file
+from litdeploy.records import Artefact
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litdeploy.batch import Batch, size_of
-from litdeploy.bundle import MOST_DB, Likeness
 from litdeploy.errors import DataError, RunnerError
+from litdeploy.records import MOST_DB, Likeness
 from litdeploy.spec import InputSpec
 
 _WINDOW, _SIGMA = 11, 1.5

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Record
 from litdeploy.errors import DataError, NetworkError
+from litdeploy.records import Record
 
 Metric = Literal["cosine", "l2"]
 METRICS: tuple[Metric, ...] = ("cosine", "l2")
@@ -73,7 +73,7 @@ def embeddings(module: nn.Module, batches: Iterable[tuple[Batch, Tensor]]) -> tu
         for handle in handles:
             handle.remove()
     if not found:
-        raise DataError("there are no images to embed: the split is empty. Give --data a dataset with images.")
+        raise DataError("there is nothing to embed: the split is empty. Give --data a dataset with such a split.")
     vectors, labels = zip(*found, strict=True)
     return torch.cat(vectors), torch.cat(labels)
 

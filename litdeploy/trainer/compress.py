@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import platform
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,25 @@ from torch import nn
 
 import litdeploy
 from litdeploy.batch import moved
-from litdeploy.bundle import (
-    DEFAULT_PATH,
-    Accuracy,
-    Bundle,
-    Manifest,
-    RunRecord,
-    Score,
-    TeacherRecord,
-    sha256_of,
-)
+from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
 from litdeploy.checkpoint import write_checkpoint
-from litdeploy.data import check_against, open_data
-from litdeploy.errors import InterruptedRun, NetworkError, SettingsError, StudentError
+from litdeploy.data import Data, check_against, open_data
+from litdeploy.errors import InterruptedRun, StudentError
 from litdeploy.networks import Network, NetworkName
-from litdeploy.networks.registry import is_code
-from litdeploy.recipe import Recipe, read_recipe
+from litdeploy.recipe import Recipe
+from litdeploy.records import Accuracy, Manifest, RunRecord, Score, TeacherRecord
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.spec import TranslationInput
-from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every
+from litdeploy.trainer.chain import Teaching, check_folder, students_of, succession
+from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES, check_fits
+from litdeploy.trainer.objectives import OBJECTIVES, Start, check_fits
 from litdeploy.trainer.optimiser import steps_an_epoch
-from litdeploy.trainer.parallel import check_recipe, launched
-from litdeploy.trainer.resume import going_on, identity_of
+from litdeploy.trainer.parallel import Ranks, check_recipe, launched
+from litdeploy.trainer.resolve import resolve_recipe
+from litdeploy.trainer.resume import digest_of, going_on, identity_of
 from litdeploy.trainer.run import Position, Run
 from litdeploy.trainer.samples import write_samples
 from litdeploy.trainer.start import add_teacher, begin, keep_teacher, load_teacher, tell_left_out
@@ -84,7 +78,9 @@ def compress(
         feature_cache_dir: folder in which the teacher's features are kept for further students of the same teacher and
             data; None: they are not kept beyond this run.
         progress: told of every epoch.
-        **changes: fields of the recipe, over what it says: `student_depth=20`, `data="digits"`, `epochs=5`.
+        **changes: fields of the recipe, over what it says: `student_depth=20`, `data="digits"`, `epochs=5`. With
+            several depths, `student_depth=(17, 9)`, each student is the next one's teacher; `out` becomes the last
+            one's bundle, and `out/chain/DEPTH` those of the others.
 
     Returns:
         The bundle, complete.
@@ -104,134 +100,170 @@ def compress(
         check_tensorboard()
     loaded, record = load_teacher(teacher, resolved, network)
     if loaded.spec.plan is not None:
-        raise StudentError(f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted.")
-    student, start = begin(loaded, resolved, network, where)
-    phases = OBJECTIVES[resolved.method].phases(resolved, start)
-    check_recipe(resolved, ranks, start.sections, feature_cache_dir is not None)
-    data = open_data(resolved.data, where, resolved.seed)
-    check_against(data, loaded.spec, loaded.class_count())
-    tell_left_out(data, progress.note)
-    steps_an_epoch(data.train, resolved.batch_size)
-    check_fits(phases, loaded, resolved.method)
-    discriminator = None if resolved.discriminator is None else sha256_of(Path(resolved.discriminator))
+        raise StudentError(
+            f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted, step by step if "
+            "that serves: --student-depth 17,9"
+        )
+    students = students_of(loaded, resolved)
+    begun = begin(loaded, students[0], network, where)
+    check_recipe(resolved, ranks, begun[1].sections, feature_cache_dir is not None)
+    data = _open(students[0], loaded, begun[1], where, progress)
     bundle = Bundle(out)
-    precision = resolve_precision(resolved.precision, where)
+    shared = _Shared(
+        loaded=loaded,
+        record=record,
+        data=data,
+        precision=resolve_precision(resolved.precision, where),
+        device=where,
+        discriminator=None if resolved.discriminator is None else sha256_of(Path(resolved.discriminator)),
+        ranks=ranks,
+        progress=progress,
+        every=every,
+        resume=resume,
+        tensorboard=tensorboard,
+        features=None if feature_cache_dir is None else Path(feature_cache_dir),
+    )
     with ExitStack() as held:
-        ranks.on_first(_enter, held, bundle, overwrite, resume)
-        identity = ranks.on_first(
-            identity_of, loaded, record, student.spec.plan, resolved, data, precision, where, ranks, discriminator
-        )
-        checkpoints = Checkpoints(bundle.checkpoints_path, identity, every, progress.note)
-        done, saved = (
-            ranks.on_first(going_on, bundle, checkpoints, identity, progress.note) if resume else (False, None)
-        )
-        if done:
-            return bundle
-        if record is None:
-            record = ranks.on_first(keep_teacher, bundle, loaded)
-        position = Position() if saved is None else position_of(saved)
-        metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
-        events = bundle.path / "tensorboard" if tensorboard and ranks.first else None
-        held.enter_context(log := MetricsLog(metrics, events, position.rows))
-        folder = held.enter_context(_own_folder(bundle))
-        run = Run(
-            student=student.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            teacher=None,
-            phases=[phase for phase in phases if phase.settings.epochs],
-            sections=start.sections,
-            data=data,
-            spec=student.spec.with_(classes=data.classes),
-            input=loaded.spec.input,
-            recipe=resolved,
-            precision=precision,
-            device=where,
-            folder=bundle.path,
-            log=log,
-            progress=progress,
-            example=moved(loaded.example(), where),
-            discriminator=discriminator,
-            ranks=ranks,
-            checkpoints=checkpoints,
-            saved=saved,
-            position=position,
-        )
-        kept = None if feature_cache_dir is None else Path(feature_cache_dir)
-        add_teacher(run, loaded, start, record.sha256, kept or folder, kept is not None)
-        return _train(bundle, run, loaded, record)
+        ranks.on_first(_enter, held, bundle, overwrite, resume, resolved.depths)
+        teaching = Teaching(loaded, record)
+        for student, following in pairwise(students):
+            into = bundle.in_chain(student.depths[-1])
+            ranks.on_first(_enter, held, into, False, resume)
+            progress.note(f"{into.path}: a student of depth {student.depths[-1]}, which teaches the next")
+            _train(shared, into, student, teaching, begun)
+            manifest = ranks.on_first(into.read_complete)
+            teaching = succession(teaching, begun[0], str(into.student_path), manifest)
+            begun = begin(teaching.network, following, network, where)
+        _train(shared, bundle, students[-1], teaching, begun)
+    return bundle
 
 
-def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe with the changes over it. `data` may be just the source; `epochs` scales both phases, and
-    `learning_rate` is that of the main phase.
+@dataclass(frozen=True)
+class _Shared:
+    """What all students of a call have in common; `loaded` and `record` are those of the teacher that was given."""
 
-    Raises:
-        SettingsError: a field that there is not, or a value that it does not take.
-        NetworkError: the recipe, which may be a stranger's file, names code, and the changes do not.
-    """
-    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
-    changes = {key: value for key, value in changes.items() if value is not None}
-    named = base.indistill.student if base.indistill else None
-    if named is not None and is_code(named) and "student" not in changes.get("indistill", {}):
-        raise NetworkError(
-            f"the recipe says indistill.student: {named!r}, which is code. It is run only when you name it: "
-            f"--student-network {shlex.quote(named)}"
-        )
-    epochs = changes.pop("epochs", None)
-    learning_rate = changes.pop("learning_rate", None)
-    data = changes.pop("data", {})
-    data = {"source": str(data)} if isinstance(data, str | Path) else dict(data)
-    if {"student_depth", "student_blocks"} & changes.keys():
-        base = base.model_copy(update={"student_depth": None, "student_blocks": None})
-    merged = {**base.data.model_dump(mode="json", exclude_defaults=True), **data}
-    source = merged.get("source")
-    if source is None:
-        raise SettingsError(
-            "no data to train on: name it with --data (a folder, a Parquet or CSV file, a hub id such as "
-            "uoft-cs/cifar10, or digits), or a recipe that does."
-        )
-    if Path(source).exists():
-        merged["source"] = str(Path(source).resolve())
-    if learning_rate is not None:
-        changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
-    resolved = base.with_(**changes, data=merged)
-    if resolved.discriminator is not None:
-        resolved = resolved.with_(discriminator=str(Path(resolved.discriminator).resolve()))
-    if epochs is not None:
-        if epochs < 1:
-            raise SettingsError(f"--epochs {epochs}: at least one epoch is needed.")
-        resolved = resolved.with_epochs(epochs)
-    return resolved
+    loaded: Network
+    record: TeacherRecord | None
+    data: Data
+    precision: str
+    device: torch.device
+    discriminator: str | None
+    ranks: Ranks
+    progress: Progress
+    every: Every
+    resume: bool
+    tensorboard: bool
+    features: Path | None
 
 
-def _train(bundle: Bundle, run: Run, loaded: Network, teacher: TeacherRecord) -> Bundle:
-    of_teacher: dict[str, Score] = {}
+def _open(recipe: Recipe, teacher: Network, start: Start, device: torch.device, progress: Progress) -> Data:
+    """The data, held against the teacher and the recipe before anything is written."""
+    phases = OBJECTIVES[recipe.method].phases(recipe, start)
+    data = open_data(recipe.data, device, recipe.seed)
+    check_against(data, teacher.spec, teacher.class_count())
+    tell_left_out(data, progress.note)
+    steps_an_epoch(data.train, recipe.batch_size)
+    check_fits(phases, teacher, recipe.method)
+    return data
+
+
+def _train(shared: _Shared, bundle: Bundle, recipe: Recipe, teaching: Teaching, begun: tuple[Network, Start]) -> None:
+    """Trains one student, or what is left to train of it, and completes its bundle."""
+    ranks, note = shared.ranks, shared.progress.note
+    identity = ranks.on_first(
+        identity_of,
+        shared.loaded,
+        shared.record,
+        begun[0].spec.plan,
+        recipe,
+        shared.data,
+        shared.precision,
+        shared.device,
+        ranks,
+        teaching.lineage,
+        shared.discriminator,
+    )
+    checkpoints = Checkpoints(bundle.checkpoints_path, identity, shared.every, note)
+    done, saved = ranks.on_first(going_on, bundle, checkpoints, identity, note) if shared.resume else (False, None)
+    if done:
+        return
+    record = teaching.record or ranks.on_first(keep_teacher, bundle, shared.loaded)
+    metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
+    events = bundle.path / "tensorboard" if shared.tensorboard and ranks.first else None
+    position = Position() if saved is None else position_of(saved)
+    with MetricsLog(metrics, events, position.rows) as log, _own_folder(bundle) as folder:
+        run = _run(shared, bundle, recipe, begun, log, checkpoints, saved, position)
+        digest, kept = record.sha256, shared.features
+        if teaching.lineage:
+            digest = digest_of(teaching.network)
+            kept = kept and kept / digest[:16]  # what is kept is of one teacher
+        add_teacher(run, teaching.network, begun[1], digest, kept or folder, kept is not None)
+        _fit(bundle, run, shared.loaded, replace(teaching, record=record))
+
+
+def _run(
+    shared: _Shared,
+    bundle: Bundle,
+    recipe: Recipe,
+    begun: tuple[Network, Start],
+    log: MetricsLog,
+    checkpoints: Checkpoints,
+    saved: Saved | None,
+    position: Position,
+) -> Run:
+    student, start = begun
+    return Run(
+        student=student.module.to(shared.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        teacher=None,
+        phases=[phase for phase in OBJECTIVES[recipe.method].phases(recipe, start) if phase.settings.epochs],
+        sections=start.sections,
+        data=shared.data,
+        spec=student.spec.with_(classes=shared.data.classes),
+        input=shared.loaded.spec.input,
+        recipe=recipe,
+        precision=shared.precision,
+        device=shared.device,
+        folder=bundle.path,
+        log=log,
+        progress=shared.progress,
+        example=moved(shared.loaded.example(), shared.device),
+        discriminator=shared.discriminator,
+        ranks=shared.ranks,
+        checkpoints=checkpoints,
+        saved=saved,
+        position=position,
+    )
+
+
+def _fit(bundle: Bundle, run: Run, loaded: Network, teaching: Teaching) -> None:
+    of_teacher = dict(teaching.scores)
     # Not the trainer's teacher: that one may be in bf16, and its batch norms are folded.
     as_given = copy.deepcopy(loaded.module).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with resumable(run):
         try:
             with run.interruption.heard():
+                # A student of students, too, is measured against the teacher that was given.
                 if loaded.spec.translates:
                     run.reference = as_given.eval()
-                else:
+                elif not teaching.lineage:
                     of_teacher["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
                 fit(run)
                 run.progress.note("testing teacher and student on the test split, once")
                 student_test = run.ranks.on_first(_test, run, run.student)
-                if run.reference is None:
-                    of_teacher["test"] = run.ranks.on_first(_test, run, as_given)
-                else:
+                if run.reference is not None:
                     run.ranks.on_first(_draw_samples, bundle, run, run.reference)
+                elif not teaching.lineage:
+                    of_teacher["test"] = run.ranks.on_first(_test, run, as_given)
                 metrics = {"teacher": of_teacher, "student": {"test": student_test}}
                 with run.interruption.held():
-                    run.ranks.on_first(_finish, bundle, run, teacher, metrics, "complete")
+                    run.ranks.on_first(_finish, bundle, run, teaching, metrics, "complete")
         except KeyboardInterrupt:
             # A run that was not put back yet has the weights that it began with.
             if run.ranks.first and run.saved is None and not run.interruption.twice:
                 if run.trained:
                     checkpoint(run, None)
-                _finish(bundle, run, teacher, {"teacher": of_teacher}, "interrupted")
+                _finish(bundle, run, teaching, {"teacher": of_teacher}, "interrupted")
             raise interrupted(run, bundle.path) from None
-    return bundle
 
 
 def interrupted(run: Run, where: Path) -> InterruptedRun:
@@ -245,8 +277,10 @@ def interrupted(run: Run, where: Path) -> InterruptedRun:
     )
 
 
-def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool) -> None:
+def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool, depths: tuple[int, ...] = ()) -> None:
     held.enter_context(bundle.lock())
+    if resume:
+        check_folder(bundle, depths)
     if not resume or not bundle.exists():
         bundle.claim(overwrite)
 
@@ -273,7 +307,7 @@ def _own_folder(bundle: Bundle) -> Iterator[Path]:
 def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
     found = evaluate(teacher, run.data.validation, run.input, run.precision)
     assert isinstance(found, Accuracy)
-    run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation images")
+    run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation {run.data.noun}s")
     chance = 1 / len(run.data.classes)
     if found.top1 < chance + 0.1 * (1 - chance):
         run.progress.note(
@@ -286,7 +320,7 @@ def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
 def _finish(
     bundle: Bundle,
     run: Run,
-    teacher: TeacherRecord,
+    teaching: Teaching,
     metrics: dict[str, dict[str, Score]],
     status: str,
 ) -> None:
@@ -311,7 +345,8 @@ def _finish(
             {
                 "litdeploy": litdeploy.__version__,
                 "status": status,
-                "teacher": teacher,
+                "teacher": teaching.record,
+                "lineage": teaching.lineage,
                 "student": run.spec,
                 "student_sha256": sha256,
                 "discriminator_sha256": run.discriminator,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward
-from litdeploy.bundle import Score
 from litdeploy.data import Split, normalised_batches
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
+from litdeploy.records import Score
 from litdeploy.runtime import accuracy
 from litdeploy.runtime.likeness import likeness
 from litdeploy.spec import AnyInput, image_of

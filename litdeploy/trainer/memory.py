@@ -27,7 +27,7 @@ def refuses_memory(error: BaseException) -> bool:
 def out_of_host_memory(tried: int) -> TrainingError:
     """The error for a batch of so many images for which the host had no memory."""
     return TrainingError(
-        f"out of memory on this machine with a batch of {tried} images. End what else takes memory, or train with a "
+        f"out of memory on this machine with a batch of {tried}. End what else takes memory, or train with a "
         f"smaller batch in a new run: --batch-size {max(2, tried // 2)} --overwrite"
     )
 
@@ -57,8 +57,7 @@ def out_of_memory(tried: int, attempt: Callable[[int], None] | None, device: tor
     """
     if attempt is None:
         return TrainingError(
-            f"out of memory on {device} with a batch of {tried} images. Give a smaller one: --batch-size "
-            f"{max(2, tried // 2)}"
+            f"out of memory on {device} with a batch of {tried}. Give a smaller one: --batch-size {max(2, tried // 2)}"
         )
     peaks = {}
     for images in sorted({max(1, tried // 16), max(2, tried // 8)}):
@@ -76,9 +75,9 @@ def out_of_memory(tried: int, attempt: Callable[[int], None] | None, device: tor
     try_this = (
         f"About {fits} would fit: --batch-size {fits}"
         if fits
-        else "Not even a few images fit: is another process using the device (nvidia-smi)?"
+        else "Not even a few fit: is another process using the device (nvidia-smi)?"
     )
-    return TrainingError(f"out of memory on {device} with a batch of {tried} images. {try_this}")
+    return TrainingError(f"out of memory on {device} with a batch of {tried}. {try_this}")
 
 
 def largest_batch(peaks: Mapping[int, int], room: int, tried: int) -> int:

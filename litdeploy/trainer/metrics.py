@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from litdeploy.bundle import write_whole
 from litdeploy.errors import BundleError, DependencyError
+from litdeploy.spec import Noun
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,16 +20,22 @@ Row = dict[str, str | int | float]
 
 
 class Progress:
-    """Somebody who watches a run; this one does not."""
+    """Somebody who watches a run; this one does not.
+
+    Attributes:
+        noun: what the run trains on; set as it begins.
+    """
+
+    noun: Noun = "image"
 
     def note(self, text: str) -> None:
         """A line that is said once."""
 
     def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
-        """An epoch of so many images begins."""
+        """An epoch of so many images or texts begins."""
 
     def advance(self, images: int) -> None:
-        """So many more images were trained on."""
+        """So many more were trained on."""
 
     def end(self, row: Row) -> None:
         """An epoch ended, with these metrics."""

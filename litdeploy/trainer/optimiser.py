@@ -41,7 +41,7 @@ def steps_an_epoch(split: Split, batch_size: int) -> int:
     steps = len(split) // batch_size
     if steps == 0:
         raise TrainingError(
-            f"the training split has {len(split)} images, fewer than one batch of {batch_size}. "
+            f"the training split is of {len(split)}, fewer than one batch of {batch_size}. "
             f"Give a smaller batch: --batch-size {max(2, len(split) // 4)}"
         )
     return steps

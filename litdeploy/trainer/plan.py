@@ -18,6 +18,7 @@ from litdeploy.data import free_memory
 from litdeploy.errors import CompilationError, TrainingError
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.recipe import Choice
+from litdeploy.spec import Noun
 from litdeploy.trainer.cache import Layout
 
 # Floating-point operations of a whole run from which on compiling saves more time than it takes. On two CPU cores in
@@ -107,6 +108,7 @@ def plan_cache(
     keep: bool,
     ranks: int = 1,
     auto_views: int = AUTO_VIEWS,
+    noun: Noun = "image",
 ) -> CachePlan:
     """Decides on the feature cache.
 
@@ -119,6 +121,7 @@ def plan_cache(
         keep: the user wants it there, for further students.
         ranks: that train; several keep nothing, and `check_recipe` told whoever asked for it.
         auto_views: how many `auto` keeps; one where all are the same.
+        noun: what the data call an image.
 
     Raises:
         TrainingError: the user asked for so many views, and they cannot be kept or there is no room for them.
@@ -134,7 +137,7 @@ def plan_cache(
         raise TrainingError(f"--feature-cache {setting}: {why}. Train without: --feature-cache off")
     views = auto_views if setting == "auto" else setting
     size = layout.bytes(views, images)
-    what = f"{views} view{'s' * (views > 1)} of {images:,} images, {size / 1e9:.2g} GB"
+    what = f"{views} view{'s' * (views > 1)} of {images:,} {noun}s, {size / 1e9:.2g} GB"
     if setting == "auto" and not keep and epochs < _AUTO_VISITS * views:
         return CachePlan(0, False, f"feature cache: none; {what} would be seen less than twice in {epochs} epochs")
     does = f"the teacher runs in {min(views, epochs)} of {epochs} epochs"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from litdeploy.bundle import Bundle, TeacherRecord
+from litdeploy.bundle import Bundle
 from litdeploy.data import Data
 from litdeploy.errors import BundleError
 from litdeploy.networks import Network
 from litdeploy.recipe import Recipe
+from litdeploy.records import Ancestor, TeacherRecord
 from litdeploy.spec import DepthPlan, NetworkSpec
 from litdeploy.trainer.checkpoints import Checkpoints, Saved, differences
 from litdeploy.trainer.parallel import Ranks
@@ -31,15 +32,19 @@ def identity_of(
     precision: str,
     device: torch.device,
     ranks: Ranks,
+    lineage: Sequence[Ancestor] = (),
     discriminator: str | None = None,
 ) -> dict[str, Any]:
     """What must be the same for a run of `compress` to be gone on with. Plain JSON.
 
     Args:
+        teacher, record: of a chain, those that it began with.
+        lineage: of a chain, from that teacher to the student that teaches this one.
         discriminator: SHA-256 of its file; None where there is none.
     """
     return {
-        "teacher": _of_weights(teacher) if record is None else record.sha256,
+        **({"lineage": [each.sha256 for each in lineage]} if lineage else {}),
+        "teacher": digest_of(teacher) if record is None else record.sha256,
         "network": teacher.spec.model_dump(mode="json"),
         "plan": None if plan is None else {name: list(kept) for name, kept in plan.items()},
         "discriminator": discriminator,
@@ -83,12 +88,14 @@ def going_on(
     if bundle.manifest_path.is_file():
         manifest = bundle.read()
         if manifest.status == "complete":
-            theirs = {
+            theirs: dict[str, Any] = {
                 "recipe": manifest.recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
                 "data": manifest.data.fingerprint,
                 "network": manifest.teacher.spec.model_dump(mode="json"),
                 "discriminator": manifest.discriminator_sha256,
             }
+            if "lineage" in identity:
+                theirs["lineage"] = [each.sha256 for each in manifest.lineage]
             differing = differences(theirs, {key: identity[key] for key in theirs})
             if differing:
                 raise BundleError(
@@ -107,15 +114,15 @@ def going_on(
                 "the same command with --overwrite."
             )
         note(f"{bundle.path}: no checkpoint was written yet; the run begins anew")
-        bundle.claim(overwrite=True)
+        bundle.claim(overwrite=True, keep=bundle.chain_path.name)
         return False, None
     position = saved.facts.get("position", {})
     note(f"{bundle.path}: going on after {position.get('epochs_done')} epochs and {position.get('step')} steps")
     return False, saved
 
 
-def _of_weights(network: Network) -> str:
-    """SHA-256 of a network in memory."""
+def digest_of(network: Network) -> str:
+    """SHA-256 of a network in memory: of the weights alone, where that of a file is of its header too."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

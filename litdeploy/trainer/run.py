@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from litdeploy.batch import Batch
-from litdeploy.bundle import Score
 from litdeploy.data import Data
 from litdeploy.recipe import Recipe
+from litdeploy.records import Score
 from litdeploy.spec import AnyInput, NetworkSpec
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.checkpoints import Checkpoints, Saved
@@ -125,6 +125,7 @@ class Run:
     clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        self.progress.noun = self.data.noun
         self.order, self.draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
 
     @property

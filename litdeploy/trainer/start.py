@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from litdeploy.bundle import Bundle, TeacherRecord
+from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.data import Data
 from litdeploy.errors import NetworkError, StudentError
-from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, find_sections, load, new_like, request
+from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, new_like, request, sections_of
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.registry import is_code
-from litdeploy.networks.student import make_plan, make_student, plan_for_depth
+from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
 from litdeploy.recipe import Recipe
+from litdeploy.records import TeacherRecord
 from litdeploy.spec import DepthPlan, InputSpec, image_of
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.objectives import OBJECTIVES, Start
@@ -58,11 +59,11 @@ def plan_of(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthP
                 f"asks for another. Give --student-depth {depth}, or choose another method: --method lit"
             )
         return whole
-    if recipe.student_depth is None:
+    if not recipe.depths:
         raise StudentError(
             "how deep the student shall be is missing: --student-depth N, or --student-blocks layer1=3,…"
         )
-    return plan_for_depth(sections, recipe.student_depth, family)
+    return plan_for_depth(sections, recipe.depths[-1], family)
 
 
 def tell_left_out(data: Data, note: Callable[[str], None]) -> None:
@@ -75,7 +76,7 @@ def tell_left_out(data: Data, note: Callable[[str], None]) -> None:
     for why in faults[:_MOST_TOLD]:
         note(f"warning: left out: {why}")
     if len(faults) > _MOST_TOLD:
-        note(f"warning: left out: {len(faults) - _MOST_TOLD} more images")
+        note(f"warning: left out: {len(faults) - _MOST_TOLD} more {data.noun}s")
 
 
 def load_teacher(
@@ -121,8 +122,9 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
     which = method.student
     if which == "own":
         return _own_student(teacher, recipe, device)
+    before = teacher.spec.plan
     try:
-        sections = find_sections(teacher.module, teacher.example())
+        sections = sections_of(teacher)
     except NetworkError:
         if which != "whole" or "fresh" in (recipe.init, method.init(recipe)):
             raise
@@ -132,8 +134,9 @@ def begin(teacher: Network, recipe: Recipe, network: NetworkName | None, device:
     def fresh(seed: int) -> nn.Module:
         return start_student(teacher, plan, recipe.model_copy(update={"seed": seed}), network)
 
-    # A student that keeps all blocks needs no plan, and can be a teacher.
-    spec = teacher.spec.with_(plan=plan if which == "shallower" else None)
+    # A student that keeps all blocks needs no plan, and can be a teacher. A chain's plans are of its first teacher.
+    kept = plan if before is None else compose(before, plan)
+    spec = teacher.spec.with_(plan=kept if which == "shallower" else None)
     student = Network(start_student(teacher, plan, recipe, network), spec, teacher.source)
     names = [section.name for section in sections if section.name in plan]
     return student, Start(names, student=student.module, fresh=fresh, teacher=teacher)
@@ -192,12 +195,12 @@ def _copies_nothing(recipe: Recipe) -> StudentError:
     )
 
 
-def add_teacher(run: Run, teacher: Network, start: Start, sha256: str, folder: Path, keep: bool) -> None:
+def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: Path, keep: bool) -> None:
     """Gives the run its frozen teacher, and its feature cache where there is to be one.
 
     Args:
         start: tells which of the teacher's sections are the student's.
-        sha256: of the teacher's file.
+        digest: SHA-256 of the teacher's file or weights: features are read again only of the same teacher.
         folder: where features are, if they are kept in files.
         keep: whether they shall be, for further students.
 
@@ -226,12 +229,12 @@ def add_teacher(run: Run, teacher: Network, start: Start, sha256: str, folder: P
     # A run that is gone on with sees the views that it saw, whatever memory there is now.
     setting = recipe.feature_cache if run.saved is None else views_saved(run.saved) or "off"
     views = AUTO_VIEWS if image_of(run.input) else 1  # a text is the same each time
-    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size, views)
+    plan = plan_cache(setting, layout, images, epochs, run.device, folder, keep, run.ranks.size, views, run.data.noun)
     run.progress.note(plan.why)
     if not plan.views or layout is None:
         return
     key = {
-        "teacher": sha256,
+        "teacher": digest,
         "data": run.data.record().fingerprint,
         "data_settings": recipe.data.model_dump(mode="json", exclude={"source", "workers", "resident"}),
         "held_out_by_seed": recipe.seed,

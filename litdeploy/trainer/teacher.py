@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward, moved, picked
+from litdeploy.checkpoint import load_weights, read_checkpoint
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import SectionCall, recording
@@ -92,3 +94,19 @@ class Teacher:
     def _forward(self, batch: Batch) -> Features:
         logits_NK = logits_of(forward(self.module, batch)).float()
         return Features(logits_NK, {self._called[name]: call for name, call in self._calls.items()})
+
+
+def successor(like: nn.Module, path: str | Path, name: str) -> nn.Module:
+    """A student that was trained and written, as the one that teaches next.
+
+    Args:
+        like: a module of its shape; left as it is.
+        path: of its weights.
+        name: of its network.
+
+    Raises:
+        CheckpointError: the file is no whole checkpoint, or of another network.
+    """
+    module = copy.deepcopy(like)
+    load_weights(module, read_checkpoint(path).weights, str(path), name)
+    return module.cpu().eval()

@@ -11,22 +11,23 @@ from typing import Any
 import torch
 
 from litdeploy.batch import moved
-from litdeploy.bundle import Accuracy
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import check_against, open_data
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.lock import locked
 from litdeploy.networks import NetworkName, new
 from litdeploy.recipe import Recipe
+from litdeploy.records import Accuracy
 from litdeploy.runtime import resolve_precision
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
-from litdeploy.trainer.compress import interrupted, resolve_recipe
+from litdeploy.trainer.compress import interrupted
 from litdeploy.trainer.faults import resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy, Start
 from litdeploy.trainer.optimiser import steps_an_epoch
 from litdeploy.trainer.parallel import check_recipe, launched
+from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import identity_of_new
 from litdeploy.trainer.run import Position, Run
 from litdeploy.trainer.start import tell_left_out

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import datasets  # noqa: F401 (its log goes to what sys.stderr is now, and not to a test's own, which is closed later)
 import pytest
 
+from litdeploy.checkpoint import write_checkpoint
 from litdeploy.cli import main
+from litdeploy.networks import new
 
 
 class Answer(NamedTuple):
@@ -36,3 +38,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return Answer(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def reader_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained VDCNN-17 for texts of 64 characters and two classes."""
+    made = new("vdcnn17,width=2,hidden=4", normalise=None, input_shape=(64,), classes=2, seed=0)
+    path = tmp_path_factory.mktemp("reader") / "reader.safetensors"
+    write_checkpoint(path, made.module.state_dict(), made.spec)
+    return path

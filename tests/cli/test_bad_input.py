@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network, new
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.stargan import discriminator, stargan
 from tests.cli.conftest import Run
+
+Make = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,25 @@ CASES = {
     "no such recipe": Case(("TEACHER", "--recipe", "nothing"), "digits-resnet"),
     "deeper than its teacher": Case(
         ("TEACHER", "--data", "digits", "--student-depth", "20"), "no deeper than its teacher"
+    ),
+    "a chain that grows": Case(("TEACHER", "--data", "digits", "--student-depth", "8,11"), "give --student-depth 11,8"),
+    "a chain that stays": Case(("TEACHER", "--data", "digits", "--student-depth", "8,8"), "give --student-depth 8"),
+    "a chain that begins with its teacher": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "14,8"), "the teacher has depth 14"
+    ),
+    "a chain by an impossible depth": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "11,8"), "--student-depth 11: no student of this teacher"
+    ),
+    "a chain that is none": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "8,"), "--student-depth 8,: whole numbers of at least 1"
+    ),
+    "a chain in a recipe that grows": Case(
+        ("TEACHER", "--recipe", "my.yaml"),
+        "my.yaml line 2: student_depth: each student of a chain is shallower",
+        _write("my.yaml", b"data: {source: digits}\nstudent_depth: [8, 11]\n"),
+    ),
+    "a chain of a method that keeps the depth": Case(
+        ("TEACHER", "--data", "digits", "--student-depth", "11,8", "--method", "slimming"), "--method lit"
     ),
     "an impossible depth": Case(("TEACHER", "--data", "digits", "--student-depth", "9"), "Possible: 8, 14"),
     "no such section": Case(("TEACHER", "--data", "digits", "--student-blocks", "layer9=1"), "layer1 (2 blocks)"),
@@ -356,6 +380,74 @@ def test_an_exported_file_that_is_torn_or_of_something_else(
     assert answer.code == 2, answer.err
     assert message in answer.err
     assert "Traceback" not in answer.err
+
+
+TEXTS = [f"fine number {row}" for row in range(24)]
+LABELS = [row % 2 for row in range(24)]
+
+
+def _texts(texts: list[str | bytes | None], labels: list[int | str], classes: int = 0, split: str = "train") -> Make:
+    """Parquet with these rows first, then good ones; of a ClassLabel where `classes` says of how many."""
+
+    def make(folder: Path) -> None:
+        place = folder / "texts"
+        place.mkdir()
+        for name in {"train", "test", split}:
+            mine = texts if name == split else []
+            given = [cell if isinstance(cell, bytes) or cell is None else cell.encode() for cell in [*mine, *TEXTS]]
+            pairs = {"text": pa.array(given, pa.binary()), "label": [*(labels if name == split else []), *LABELS]}
+            table = pa.table(pairs)
+            if classes:
+                kind = {"names": [f"class{index}" for index in range(classes)], "_type": "ClassLabel"}
+                features = {"text": {"dtype": "binary", "_type": "Value"}, "label": kind}
+                table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            parquet.write_table(table, place / f"{name}.parquet")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (_texts([b"caf\xe9"], [0]), (), "row 0 (counted from 0) of split 'train' holds a text that is not UTF-8"),
+        (_texts([None], [0]), (), "has no text in column 'text'. Remove such rows"),
+        # The test split is used once, after the training: not told only then.
+        (_texts(["fine", " \n"], [0, 1], split="test"), (), "row 1 (counted from 0) of split 'test' has no text"),
+        (
+            _texts(["long" * 2**18, "x" * (2**20 + 1)], [0, 1]),
+            (),
+            "row 1 (counted from 0) of split 'train' has a text of",
+        ),
+        (_texts(["fine"], [5], split="test"), (), "has the label '5', which no training row has"),
+        (_texts(["fine"], [5]), (), "has 3 classes (0, 1, 5), and vdcnn tells 2 apart"),
+        (_texts(["fine"], [9], classes=2), (), "has the label 9, and the file names 2 classes, from 0 to 1"),
+        (_texts(["fine"], [-1], classes=2), (), "row 0 (counted from 0) of split 'train' has no label"),
+        (_texts([], []), ("--student-depth", "9,17"), "give --student-depth 17,9"),
+        (_texts([], []), ("--student-depth", "17,9"), "the teacher has depth 17"),
+        (_texts([], []), ("--student-depth", "11"), "Possible: 9, 17"),
+        (_texts([], []), ("--text-length", "32"), "--text-length 64"),
+        (_texts([], []), ("--method", "slimming"), "--method slimming keeps the teacher's depth, 17"),
+        (
+            _texts([], []),
+            ("--method", "indistill", "--student-network", "vdcnn9,width=1", "--student-depth", ""),
+            "compares the channels of images, and",
+        ),
+    ],
+)
+def test_texts_that_a_student_cannot_learn_from(
+    run: Run, tmp_path: Path, reader_path: Path, make: Make, arguments: tuple[str, ...], message: str
+) -> None:
+    make(tmp_path)
+    given = {"--student-depth": "9", "--text-length": "64", "--batch-size": "8"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    words = [word for pair in given.items() if pair[1] for word in pair]
+    answer = run("compress", reader_path, "--data", "texts", "--epochs", "1", "--device", "cpu", *words)
+    assert answer.code == 2, answer.err
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert "validation" not in answer.err  # nothing was trained
+    assert {path.name for path in tmp_path.iterdir()} <= {"texts", "deploy"}
+    assert not [path for path in tmp_path.glob("deploy/*") if path.name != ".lock"]
 
 
 @pytest.mark.parametrize(

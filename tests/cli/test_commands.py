@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,32 @@ def test_inspect_names_the_network_its_sections_and_the_depths(run: Run, shared:
     assert "classes      10" in answer.out
     for section in ("layer1", "layer2", "layer3"):
         assert any(line.split()[:2] == [section, "9"] for line in answer.out.splitlines())
-    assert "--student-depth 8, 14, 20, 26, 32, 38, 44, 50, 56" in answer.out
+    assert "--student-depth 8, 14, 20, 26, 32, 38, 44, 50, 56 (one; a chain: 50,8)" in answer.out
+
+
+def test_texts_are_called_so(run: Run, reader_path: Path, tmp_path: Path) -> None:
+    rows = "".join(f"number {row} is {'good' if row % 2 else 'bad'},{row % 2}\n" for row in range(60))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+    (tmp_path / "target.yaml").write_text(
+        "{device: cpu, runners: [eager], batch_sizes: [1, 4], timing: {warmup_ms: 1, samples: 8}}"
+    )
+    asked = ("--data", "texts.csv", "--text-length", "64", "--batch-size", "8", "--epochs", "2", "--device", "cpu")
+    answers = [
+        run("compress", reader_path, "--student-depth", "9", "--feature-cache", "1", *asked),
+        run("evaluate", "deploy"),
+        run("profile", "--target", "target.yaml"),
+        run("inspect", reader_path),
+    ]
+    assert [answer.code for answer in answers] == [0, 0, 0, 0], answers
+    assert all("image" not in answer.out + answer.err.replace("of images --normalise", "") for answer in answers)
+    assert "1 view of 5" in answers[0].err
+    assert " validation texts" in answers[0].err
+    assert re.search(r"\d texts/s\n", answers[0].err)
+    assert "throughput in texts/s" in answers[2].out
+    page = (tmp_path / "deploy" / "profile" / "report.html").read_text()
+    assert "FLOPs per text" in page
+    page = re.sub(r"<(style|svg|pre).*?</\1>", "", page, flags=re.DOTALL)
+    assert not re.findall(r"[^.<>]*\bimages?\b[^.<>]*", page)
 
 
 def test_a_fault_of_ours_is_a_traceback_and_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

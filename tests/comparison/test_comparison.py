@@ -74,6 +74,21 @@ def test_what_is_there_is_not_trained_again(folder: Path, teacher_path: Path) ->
     assert len(result.outcomes) == 4
 
 
+def test_a_recipes_chain_is_left_out_and_told(tmp_path: Path, teacher_path: Path) -> None:
+    recipe = read_recipe("digits-resnet").with_(student_depth=(11, 8))
+    notes = Notes()
+    asked = {**QUICK, "recipe": recipe, "methods": ("lit",), "seeds": 1}
+    result = compare(teacher_path, out=tmp_path / "comparison", train=False, progress=notes, **asked)
+    assert notes.notes == ["the recipe's chain 11,8 is left out: here each student learns from the teacher itself"]
+    (line,) = result.missing
+    assert " --student-depth 8 " in line
+    listing = Notes()
+    listed = {name: value for name, value in asked.items() if name != "device"}
+    assert len(commands(teacher_path, out=tmp_path / "comparison", progress=listing, **listed)) == 1
+    assert listing.notes == notes.notes
+    assert read_recipe(tmp_path / "comparison" / "recipe.yaml").student_depth is None
+
+
 def test_a_training_from_elsewhere_is_gathered(tmp_path: Path, teacher_path: Path) -> None:
     """Its own `litdeploy compress`, as --list prints it, makes a cell that the next call takes."""
     out = tmp_path / "comparison"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.bundle import Accuracy
 from litdeploy.comparison.result import Outcome, as_csv, headline, rows_of
+from litdeploy.records import Accuracy
 
 
 def outcome(method: str, depth: int, seed: int, top1: float) -> Outcome:

@@ -12,13 +12,14 @@ import torch
 from onnx import numpy_helper
 
 import litdeploy
-from litdeploy.bundle import Artefact, Bundle, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
 from litdeploy.exporter import forms
 from litdeploy.exporter.exporter import Evidence
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Artefact
 from litdeploy.runtime.engine import BatchProfile, read_engine
 from litdeploy.runtime.feed import read_feed
 from litdeploy.target import Precision, Target, Tolerance, Tolerances

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from litdeploy.bundle import Artefact, Bundle, Likeness, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.exporter import evaluate, export
 from litdeploy.exporter.conversion import convert
@@ -24,6 +24,7 @@ from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.exporter.verify import verify_bundle
 from litdeploy.networks import Network, load
+from litdeploy.records import Artefact, Likeness
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.spec import InputSpec, TokenInput
 from litdeploy.target import Precision, Target, Tolerance

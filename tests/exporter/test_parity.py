@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from litdeploy.bundle import Accuracy
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.parity import compare, compare_accuracy, verify
 from litdeploy.networks import Network
+from litdeploy.records import Accuracy
 from litdeploy.runtime import open_runner
 from litdeploy.target import Tolerance
 
@@ -101,7 +101,7 @@ def test_labels_are_judged_too(student: Network) -> None:
     assert parity.accuracy is not None
     assert parity.accuracy.reference.top1 == 1
     assert parity.accuracy.lost == 24 - round(24 * parity.accuracy.candidate.top1)
-    assert "accuracy on 24 images: 100.00% → " in parity.told()
+    assert "accuracy on 24 samples: 100.00% → " in parity.told()
     rejected = parity.with_accuracy(parity.accuracy.model_copy(update={"within": False}))
     assert not rejected.within
     assert "beyond the limit" in rejected.told()

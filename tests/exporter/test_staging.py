@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import Artefact
 from litdeploy.errors import BundleError
 from litdeploy.exporter.staging import keep, reject, rejected_path, sidecar_of, staged, write_sidecar
+from litdeploy.records import Artefact
 
 ARTEFACT = Artefact(path="export/student.onnx", sha256="0" * 64, precision="fp32", versions={}, details={"bytes": 3})
 

@@ -10,13 +10,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from litdeploy.bundle import Bundle, TeacherRecord, sha256_of
+from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import BundleError
 from litdeploy.exporter import export
 from litdeploy.exporter.staging import sidecar_of
 from litdeploy.exporter.verify import verify_bundle
 from litdeploy.networks import new
+from litdeploy.records import TeacherRecord
 from litdeploy.target import Target
 
 TARGET = Target(device="cpu", batch_sizes=(1, 16))

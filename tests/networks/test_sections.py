@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 from litdeploy.errors import NetworkError
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.resnext import resnext
-from litdeploy.networks.sections import Section, container, find_sections, recording, run_section
+from litdeploy.networks.sections import Section, container, find_sections, named_sections, recording, run_section
 
 
 def bert() -> BertForSequenceClassification:
@@ -133,6 +133,15 @@ def test_an_attention_mask_is_part_of_what_is_replayed() -> None:
     with torch.no_grad():
         unmasked = run_section(list(container(module, "bert.encoder.layer")), call.input, ((), {}))
     assert not torch.allclose(unmasked, call.output)
+
+
+def test_a_section_of_one_block_is_found_by_its_name() -> None:
+    names, example = ["layer1", "layer2", "layer3"], torch.zeros(1, 3, 16, 16)
+    assert named_sections(resnet(20).eval(), names, example) == find_sections(resnet(20), example)
+    found = named_sections(resnet(8).eval(), names, example)
+    assert [section.blocks for section in found] == [1, 1, 1]
+    with pytest.raises(NetworkError, match="no section 'layer9'"):
+        named_sections(resnet(8), ["layer9"], example)
 
 
 def test_a_section_that_is_not_there_is_named() -> None:

@@ -7,7 +7,7 @@ from litdeploy.errors import StudentError
 from litdeploy.networks.registry import FAMILIES
 from litdeploy.networks.resnet import resnet
 from litdeploy.networks.sections import Section, find_sections
-from litdeploy.networks.student import make_plan, make_student, plan_for_depth, share_out, shorten, spaced
+from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth, share_out, shorten, spaced
 from tests.networks.test_sections import TOKENS, bert
 
 EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -32,6 +32,16 @@ def test_a_family_shares_out_evenly() -> None:
     plan = plan_for_depth(_sections(9, 9, 9), 20, FAMILIES["resnet"])
     assert plan == dict.fromkeys(("layer1", "layer2", "layer3"), (0, 4, 8))
     assert plan_for_depth(_sections(3, 3, 3), 20, FAMILIES["resnext"]) == dict.fromkeys(plan, (0, 2))
+
+
+def test_two_plans_one_after_the_other_are_one() -> None:
+    first = make_plan(_sections(9, 5), {"layer1": 5, "layer2": 3})
+    left = make_plan(_sections(5, 3), {"layer1": 2})
+    assert compose(first, left) == {"layer1": (0, 8), "layer2": (0, 2, 4)}
+    module = resnet(32, width=4)
+    one_by_one = make_student(make_student(module, {"layer1": (0, 2, 4)}), {"layer1": (0, 2)})
+    at_once = make_student(module, compose({"layer1": (0, 2, 4)}, {"layer1": (0, 2)}))
+    assert all(torch.equal(value, at_once.state_dict()[name]) for name, value in one_by_one.state_dict().items())
 
 
 def test_elsewhere_depth_is_blocks_shared_out_in_proportion() -> None:

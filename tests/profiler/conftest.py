@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import litdeploy
-from litdeploy.bundle import Accuracy, Bundle, DataRecord, Manifest, RunRecord, TeacherRecord
+from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.exporter import BatchParity, Parity
 from litdeploy.networks import build, new
@@ -26,6 +26,7 @@ from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.verdict import sentence
 from litdeploy.recipe import DataSettings, Recipe
+from litdeploy.records import Accuracy, DataRecord, Manifest, RunRecord, TeacherRecord
 from litdeploy.target import Target, Tolerance
 
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.bundle import Accuracy
 from litdeploy.errors import GateError
 from litdeploy.profiler.gates import check_gates
 from litdeploy.profiler.report import Report
+from litdeploy.records import Accuracy
 
 
 def with_speedup(report: Report, speedup: float, low: float | None, high: float | None) -> Report:

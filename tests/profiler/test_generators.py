@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import MOST_DB, Bundle, Likeness
+from litdeploy.bundle import Bundle
 from litdeploy.errors import BundleError, GateError
 from litdeploy.profiler import Report, check_gates, compare_reports, predict, profile
 from litdeploy.profiler.csv_export import to_csv
@@ -15,6 +15,7 @@ from litdeploy.profiler.page import render
 from litdeploy.profiler.report import open_report
 from litdeploy.profiler.side_by_side_page import render_side_by_side
 from litdeploy.profiler.tables import sizes
+from litdeploy.records import MOST_DB, Likeness
 from litdeploy.target import Target, Timing
 
 TARGET = Target(

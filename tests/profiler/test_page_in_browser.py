@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from litdeploy.bundle import Accuracy
 from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.nvml import Gpu
 from litdeploy.profiler.page import render
@@ -17,6 +16,7 @@ from litdeploy.profiler.prediction_page import render_prediction
 from litdeploy.profiler.report import Failure, Report
 from litdeploy.profiler.side_by_side import compare_reports
 from litdeploy.profiler.side_by_side_page import render_side_by_side
+from litdeploy.records import Accuracy
 
 from .conftest import HOSTILE, hostile, measurement, prediction, whole_report
 

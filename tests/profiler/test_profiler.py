@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import Artefact
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import BundleError, RunnerError
 from litdeploy.exporter import export
 from litdeploy.networks import build, load
 from litdeploy.profiler import profile, read_report
 from litdeploy.recipe import DataSettings
+from litdeploy.records import Artefact
 from litdeploy.target import Target, Timing
 
 from .conftest import Made

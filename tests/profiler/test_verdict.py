@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.bundle import Accuracy
 from litdeploy.profiler.report import Side
 from litdeploy.profiler.verdict import milliseconds, sentence, times
+from litdeploy.records import Accuracy
 
 from .conftest import measurement, side
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from litdeploy.bundle import Artefact, sha256_of, sidecar_of
+from litdeploy.bundle import sha256_of, sidecar_of
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.networks import Network, new
+from litdeploy.records import Artefact
 from litdeploy.runtime.engine import BatchProfile, EngineDetails, Precisions
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from litdeploy.bundle import Artefact, sidecar_of
+from litdeploy.bundle import sidecar_of
 from litdeploy.errors import DependencyError, RunnerError
+from litdeploy.records import Artefact
 from litdeploy.runtime.engine import (
     BatchProfile,
     Engine,

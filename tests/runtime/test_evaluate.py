@@ -26,5 +26,5 @@ def test_a_mean_over_many_batches_keeps_its_digits() -> None:
 
 
 def test_no_images_are_an_error() -> None:
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="nothing to evaluate on"):
         accuracy(lambda batch: batch, [])

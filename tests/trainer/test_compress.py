@@ -14,8 +14,8 @@ from litdeploy.checkpoint import read_checkpoint
 from litdeploy.errors import DataError, DependencyError, InterruptedRun, SettingsError, StudentError, TrainingError
 from litdeploy.networks import load
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.compress import resolve_recipe
 from litdeploy.trainer.metrics import Row
+from litdeploy.trainer.resolve import resolve_recipe
 
 QUICK: dict[str, Any] = {
     "data": {"source": "digits"},

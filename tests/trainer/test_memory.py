@@ -28,7 +28,7 @@ def test_out_of_memory_names_a_batch_that_then_fits(teacher_path: Path, tmp_path
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(96 * 2**20 / total)
     try:
-        with pytest.raises(TrainingError, match=r"batch of 1024 images.*--batch-size \d+") as told:
+        with pytest.raises(TrainingError, match=r"batch of 1024.*--batch-size \d+") as told:
             compress(teacher_path, out=tmp_path / "a", batch_size=1024, **settings)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -37,4 +37,4 @@ def test_out_of_memory_names_a_batch_that_then_fits(teacher_path: Path, tmp_path
 
 def test_without_a_trial_half_the_batch_is_proposed() -> None:
     told = out_of_memory(64, None, torch.device("cuda", 0))
-    assert str(told) == "out of memory on cuda:0 with a batch of 64 images. Give a smaller one: --batch-size 32"
+    assert str(told) == "out of memory on cuda:0 with a batch of 64. Give a smaller one: --batch-size 32"

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from litdeploy.bundle import Bundle, Likeness
+from litdeploy.bundle import Bundle
 from litdeploy.data import Split
 from litdeploy.data.split import Resident
 from litdeploy.networks import load
 from litdeploy.networks.stargan import stargan
+from litdeploy.records import Likeness
 from litdeploy.spec import InputSpec, TranslationInput
 from litdeploy.trainer.samples import write_samples
 

@@ -8,7 +8,7 @@ import torch
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import new
 from litdeploy.recipe import InDistillSettings, Recipe, read_recipe
-from litdeploy.trainer.compress import resolve_recipe
+from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.start import begin, load_teacher
 
 _CODE = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from litdeploy.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import SettingsError
 from litdeploy.networks.sections import container
 from litdeploy.recipe import BornAgainSettings, Recipe
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.lit import Lit
 from litdeploy.trainer.objectives.objective import Init, Method, Start, Student, TrainingPhase
+from litdeploy.trainer.teacher import successor
 
 if TYPE_CHECKING:
     from litdeploy.trainer.run import Run
@@ -88,10 +88,7 @@ class Succession:
                 container(run.student, name).load_state_dict(container(new, name).state_dict())
 
     def restore(self, run: Run) -> None:
-        path = self._path(run)
-        teacher = copy.deepcopy(run.student)
-        load_weights(teacher, read_checkpoint(path).weights, str(path), run.spec.name)
-        self._teach(run, teacher)
+        self._teach(run, successor(run.student, self._path(run), run.spec.name))
 
     def _keep(self, run: Run) -> None:
         write_checkpoint(self._path(run), run.student.state_dict(), run.spec)

@@ -20,6 +20,22 @@ def test_lit_weighs_its_parts() -> None:
     torch.testing.assert_close(found["loss"], 0.25 * found["kd"] + 0.75 * 2 * 10)
 
 
+def test_lit_is_its_formula() -> None:
+    """L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i); ten steps of it are in tests/trainer/test_golden.py."""
+    torch.manual_seed(0)
+    branches = {name: (torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4)) for name in SECTIONS}
+    recipe = Recipe(alpha=0.95, beta=0.05, temperature=6.0, section_weight=1.5)
+    found = Lit(recipe, SECTIONS).losses(Outputs(LOGITS, LABELS, TEACHER, branches))
+    hard = -(LOGITS.log_softmax(1)[0, 0] + LOGITS.log_softmax(1)[1, 2]) / 2
+    t, s = (TEACHER / 6).softmax(1), (LOGITS / 6).softmax(1)
+    kd = 0.95 * hard + 0.05 * 36 * (t * (t.log() - s.log())).sum() / 2
+    sections = sum((ours - theirs).square().sum() / 24 for ours, theirs in branches.values())
+    torch.testing.assert_close(found["loss"], 0.05 * kd + 0.95 * 1.5 * sections)
+    gradients = torch.autograd.grad(found["loss"], [ours for ours, _ in branches.values()])
+    for gradient, (ours, theirs) in zip(gradients, branches.values(), strict=True):
+        torch.testing.assert_close(gradient, 0.95 * 1.5 * 2 * (ours - theirs).detach() / 24)
+
+
 def test_with_beta_0_lit_is_its_sections_alone() -> None:
     branches = {"layer1": (torch.ones(2, 3), torch.zeros(2, 3)), "layer2": (torch.full((4,), 3.0), torch.zeros(4))}
     recipe = Recipe(beta=0.0, section_weight=2.0)

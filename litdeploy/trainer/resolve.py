@@ -1,0 +1,54 @@
+"""The recipe of a run: what a file says, and what the caller says over it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from litdeploy.errors import NetworkError, SettingsError
+from litdeploy.networks.registry import is_code
+from litdeploy.recipe import Recipe, read_recipe
+
+
+def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe with the changes over it. `data` may be just the source; `epochs` scales both phases, and
+    `learning_rate` is that of the main phase.
+
+    Raises:
+        SettingsError: a field that there is not, or a value that it does not take.
+        NetworkError: the recipe, which may be a stranger's file, names code, and the changes do not.
+    """
+    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
+    changes = {key: value for key, value in changes.items() if value is not None}
+    named = base.indistill.student if base.indistill else None
+    if named is not None and is_code(named) and "student" not in changes.get("indistill", {}):
+        raise NetworkError(
+            f"the recipe says indistill.student: {named!r}, which is code. It is run only when you name it: "
+            f"--student-network {shlex.quote(named)}"
+        )
+    epochs = changes.pop("epochs", None)
+    learning_rate = changes.pop("learning_rate", None)
+    data = changes.pop("data", {})
+    data = {"source": str(data)} if isinstance(data, str | Path) else dict(data)
+    if {"student_depth", "student_blocks"} & changes.keys():
+        base = base.model_copy(update={"student_depth": None, "student_blocks": None})
+    merged = {**base.data.model_dump(mode="json", exclude_defaults=True), **data}
+    source = merged.get("source")
+    if source is None:
+        raise SettingsError(
+            "no data to train on: name it with --data (a folder, a Parquet or CSV file, a hub id such as "
+            "uoft-cs/cifar10, or digits), or a recipe that does."
+        )
+    if Path(source).exists():
+        merged["source"] = str(Path(source).resolve())
+    if learning_rate is not None:
+        changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
+    resolved = base.with_(**changes, data=merged)
+    if resolved.discriminator is not None:
+        resolved = resolved.with_(discriminator=str(Path(resolved.discriminator).resolve()))
+    if epochs is not None:
+        if epochs < 1:
+            raise SettingsError(f"--epochs {epochs}: at least one epoch is needed.")
+        resolved = resolved.with_epochs(epochs)
+    return resolved

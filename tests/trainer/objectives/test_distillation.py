@@ -1,0 +1,47 @@
+"""Distillation, held against its formula written out number by number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from litdeploy.recipe import Recipe
+from litdeploy.trainer.objectives import Distillation, Outputs, Start
+
+STUDENT = [[2.0, 0.0, -1.0], [0.5, 0.25, 0.0], [-3.0, 8.0, 1.0]]
+TEACHER = [[3.0, -1.0, 0.0], [0.0, 1.0, 0.0], [-6.0, 20.0, 4.0]]
+LABELS = [0, 2, 1]
+
+
+def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
+    powers = [math.exp(logit / temperature) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def transcription(alpha: float, tau: float) -> tuple[float, list[list[float]]]:
+    """α · CE(S, y) + (1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over images, and its gradient by S."""
+    loss, gradient = 0.0, []
+    for s, t, label in zip(STUDENT, TEACHER, LABELS, strict=True):
+        hard, soft, wanted = softmax(s), softmax(s, tau), softmax(t, tau)
+        divergence = sum(p * (math.log(p) - math.log(q)) for p, q in zip(wanted, soft, strict=True))
+        loss += (alpha * -math.log(hard[label]) + (1 - alpha) * tau**2 * divergence) / len(LABELS)
+        gradient.append(
+            [
+                (alpha * (hard[k] - (k == label)) + (1 - alpha) * tau * (soft[k] - wanted[k])) / len(LABELS)
+                for k in range(3)
+            ]
+        )
+    return loss, gradient
+
+
+@pytest.mark.parametrize(("alpha", "tau"), [(0.95, 6.0), (0.1, 4.0), (0.0, 1.0), (1.0, 2.0)])
+def test_distillation_is_its_formula(alpha: float, tau: float) -> None:
+    logits = torch.tensor(STUDENT, requires_grad=True)
+    (phase,) = Distillation.phases(Recipe(method="kd", alpha=alpha, temperature=tau), Start())
+    found = phase.objective.losses(Outputs(logits, torch.tensor(LABELS), torch.tensor(TEACHER)))["loss"]
+    expected, gradient = transcription(alpha, tau)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    torch.testing.assert_close(logits.grad, torch.tensor(gradient), rtol=1e-5, atol=1e-6)
