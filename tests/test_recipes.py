@@ -48,6 +48,7 @@ SHAPES = {
     "uoft-cs/cifar10": Shape((3, 32, 32), 10, ("img", "label")),
     "uoft-cs/cifar100": Shape((3, 32, 32), 100, ("img", "fine_label")),
     "digits": Shape((1, 8, 8), 10, ("image", "label")),
+    "stanfordnlp/imdb": Shape((128,), 2, ("text", "label")),
     "amazon_review_full": Shape((1014,), 5, ("content", "label")),
 }
 

@@ -278,7 +278,8 @@ def of_generator(generator_files: Path) -> dict[str, Any]:
         "discriminator": str(generator_files / "D.ckpt"),
         "input_shape": (3, 16, 16),
         "finetune": {"epochs": 1, "learning_rate": 1e-4},
-        "optimiser": "adam",
+        "optimiser": "adamw",
+        "betas": [0.5, 0.999],
         "beta": 0,
         "batch_size": 16,
     }
