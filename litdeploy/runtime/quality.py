@@ -82,7 +82,7 @@ class Judge:
             return
         # They are handed features, and not images: one run of the network serves both.
         given = nn.Identity()
-        given.num_features = features_NE.shape[1]
+        given.num_features = torch.tensor(features_NE.shape[1])
         fid, score = self._classes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the logits are kept, which is meant
@@ -177,9 +177,10 @@ def _inception() -> Any:
     """torch-fidelity's Inception: uint8 images of any size → (features (N, 2048), logits without bias)."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another torch
         raise DependencyError(
-            f"--quality {INCEPTION}: needs torch-fidelity ({error}). Install it: pip install torch-fidelity torchvision"
+            f"--quality {INCEPTION}: needs torch-fidelity, with the torchvision of this torch ({error}). Install them: "
+            "pip install torch-fidelity torchvision"
         ) from None
     path = Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
     if not path.is_file():
@@ -201,8 +202,9 @@ def _torchmetrics() -> tuple[Any, Any]:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.inception import InceptionScore
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another torch
         raise DependencyError(
-            f"--quality needs torchmetrics ({error}). Install it: pip install 'litdeploy[quality]'"
+            f"--quality needs torchmetrics, and of torchvision none or this torch's ({error}). Install it: pip install "
+            "'litdeploy[quality]'"
         ) from None
     return FrechetInceptionDistance, InceptionScore
