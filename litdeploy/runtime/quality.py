@@ -49,7 +49,7 @@ class Quality(Record):
     def told(self) -> str:
         """For people."""
         spread = "" if self.inception_score_std is None else f" ± {self.inception_score_std:.2f}"
-        return f"FID {self.fid:.2f}, Inception score {self.inception_score:.2f}{spread}"
+        return f"FID {self.fid:.4f}, Inception score {self.inception_score:.2f}{spread}"
 
 
 class Judge:

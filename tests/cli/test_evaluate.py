@@ -34,7 +34,7 @@ def test_the_quality_of_made_images(
     for each in ("student", "teacher"):
         assert found["quality"][each]["fid"] > 0
         assert found["quality"][each]["inception_score"] >= 1
-    assert f"FID {found['quality']['student']['fid']:.2f}" in student
+    assert f"FID {found['quality']['student']['fid']:.4f}" in student
 
     refused = run("evaluate", teacher_path, *words)
     assert (refused.code, refused.out) == (2, "")

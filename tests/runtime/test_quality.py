@@ -80,7 +80,7 @@ def test_the_inception_score_is_of_what_is_told_apart() -> None:
     expected = (shares * (shares / shares.mean(0)).log()).sum(1).mean().exp().item()
     found = judged(features, features, unsure)
     assert (found.inception_score, found.inception_score_std) == (pytest.approx(expected), None)
-    assert found.told() == f"FID 0.00, Inception score {expected:.2f}"
+    assert found.told() == f"FID 0.0000, Inception score {expected:.2f}"
 
 
 def test_many_images_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
