@@ -19,6 +19,7 @@ from litdeploy.checkpoint import read_checkpoint
 from litdeploy.errors import CheckpointError, DataError, DependencyError, RunnerError, SettingsError
 from litdeploy.networks import load
 from litdeploy.records import Record
+from litdeploy.runtime.device import ieee_float32
 from litdeploy.runtime.retrieval import embedder
 from litdeploy.spec import InputSpec
 
@@ -93,7 +94,7 @@ class Judge:
         """What the images come to; of each kind two or more must have been seen."""
         self._score.splits = max(1, min(_PARTS, self._made // _SMALLEST_PART))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            torch.manual_seed(0)  # the parts are drawn
+            torch.default_generator.manual_seed(0)  # the parts are drawn
             warnings.simplefilter("ignore")  # that one part has no deviation
             mean, deviation = (value.item() for value in self._score.compute())
             # Rounding may leave the distance of equal sets just below 0.
@@ -118,7 +119,7 @@ def open_features(name: str, images: InputSpec, device: torch.device) -> Iterato
     Raises:
         CheckpointError, NetworkError: see `networks.load`.
         DataError: Inception's weights are not there.
-        DependencyError: torch-fidelity is not installed.
+        DependencyError: torch-fidelity is not installed, or cannot be imported.
         SettingsError: the network is no classifier of such images.
     """
     mean_C11, std_C11 = _statistics(images, device)
@@ -129,7 +130,8 @@ def open_features(name: str, images: InputSpec, device: torch.device) -> Iterato
             if not images_NCHW.isfinite().all():
                 raise RunnerError("--quality: images were made that are not finite. Train the network again.")
             values_NCHW = images_NCHW.float() * std_C11 + mean_C11
-            found = of_pixels((255 * values_NCHW).round().clamp(0, 255).byte())
+            with ieee_float32(device):
+                found = of_pixels((255 * values_NCHW).round().clamp(0, 255).byte())
             if not all(each.isfinite().all() for each in found):
                 raise RunnerError(f"--quality {name}: gives features that are not finite. Name another network.")
             return found
