@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from litdeploy.cli import options as o
-from litdeploy.cli.console import output, print_json, scored
+from litdeploy.cli.console import note, output, print_json, scored
 from litdeploy.errors import GateError, SettingsError
 
 if TYPE_CHECKING:
+    from litdeploy.exporter.quality import Judged
     from litdeploy.runtime.retrieval import Retrieval
 
 
@@ -46,10 +47,17 @@ def command(
             "--retrieval", help="Of weights: how well test images find training images of their class, by embedding."
         ),
     ] = False,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURES",
+            help="Of what makes images: FID and Inception score by a classifier's weights, or by `inception`.",
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
-    from litdeploy.exporter import evaluate, evaluate_retrieval
+    from litdeploy.exporter import evaluate, evaluate_quality, evaluate_retrieval
     from litdeploy.records import Likeness
 
     where_from = (
@@ -65,6 +73,25 @@ def command(
         )
         or None
     )
+    if quality is not None:
+        if retrieval or min_accuracy is not None:
+            raise SettingsError("--quality: judges images, not classes. Leave --retrieval and --min-accuracy out.")
+        judged = evaluate_quality(
+            file,
+            features=quality,
+            data=where_from,
+            split=split,
+            batch_size=batch_size,
+            precision=precision,
+            device=device,
+            seed=seed,
+            network=network,
+            normalise=normalise,
+            input_shape=o.shape_of(input_shape),
+            teacher=teacher,
+        )
+        show_quality(file, split, judged, json)
+        return
     if retrieval:
         if split != "test" or precision != "fp32" or min_accuracy is not None:
             raise SettingsError(
@@ -122,3 +149,15 @@ def show(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
             f"of the nearest {each.top} {each.top_precision:.2%}   {each.queries} queries in {each.database} samples",
             highlight=False,
         )
+
+
+def show_quality(file: Path, split: str, judged: Judged, json: bool) -> None:
+    """Prints how good images are, the teacher's below."""
+    if json:
+        print_json({"file": str(file), "split": split, "quality": judged.model_dump()})
+    else:
+        for name, found in ((str(file), judged.student), ("its teacher", judged.teacher)):
+            if found is not None:
+                output.print(f"{name}   {split} {found.told()}   {judged.images} images", highlight=False)
+    for line in judged.notes:
+        note(line)

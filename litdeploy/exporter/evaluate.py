@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from litdeploy.bundle import Bundle
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
@@ -57,24 +59,10 @@ def evaluate(
         LitdeployError: one of its kinds.
     """
     path = Path(path)
-    if split not in SPLITS:
-        raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
     bundle = Bundle(path) if path.is_dir() else None
-    path, settings, seed = _what_on(path, data, seed)
+    path, settings, seed = what_on(path, data, seed, split)
     where = resolve_device(device)
-    runner: Runner
-    if path.suffix == ".onnx":
-        spec, classes = _onnx_spec(path, normalise, input_shape)
-        runner = open_runner("onnxruntime", onnx_path=path, device=where)
-    elif path.suffix == ".pt2":
-        details = package_details(path, where)
-        spec = _exported_spec(path, details["metadata"], details.get("image_shape"), normalise, input_shape)
-        classes = details["classes"]
-        runner = open_runner("inductor", package_path=path, device=where)
-    else:
-        loaded: Network = load(path, network=network, normalise=normalise, input_shape=input_shape)
-        spec, classes = loaded.spec, loaded.class_count()
-        runner = open_runner("eager", network=loaded, device=where, precision=resolve_precision(precision, where))
+    runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
     opened = open_data(settings, where, seed)
     check_against(opened, spec, classes)
     batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
@@ -86,12 +74,12 @@ def evaluate(
             )
         with runner:
             return accuracy(runner.run, batches)
-    reference = _teacher(path, spec, bundle, teacher, network)
+    reference = teacher_of(path, spec, bundle, teacher, network)
     with runner, open_runner("eager", network=reference, device=where) as original:
         return likeness(original.run, runner.run, (batch for batch, _ in batches), images)
 
 
-def _teacher(
+def teacher_of(
     path: Path, spec: NetworkSpec, bundle: Bundle | None, teacher: str | Path | None, network: NetworkName | None
 ) -> Network:
     """Whose images the others are held against."""
@@ -124,7 +112,7 @@ def evaluate_retrieval(
     Raises:
         LitdeployError: one of its kinds.
     """
-    path, settings, seed = _what_on(Path(path), data, seed)
+    path, settings, seed = what_on(Path(path), data, seed)
     if path.suffix in (".onnx", ".pt2"):
         raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
     where = resolve_device(device)
@@ -141,14 +129,17 @@ def evaluate_retrieval(
     return tuple(retrieval(*database, *queries, metric) for metric in METRICS)
 
 
-def _what_on(
-    path: Path, data: DataSettings | dict[str, Any] | str | None, seed: int | None
+def what_on(
+    path: Path, data: DataSettings | dict[str, Any] | str | None, seed: int | None, split: str = "test"
 ) -> tuple[Path, DataSettings, int]:
     """The file, the dataset and the seed of its split, where some may be those of a bundle.
 
     Raises:
+        SettingsError: there is no such split.
         DataError: no dataset is named.
     """
+    if split not in SPLITS:
+        raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
     settings = DataSettings(source=data) if isinstance(data, str) else data
     if is_folder(path):
         bundle = Bundle(path)
@@ -163,6 +154,27 @@ def _what_on(
     if settings is None or settings.source is None:
         raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
     return path, settings, seed or 0
+
+
+def open_file(
+    path: Path,
+    device: torch.device,
+    precision: str,
+    network: NetworkName | None,
+    normalise: str | None,
+    input_shape: tuple[int, ...] | None,
+) -> tuple[Runner, NetworkSpec, int]:
+    """A runner of weights or of an exported file, not yet entered; what it is, and how many classes it tells apart."""
+    if path.suffix == ".onnx":
+        spec, classes = _onnx_spec(path, normalise, input_shape)
+        return open_runner("onnxruntime", onnx_path=path, device=device), spec, classes
+    if path.suffix == ".pt2":
+        details = package_details(path, device)
+        spec = _exported_spec(path, details["metadata"], details.get("image_shape"), normalise, input_shape)
+        return open_runner("inductor", package_path=path, device=device), spec, details["classes"]
+    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+    runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
+    return runner, loaded.spec, loaded.class_count()
 
 
 def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:

@@ -5,14 +5,16 @@ Shape suffixes: N images of a batch, M images of the database, Q queries of a bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch, forward
+from litdeploy.batch import Batch, forward, size_of
 from litdeploy.errors import DataError, NetworkError
+from litdeploy.networks import logits_of
 from litdeploy.records import Record
 
 Metric = Literal["cosine", "l2"]
@@ -55,27 +57,46 @@ def embeddings(module: nn.Module, batches: Iterable[tuple[Batch, Tensor]]) -> tu
         NetworkError: no linear layer runs, or its input is no vector an image.
         DataError: there are no batches.
     """
+    found: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad(), embedder(module) as embed:
+        for batch, labels_N in batches:
+            found.append((embed(batch)[0], labels_N))
+    if not found:
+        raise DataError("there is nothing to embed: the split is empty. Give --data a dataset with such a split.")
+    vectors, labels = zip(*found, strict=True)
+    return torch.cat(vectors), torch.cat(labels)
+
+
+@contextmanager
+def embedder(module: nn.Module) -> Iterator[Callable[[Batch], tuple[Tensor, Tensor]]]:
+    """Makes of a classifier what gives its embeddings beside its logits.
+
+    Args:
+        module: put in eval mode.
+
+    Yields:
+        What a network takes → (what its head was given (N, E), logits (N, classes)), float32. It raises a NetworkError
+        where no linear layer runs, or the last one's input is no vector an image.
+    """
     given: list[Tensor] = []
 
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
         given[:] = args[:1]
 
+    def embed(batch: Batch) -> tuple[Tensor, Tensor]:
+        given.clear()
+        logits = logits_of(forward(module, batch))
+        if not given or given[0].shape[:-1] != (size_of(batch),):
+            raise NetworkError("embeddings need a network whose head is a linear layer on one vector a sample.")
+        return given[0].float(), logits.float()
+
+    module.eval()
     handles = [layer.register_forward_pre_hook(hook) for layer in module.modules() if isinstance(layer, nn.Linear)]
-    found: list[tuple[Tensor, Tensor]] = []
     try:
-        with torch.no_grad():
-            for batch, labels_N in batches:
-                forward(module.eval(), batch)
-                if not given or given[0].shape[:-1] != labels_N.shape:
-                    raise NetworkError("retrieval needs a network whose head is a linear layer on one vector a sample.")
-                found.append((given[0].float(), labels_N))
+        yield embed
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
-        raise DataError("there is nothing to embed: the split is empty. Give --data a dataset with such a split.")
-    vectors, labels = zip(*found, strict=True)
-    return torch.cat(vectors), torch.cat(labels)
 
 
 @torch.no_grad()
