@@ -17,11 +17,15 @@ _USABLE = 0.9
 
 # What torch and the libraries under it say when the host gives no memory; the type is RuntimeError.
 _REFUSALS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "bad allocation")
+# oneDNN's, to the letter: with more behind it, it is of an operation that oneDNN does not have.
+_NO_ROOM_FOR_CODE = "could not create a primitive"
 
 
 def refuses_memory(error: BaseException) -> bool:
     """Whether it is the host that gave no memory."""
-    return isinstance(error, MemoryError) or any(text in str(error) for text in _REFUSALS)
+    if isinstance(error, MemoryError) or str(error) == _NO_ROOM_FOR_CODE:
+        return True
+    return any(text in str(error) for text in _REFUSALS)
 
 
 def out_of_host_memory(tried: int) -> TrainingError:

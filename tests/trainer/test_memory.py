@@ -7,7 +7,21 @@ import torch
 
 from litdeploy.errors import TrainingError
 from litdeploy.trainer import compress
-from litdeploy.trainer.memory import largest_batch, out_of_memory
+from litdeploy.trainer.memory import largest_batch, out_of_memory, refuses_memory
+
+
+@pytest.mark.parametrize(
+    ("error", "refuses"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the convolution forward propagation"), False),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_the_hosts_refusals_are_known(error: Exception, refuses: bool) -> None:
+    assert refuses_memory(error) is refuses
 
 
 def test_the_batch_that_fits_follows_from_two_that_did() -> None:
