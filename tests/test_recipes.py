@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,9 @@ from litdeploy.trainer import compress, train
 from litdeploy.trainer.chain import students_of
 from litdeploy.trainer.objectives import OBJECTIVES
 from litdeploy.trainer.start import begin
+
+# Not on the machines that run only what is marked `gpu`.
+datasets = pytest.importorskip("datasets")
 
 CPU = torch.device("cpu")
 BATCH = 4

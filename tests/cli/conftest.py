@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets  # noqa: F401 (its log goes to what sys.stderr is now, and not to a test's own, which is closed later)
 import pytest
 
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.cli import main
 from litdeploy.networks import new
+
+# Its log goes to what sys.stderr is now, and not to a test's own, which is closed later.
+with suppress(ImportError):
+    import datasets  # noqa: F401
 
 
 class Answer(NamedTuple):

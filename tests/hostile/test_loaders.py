@@ -8,6 +8,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+
+# Not on the machines that run only what is marked `gpu`.
+pytest.importorskip("hypothesis")
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
