@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,22 +73,25 @@ def command(
         )
         or None
     )
+    shared: dict[str, Any] = {
+        "data": where_from,
+        "batch_size": batch_size,
+        "device": device,
+        "seed": seed,
+        "network": network,
+        "normalise": normalise,
+        "input_shape": o.shape_of(input_shape),
+    }
     if quality is not None:
         if retrieval or min_accuracy is not None:
             raise SettingsError("--quality: judges images, not classes. Leave --retrieval and --min-accuracy out.")
         judged = evaluate_quality(
             file,
             features=quality,
-            data=where_from,
             split=split,
-            batch_size=batch_size,
             precision=precision,
-            device=device,
-            seed=seed,
-            network=network,
-            normalise=normalise,
-            input_shape=o.shape_of(input_shape),
             teacher=teacher,
+            **shared,
         )
         show_quality(file, split, judged, json)
         return
@@ -98,35 +101,9 @@ def command(
                 "--retrieval: the test split is the queries and the training split the database, in fp32, and there is "
                 "no accuracy. Leave --split, --precision and --min-accuracy out."
             )
-        shape = o.shape_of(input_shape)
-        show(
-            file,
-            evaluate_retrieval(
-                file,
-                data=where_from,
-                batch_size=batch_size,
-                device=device,
-                seed=seed,
-                network=network,
-                normalise=normalise,
-                input_shape=shape,
-            ),
-            json,
-        )
+        show(file, evaluate_retrieval(file, **shared), json)
         return
-    found = evaluate(
-        file,
-        data=where_from,
-        split=split,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        seed=seed,
-        network=network,
-        normalise=normalise,
-        input_shape=o.shape_of(input_shape),
-        teacher=teacher,
-    )
+    found = evaluate(file, split=split, precision=precision, teacher=teacher, **shared)
     if isinstance(found, Likeness) and min_accuracy is not None:
         raise SettingsError(f"--min-accuracy {min_accuracy:g}: {file} makes images, which have none. Leave it out.")
     if json:

@@ -59,7 +59,7 @@ def evaluate(
         LitdeployError: one of its kinds.
     """
     path = Path(path)
-    bundle = Bundle(path) if path.is_dir() else None
+    bundle = Bundle(path) if is_folder(path) else None
     path, settings, seed = what_on(path, data, seed, split)
     where = resolve_device(device)
     runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
