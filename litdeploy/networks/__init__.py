@@ -1,7 +1,7 @@
 """What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
 
 from litdeploy.networks.identify import describe
-from litdeploy.networks.load import build, load, new, new_like
+from litdeploy.networks.load import build, load, new, new_like, published
 from litdeploy.networks.network import Network, logits_of
 from litdeploy.networks.parts import sections_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, request
@@ -19,6 +19,7 @@ __all__ = [
     "logits_of",
     "new",
     "new_like",
+    "published",
     "request",
     "sections_of",
 ]

@@ -9,15 +9,31 @@ from typing import Any
 
 from torch import nn
 
+from litdeploy.bundle import CONFIG, carried_by
 from litdeploy.checkpoint import Checkpoint, load_weights, read_checkpoint
-from litdeploy.errors import NetworkError
+from litdeploy.errors import CheckpointError, NetworkError
+from litdeploy.files import is_file, is_folder
 from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.limit import BuildLimit
 from litdeploy.networks.network import Network
-from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
+from litdeploy.networks.registry import NetworkName, Request, check_stored, declared_classes, is_code, is_hub, request
 from litdeploy.networks.student import shorten
 from litdeploy.networks.width import narrow
-from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_of, image_shape, override_input, parse_normalisation
+from litdeploy.spec import (
+    AnyInput,
+    InputSpec,
+    NetworkSpec,
+    TokenInput,
+    image_of,
+    image_shape,
+    override_input,
+    parse_normalisation,
+)
+
+# Of a folder that transformers saved a network in, the first that is there.
+_PUBLISHED = ("model.safetensors", "pytorch_model.bin")
+# A table that counts, which older versions of transformers kept with the weights.
+_COUNTED = "embeddings.position_ids"
 
 
 @dataclass(frozen=True)
@@ -53,15 +69,19 @@ def load(
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     input: AnyInput | None = None,
+    folder: Path | None = None,
 ) -> Network:
     """Loads a network with its weights.
 
     Args:
-        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, or a module.
+        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, a folder as transformers
+            saves a network in, or a module.
         network: the network, where the file does not tell or tells two: see `registry.request`.
         normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
         input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
         input: what the network takes, in place of all that is known of it.
+        folder: where the configuration of an `hf:` network is, in place of the one that its name says; None: where the
+            weights are a bundle's and no network is named, the bundle's own.
 
     Returns:
         The network in eval mode, in float32, on the CPU.
@@ -75,16 +95,46 @@ def load(
     if isinstance(source, nn.Module):
         asked = request(source)
         return Network(source.eval(), _spec(asked, source, {}, said, asked.name), asked.name)
+    if not isinstance(source, Checkpoint):
+        source, network = published(source, network)
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    asked_for = None if network is None else request(network)
+    asked_for = None if network is None else request(network, folder)
     if checkpoint.spec is not None:
-        return _rebuilt(checkpoint, checkpoint.spec, asked_for, said)
+        return _rebuilt(checkpoint, checkpoint.spec, asked_for, said, folder)
     if asked_for is None or asked_for.family is not None:
         return _recognised(checkpoint, asked_for, said)
     module = asked_for.build()
     spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
-    load_weights(module, checkpoint.weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
+    weights = checkpoint.weights
+    if is_hub(asked_for.name):
+        weights = {name: tensor for name, tensor in weights.items() if not name.endswith(_COUNTED)}
+    load_weights(module, weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
     return Network(module.eval(), spec, str(checkpoint.path))
+
+
+def published(source: str | Path, network: NetworkName | None = None) -> tuple[Path, NetworkName | None]:
+    """The file of weights and the network of what was given, where that is a folder as transformers saves a network in
+    (config.json, model.safetensors); anything else is given back as it is.
+
+    Raises:
+        CheckpointError: there is no file of weights in it, or they are in several.
+    """
+    folder = Path(source)
+    if not is_folder(folder) or not is_file(folder / CONFIG) or is_file(folder / "manifest.json"):
+        return folder, network
+    found = [folder / name for name in _PUBLISHED if is_file(folder / name)]
+    if not found:
+        parts = sorted(path.name for path in folder.glob("*.index.json"))
+        raise CheckpointError(
+            f"{folder}: has a config.json and no {' or '.join(_PUBLISHED)}"
+            + (
+                f", but weights in several files ({parts[0]}). Save them in one"
+                if parts
+                else ". Save its weights there"
+            )
+            + ': model.save_pretrained(FOLDER, max_shard_size="2GB")'
+        )
+    return found[0], network if network is not None else f"hf:{folder}"
 
 
 def new(
@@ -109,6 +159,8 @@ def new(
     asked = request(network)
     arguments = dict(asked.arguments)
     shape = input_shape or data_shape
+    if asked.classes_argument and not asked.family:
+        arguments = {asked.classes_argument: classes, **arguments}
     if asked.family:
         own = {asked.family.classes: classes}
         if image_of(asked.family.input({**own, **arguments})) and shape is not None and len(shape) == 3:
@@ -116,9 +168,12 @@ def new(
         arguments = {**own, **arguments}
     module = asked.build(arguments, seed)
     known = asked.input(module, arguments)
-    if input_shape is None and known is not None and data_shape is not None and len(known.shape) != len(data_shape):
+    # How many tokens a text has is the network's to say, whose data are opened after it.
+    other = data_shape is not None and known is not None and len(known.shape) != len(data_shape)
+    if input_shape is None and (other or isinstance(known, TokenInput)):
         shape = None
-    return Network(module, _spec(asked, module, arguments, _Said(normalise, shape), asked.name), asked.name)
+    spec = _spec(asked, module, arguments, _Said(normalise, shape), asked.name)
+    return Network(module, spec.with_(classes=()), asked.name)
 
 
 def new_like(network: NetworkName, other: Network, seed: int) -> Network:
@@ -151,6 +206,7 @@ def build(
     source: str,
     seed: int = 0,
     within: AbstractContextManager[Any] | None = None,
+    folder: Path | None = None,
 ) -> nn.Module:
     """A newly initialised module of the spec, shortened and narrowed as the spec says.
 
@@ -158,13 +214,14 @@ def build(
         asked: the network that the user named; needed where the spec names the user's code.
         source: what a message calls the spec's origin.
         within: see `Request.build`.
+        folder: see `request`.
 
     Raises:
         NetworkError: the spec names code that the user did not name (see `check_stored`), or layers that the network
             does not have.
     """
     check_stored(spec.name, spec.arguments, asked, source)
-    builder = asked if asked is not None and is_code(spec.name) else request(spec.name)
+    builder = asked if asked is not None and is_code(spec.name) else request(spec.name, folder)
     module = builder.build(spec.arguments, seed, within)
     if spec.plan is not None:
         shorten(module, spec.plan)
@@ -172,14 +229,20 @@ def build(
     return module
 
 
-def _rebuilt(checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, said: _Said) -> Network:
+def _rebuilt(
+    checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, said: _Said, folder: Path | None
+) -> Network:
     source = str(checkpoint.path)
+    if asked is not None and is_hub(asked.name) and is_hub(spec.name):
+        spec = spec.with_(name=asked.name)  # where its folder is now
+    elif folder is None and is_hub(spec.name):
+        folder = carried_by(checkpoint.path, CONFIG)
     if asked is not None and (asked.name != spec.name or not asked.arguments.items() <= spec.arguments.items()):
         raise NetworkError(
             f"{source} says that it is {describe(spec.name, spec.arguments)}; --network asks for "
             f"{describe(asked.name, asked.arguments)}. Leave --network out."
         )
-    module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source))
+    module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source), folder=folder)
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
     return _running(Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source))
 
@@ -216,4 +279,9 @@ def _spec(
     source: str,
 ) -> NetworkSpec:
     known = asked.input(module, arguments) if said.input is None else None
-    return NetworkSpec(name=asked.name, arguments=dict(arguments), input=said.over(known, asked.name, source))
+    return NetworkSpec(
+        name=asked.name,
+        arguments=dict(arguments),
+        input=said.over(known, asked.name, source),
+        classes=declared_classes(module),
+    )

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from litdeploy.errors import DependencyError, LitdeployError, NetworkError
+from litdeploy.files import is_folder
 from litdeploy.networks import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.family import Arguments, Family
 from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
@@ -37,6 +38,8 @@ _REACHING = {
     *("attn_implementation", "_attn_implementation", "experts_implementation", "use_kernels", "quantization_config"),
     *("use_timm_backbone", "use_pretrained_backbone", "_configuration_file", "_from_auto"),
 }
+
+_HUB = "hf:"
 
 # What a caller may name a network by. Code of the user's is run only when it was named like this, never by a file.
 NetworkName = str | Callable[..., nn.Module] | nn.Module
@@ -61,6 +64,13 @@ class Request:
     @property
     def family(self) -> Family | None:
         return FAMILIES.get(self.name)
+
+    @property
+    def classes_argument(self) -> str | None:
+        """The builder's argument for how many classes there are; None where that is not known."""
+        if is_hub(self.name):
+            return "num_labels"
+        return self.family.classes if self.family else None
 
     def build(
         self, arguments: Arguments | None = None, seed: int = 0, within: AbstractContextManager[Any] | None = None
@@ -101,6 +111,11 @@ def is_code(name: str) -> bool:
     return ":" in name and not name.startswith(("timm:", "hf:"))
 
 
+def is_hub(name: str) -> bool:
+    """Whether a network is one of transformers, by its configuration's folder or name."""
+    return name.startswith(_HUB)
+
+
 def check_stored(name: str, arguments: Arguments, asked: Request | None, source: str) -> None:
     """Holds a network that a file names against what may be built by a file's word: nothing that runs or reads more.
 
@@ -136,10 +151,11 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
             )
 
 
-def request(network: NetworkName) -> Request:
-    """Resolves a network's name.
+def request(network: NetworkName, folder: Path | None = None) -> Request:
+    """Resolves a network's name. That of a folder, `hf:FOLDER`, becomes absolute.
 
     Args:
+        folder: where the configuration of an `hf:` network is, in place of the one that its name says.
         network: `resnet`, `resnet56`, `resnet,depth=56,shortcut=B`, `timm:NAME`, `hf:NAME`, `package.module:function`,
             each with `,key=value` arguments; in Python also a function or class that makes a module, or a module.
 
@@ -157,8 +173,9 @@ def request(network: NetworkName) -> Request:
     arguments = dict(_argument(pair, network) for pair in pairs)
     if name.startswith("timm:"):
         return Request(name, arguments, _timm_builder(name.removeprefix("timm:")))
-    if name.startswith("hf:"):
-        return Request(name, arguments, _hf_builder(name.removeprefix("hf:")))
+    if is_hub(name):
+        name = _absolute(name)
+        return Request(name, arguments, _hf_builder(name.removeprefix(_HUB), folder))
     if ":" in name:
         return Request(name, arguments, _user_builder(name))
     if match := re.fullmatch(r"([a-z]+)(\d+)", name):
@@ -169,6 +186,16 @@ def request(network: NetworkName) -> Request:
             "timm:NAME, hf:NAME, package.module:function."
         )
     return Request(name, arguments, FAMILIES[name].build)
+
+
+def _absolute(name: str) -> str:
+    """A folder's name is kept with the weights, which may be used from any other folder."""
+    where = Path(name.removeprefix(_HUB))
+    if not is_folder(where):
+        return name
+    if "," in str(where.resolve()):
+        raise NetworkError(f"{name}: a comma in a folder's name begins an argument. Rename {where.resolve()}.")
+    return f"{_HUB}{where.resolve()}"
 
 
 def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:
@@ -200,19 +227,19 @@ def _timm_builder(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _hf_builder(name: str) -> Callable[..., nn.Module]:
+def _hf_builder(name: str, folder: Path | None) -> Callable[..., nn.Module]:
     transformers: Any = _library("transformers", f"hf:{name}", "pip install transformers")
 
     def build(**arguments: Any) -> nn.Module:
         try:
             config = transformers.AutoConfig.from_pretrained(
-                name, trust_remote_code=False, local_files_only=True, **arguments
+                folder or name, trust_remote_code=False, local_files_only=True, **arguments
             )
         except (OSError, ValueError) as error:
             raise NetworkError(
                 f"hf:{name}: no configuration by that name ({str(error).splitlines()[0]}). Give a local folder that "
                 "holds its config.json, or a model's name whose config.json is in the hub's cache here (hf download "
-                f"{name} config.json); nothing is downloaded."
+                f"{name} config.json); nothing is downloaded. Where the folder was moved: --network hf:FOLDER"
             ) from None
         _check_config(config, name)
         for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
@@ -290,8 +317,19 @@ def _declared_input(module: nn.Module) -> AnyInput | None:
         return InputSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
     vocabulary, positions = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
     if isinstance(vocabulary, int) and isinstance(positions, int):
-        return TokenInput(length=positions - _reserved_positions(module), vocabulary=vocabulary)
+        pad = getattr(config, "pad_token_id", None)
+        length = positions - _reserved_positions(module)
+        return TokenInput(length=length, vocabulary=vocabulary, pad=pad if isinstance(pad, int) and pad >= 0 else 0)
     return None
+
+
+def declared_classes(module: nn.Module) -> tuple[str, ...]:
+    """The names of the classes, where a transformers module's configuration gives them; LABEL_0 is no name."""
+    names = getattr(getattr(module, "config", None), "id2label", None)
+    if not isinstance(names, dict) or sorted(names, key=str) != sorted(range(len(names)), key=str):
+        return ()
+    told = tuple(str(names[number]) for number in range(len(names)))
+    return () if len(set(told)) < len(told) or any(re.fullmatch(r"LABEL_\d+", name) for name in told) else told
 
 
 def _reserved_positions(module: nn.Module) -> int:

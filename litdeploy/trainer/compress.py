@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import InterruptedRun, StudentError
 from litdeploy.networks import Network, NetworkName
+from litdeploy.networks.registry import is_hub
 from litdeploy.recipe import Recipe
 from litdeploy.records import Accuracy, Manifest, RunRecord, Score, TeacherRecord
 from litdeploy.runtime import device_name, resolve_precision
@@ -64,7 +66,8 @@ def compress(
     writes the bundle.
 
     Args:
-        teacher: a file of weights, or a network that was loaded. Left as it is.
+        teacher: a file of weights, a folder as transformers saves a network in, or a network that was loaded. Left as
+            it is.
         recipe: a recipe, or the name or path of one; None: the defaults.
         out: folder that becomes the bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:i`; of several processes on a machine, `cuda` gives each its own.
@@ -159,7 +162,7 @@ class _Shared:
 def _open(recipe: Recipe, teacher: Network, start: Start, device: torch.device, progress: Progress) -> Data:
     """The data, held against the teacher and the recipe before anything is written."""
     phases = OBJECTIVES[recipe.method].phases(recipe, start)
-    data = open_data(recipe.data, device, recipe.seed)
+    data = open_data(recipe.data, device, recipe.seed, teacher.spec)
     check_against(data, teacher.spec, teacher.class_count())
     tell_left_out(data, progress.note)
     steps_an_epoch(data.train, recipe.batch_size)
@@ -317,6 +320,15 @@ def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
     return found
 
 
+def _write_carried(run: Run, folder: Path) -> None:
+    """What transformers rebuilds the student by, and makes tokens with: later stages need no other folder."""
+    config: Any = getattr(run.student, "config", None)
+    if is_hub(run.spec.name):
+        config.save_pretrained(folder)
+    if run.data.tokens is not None:
+        run.data.tokens.save(folder)
+
+
 def _finish(
     bundle: Bundle,
     run: Run,
@@ -327,6 +339,7 @@ def _finish(
     """Weights first, the manifest that names them last. What a complete run was resumed from is not needed any more."""
     bundle.manifest_path.unlink(missing_ok=True)  # of an interruption before; it names other weights
     position = run.position
+    carried = bundle.carry(partial(_write_carried, run))
     sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), run.spec)
     if position.validation is not None:
         metrics = {**metrics, "student": {"validation": position.validation, **metrics.get("student", {})}}
@@ -349,6 +362,7 @@ def _finish(
                 "lineage": teaching.lineage,
                 "student": run.spec,
                 "student_sha256": sha256,
+                "carried": carried,
                 "discriminator_sha256": run.discriminator,
                 "recipe": run.recipe,
                 "data": run.data.record(),

@@ -89,12 +89,14 @@ def train(
         data_shape=data.shape,
         classes=len(data.classes),
         seed=resolved.seed,
-    )
+    ).within(resolved.data.text_length)
     if made.spec.translates:
         raise SettingsError(
             f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
             "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
         )
+    if data.noun == "text":
+        data = open_data(resolved.data, where, resolved.seed, made.spec)  # whose classes are known by now
     check_against(data, made.spec, made.class_count())
     tell_left_out(data, told.note)
     steps_an_epoch(data.train, resolved.batch_size)
