@@ -123,3 +123,38 @@ def test_a_text_classifier_from_its_weights_and_its_folder(tmp_path: Path) -> No
     assert batch["attention_mask"].sum(1).tolist() == [16, 14, 11]
     assert torch.equal(found.module(**batch).logits, module(**batch).logits)
     assert [section.name for section in find_sections(found.module, batch)] == ["bert.encoder.layer"]
+
+
+def test_a_folder_that_transformers_saved(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    names = {0: "bad", 1: "good", 2: "so so"}
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8, id2label=names
+    )
+    module = transformers.BertForSequenceClassification(config).eval()
+    module.save_pretrained(tmp_path)
+    found = load(tmp_path)
+    assert (found.spec.name, found.source) == (f"hf:{tmp_path}", str(tmp_path / "model.safetensors"))
+    assert found.spec.classes == ("bad", "good", "so so")
+    # As older versions wrote it: with a table that counts, and as a pickle of tensors.
+    (tmp_path / "model.safetensors").unlink()
+    counted = {"bert.embeddings.position_ids": torch.arange(512)[None]}
+    torch.save({**module.state_dict(), **counted}, tmp_path / "pytorch_model.bin")
+    batch = found.example(2)
+    assert torch.equal(load(tmp_path).module(**batch).logits, module(**batch).logits)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors.index.json")
+    with pytest.raises(CheckpointError, match=r"weights in several files .* max_shard_size"):
+        load(tmp_path)
+    # Another folder is no network; names of classes that say nothing are none.
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load(tmp_path.parent)
+    assert (
+        load(
+            transformers.BertForSequenceClassification(
+                transformers.BertConfig(
+                    vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+                )
+            )
+        ).spec.classes
+        == ()
+    )
