@@ -6,7 +6,6 @@ Shape suffixes: N texts, L tokens.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from litdeploy.errors import DataError, DependencyError
+from litdeploy.errors import DataError
+from litdeploy.networks import is_hub
+from litdeploy.networks.library import library
 from litdeploy.recipe import DataSettings
 from litdeploy.spec import NetworkSpec, TokenInput
 
 # Stored behind the end of a text: no id, so that a padding token written in a text is one of its tokens.
 NOTHING = -1
-_HUB = "hf:"
 
 
 class Tokens:
@@ -53,15 +53,21 @@ class Tokens:
         self.fingerprint = _fingerprint(self._tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
-        """See `Encoder`: ids (N, L), `NOTHING` behind their ends."""
-        found = self._tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        """See `Encoder`: ids (N, L), `NOTHING` behind their ends.
+
+        Raises:
+            DataError: the tokeniser cannot make tokens of a text: it is damaged.
+        """
+        how = {"truncation": True, "max_length": self.length, "padding": False}
+        try:
+            found = self._tokenizer(list(texts), **how, return_attention_mask=False, return_token_type_ids=False)[
+                "input_ids"
+            ]
+        except Exception as error:  # whatever a tokeniser raises that names tokens that it does not have
+            raise DataError(
+                f"{self.source}: the tokeniser fails on a text ({_first_line(error)}). Copy its files again, or name "
+                "another: --tokenizer FOLDER"
+            ) from None
         ids_NL = np.full((len(texts), self.length), NOTHING, self.dtype)
         for row, ids in zip(ids_NL, found, strict=True):
             row[: len(ids)] = ids
@@ -88,8 +94,8 @@ class Tokens:
 def _source(settings: DataSettings, spec: NetworkSpec) -> str:
     if settings.tokenizer is not None:
         return settings.tokenizer
-    if spec.name.startswith(_HUB):
-        return spec.name.removeprefix(_HUB)
+    if is_hub(spec.name):
+        return spec.name.partition(":")[2]
     raise DataError(
         f"{spec.name}: takes tokens, and nothing says which tokeniser makes them of texts. Name the folder that it was "
         "saved in: --tokenizer FOLDER"
@@ -103,12 +109,7 @@ def _opened(source: str) -> Any:
         DataError: there is none, or it is damaged, or one that only code of its own opens.
         DependencyError: transformers is not installed.
     """
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise DependencyError(
-            f"the tokeniser {source} needs the library transformers ({error}). Install it: pip install transformers"
-        ) from None
+    transformers = library("transformers", f"the tokeniser {source}", "pip install transformers")
     try:
         found = transformers.AutoTokenizer.from_pretrained(
             source, use_fast=True, trust_remote_code=False, local_files_only=True

@@ -1,7 +1,8 @@
 """What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
 
+from litdeploy.networks.hub import is_hub, published
 from litdeploy.networks.identify import describe
-from litdeploy.networks.load import build, load, new, new_like, published
+from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network, logits_of
 from litdeploy.networks.parts import sections_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, request
@@ -15,6 +16,7 @@ __all__ = [
     "build",
     "describe",
     "find_sections",
+    "is_hub",
     "load",
     "logits_of",
     "new",

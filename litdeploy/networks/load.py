@@ -11,12 +11,12 @@ from torch import nn
 
 from litdeploy.bundle import CONFIG, carried_by
 from litdeploy.checkpoint import Checkpoint, load_weights, read_checkpoint
-from litdeploy.errors import CheckpointError, NetworkError
-from litdeploy.files import is_file, is_folder
+from litdeploy.errors import NetworkError
+from litdeploy.networks.hub import declared_classes, hub_weights, is_hub, published
 from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.limit import BuildLimit
 from litdeploy.networks.network import Network
-from litdeploy.networks.registry import NetworkName, Request, check_stored, declared_classes, is_code, is_hub, request
+from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
 from litdeploy.networks.student import shorten
 from litdeploy.networks.width import narrow
 from litdeploy.spec import (
@@ -29,11 +29,6 @@ from litdeploy.spec import (
     override_input,
     parse_normalisation,
 )
-
-# Of a folder that transformers saved a network in, the first that is there.
-_PUBLISHED = ("model.safetensors", "pytorch_model.bin")
-# A table that counts, which older versions of transformers kept with the weights.
-_COUNTED = "embeddings.position_ids"
 
 
 @dataclass(frozen=True)
@@ -105,36 +100,9 @@ def load(
         return _recognised(checkpoint, asked_for, said)
     module = asked_for.build()
     spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
-    weights = checkpoint.weights
-    if is_hub(asked_for.name):
-        weights = {name: tensor for name, tensor in weights.items() if not name.endswith(_COUNTED)}
+    weights = hub_weights(checkpoint.weights) if is_hub(asked_for.name) else checkpoint.weights
     load_weights(module, weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
     return Network(module.eval(), spec, str(checkpoint.path))
-
-
-def published(source: str | Path, network: NetworkName | None = None) -> tuple[Path, NetworkName | None]:
-    """The file of weights and the network of what was given, where that is a folder as transformers saves a network in
-    (config.json, model.safetensors); anything else is given back as it is.
-
-    Raises:
-        CheckpointError: there is no file of weights in it, or they are in several.
-    """
-    folder = Path(source)
-    if not is_folder(folder) or not is_file(folder / CONFIG) or is_file(folder / "manifest.json"):
-        return folder, network
-    found = [folder / name for name in _PUBLISHED if is_file(folder / name)]
-    if not found:
-        parts = sorted(path.name for path in folder.glob("*.index.json"))
-        raise CheckpointError(
-            f"{folder}: has a config.json and no {' or '.join(_PUBLISHED)}"
-            + (
-                f", but weights in several files ({parts[0]}). Save them in one"
-                if parts
-                else ". Save its weights there"
-            )
-            + ': model.save_pretrained(FOLDER, max_shard_size="2GB")'
-        )
-    return found[0], network if network is not None else f"hf:{folder}"
 
 
 def new(

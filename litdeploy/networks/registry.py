@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from litdeploy.errors import DependencyError, LitdeployError, NetworkError
-from litdeploy.files import is_folder
+from litdeploy.errors import LitdeployError, NetworkError
 from litdeploy.networks import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.family import Arguments, Family
+from litdeploy.networks.hub import absolute, hub_builder, is_hub
+from litdeploy.networks.library import library
 from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
 
 FAMILIES: dict[str, Family] = {
@@ -38,8 +39,6 @@ _REACHING = {
     *("attn_implementation", "_attn_implementation", "experts_implementation", "use_kernels", "quantization_config"),
     *("use_timm_backbone", "use_pretrained_backbone", "_configuration_file", "_from_auto"),
 }
-
-_HUB = "hf:"
 
 # What a caller may name a network by. Code of the user's is run only when it was named like this, never by a file.
 NetworkName = str | Callable[..., nn.Module] | nn.Module
@@ -111,11 +110,6 @@ def is_code(name: str) -> bool:
     return ":" in name and not name.startswith(("timm:", "hf:"))
 
 
-def is_hub(name: str) -> bool:
-    """Whether a network is one of transformers, by its configuration's folder or name."""
-    return name.startswith(_HUB)
-
-
 def check_stored(name: str, arguments: Arguments, asked: Request | None, source: str) -> None:
     """Holds a network that a file names against what may be built by a file's word: nothing that runs or reads more.
 
@@ -174,8 +168,8 @@ def request(network: NetworkName, folder: Path | None = None) -> Request:
     if name.startswith("timm:"):
         return Request(name, arguments, _timm_builder(name.removeprefix("timm:")))
     if is_hub(name):
-        name = _absolute(name)
-        return Request(name, arguments, _hf_builder(name.removeprefix(_HUB), folder))
+        name = absolute(name)
+        return Request(name, arguments, hub_builder(name, folder))
     if ":" in name:
         return Request(name, arguments, _user_builder(name))
     if match := re.fullmatch(r"([a-z]+)(\d+)", name):
@@ -186,16 +180,6 @@ def request(network: NetworkName, folder: Path | None = None) -> Request:
             "timm:NAME, hf:NAME, package.module:function."
         )
     return Request(name, arguments, FAMILIES[name].build)
-
-
-def _absolute(name: str) -> str:
-    """A folder's name is kept with the weights, which may be used from any other folder."""
-    where = Path(name.removeprefix(_HUB))
-    if not is_folder(where):
-        return name
-    if "," in str(where.resolve()):
-        raise NetworkError(f"{name}: a comma in a folder's name begins an argument. Rename {where.resolve()}.")
-    return f"{_HUB}{where.resolve()}"
 
 
 def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:
@@ -215,7 +199,7 @@ def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:
 
 
 def _timm_builder(name: str) -> Callable[..., nn.Module]:
-    timm: Any = _library("timm", f"timm:{name}", "pip install timm")
+    timm: Any = library("timm", f"timm:{name}", "pip install timm")
 
     def build(**arguments: Any) -> nn.Module:
         try:
@@ -225,48 +209,6 @@ def _timm_builder(name: str) -> Callable[..., nn.Module]:
         return module
 
     return build
-
-
-def _hf_builder(name: str, folder: Path | None) -> Callable[..., nn.Module]:
-    transformers: Any = _library("transformers", f"hf:{name}", "pip install transformers")
-
-    def build(**arguments: Any) -> nn.Module:
-        try:
-            config = transformers.AutoConfig.from_pretrained(
-                folder or name, trust_remote_code=False, local_files_only=True, **arguments
-            )
-        except (OSError, ValueError) as error:
-            raise NetworkError(
-                f"hf:{name}: no configuration by that name ({str(error).splitlines()[0]}). Give a local folder that "
-                "holds its config.json, or a model's name whose config.json is in the hub's cache here (hf download "
-                f"{name} config.json); nothing is downloaded. Where the folder was moved: --network hf:FOLDER"
-            ) from None
-        _check_config(config, name)
-        for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
-            try:
-                # Else it would ask, at the terminal, whether to run the code that the configuration names.
-                module: nn.Module = kind.from_config(config, trust_remote_code=False)
-            except ValueError:  # how it says that it has no such classifier
-                continue
-            return module
-        raise NetworkError(
-            f"hf:{name}: transformers {transformers.__version__} has no classifier of images or of texts for its "
-            f"configuration ({type(config).__name__})."
-        )
-
-    return build
-
-
-def _check_config(config: Any, name: str) -> None:
-    """A configuration, or one inside it, may name kernels at the hub, which are code."""
-    for key, value in vars(config).items():
-        if key.endswith("_implementation_internal") and isinstance(value, str) and not value.isidentifier():
-            raise NetworkError(
-                f"hf:{name}: its configuration asks for kernels from elsewhere ({value!r}), which are code. Take "
-                f"`{key.removesuffix('_internal')}` out of its config.json."
-            )
-        if hasattr(value, "to_diff_dict"):  # a configuration
-            _check_config(value, name)
 
 
 def _user_builder(name: str) -> Callable[..., nn.Module]:
@@ -283,13 +225,6 @@ def _user_builder(name: str) -> Callable[..., nn.Module]:
         raise NetworkError(f"{name}: {module_name} has no function or class '{attribute}'.")
     result: Callable[..., nn.Module] = builder
     return result
-
-
-def _library(module: str, network: str, command: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DependencyError(f"{network} needs the library {module} ({error}). Install it: {command}") from None
 
 
 @contextmanager
@@ -321,15 +256,6 @@ def _declared_input(module: nn.Module) -> AnyInput | None:
         length = positions - _reserved_positions(module)
         return TokenInput(length=length, vocabulary=vocabulary, pad=pad if isinstance(pad, int) and pad >= 0 else 0)
     return None
-
-
-def declared_classes(module: nn.Module) -> tuple[str, ...]:
-    """The names of the classes, where a transformers module's configuration gives them; LABEL_0 is no name."""
-    names = getattr(getattr(module, "config", None), "id2label", None)
-    if not isinstance(names, dict) or sorted(names, key=str) != sorted(range(len(names)), key=str):
-        return ()
-    told = tuple(str(names[number]) for number in range(len(names)))
-    return () if len(set(told)) < len(told) or any(re.fullmatch(r"LABEL_\d+", name) for name in told) else told
 
 
 def _reserved_positions(module: nn.Module) -> int:

@@ -23,8 +23,7 @@ from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import InterruptedRun, StudentError
-from litdeploy.networks import Network, NetworkName
-from litdeploy.networks.registry import is_hub
+from litdeploy.networks import Network, NetworkName, is_hub
 from litdeploy.recipe import Recipe
 from litdeploy.records import Accuracy, Manifest, RunRecord, Score, TeacherRecord
 from litdeploy.runtime import device_name, resolve_precision
