@@ -24,11 +24,13 @@ from litdeploy.spec import (
     InputSpec,
     NetworkSpec,
     TokenInput,
-    image_of,
     image_shape,
     override_input,
     parse_normalisation,
 )
+
+# Of a file that says itself what it takes.
+_MADE_UP = "; else it is damaged or made up"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def load(
     spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
     weights = hub_weights(checkpoint.weights) if is_hub(asked_for.name) else checkpoint.weights
     load_weights(module, weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
-    return Network(module.eval(), spec, str(checkpoint.path))
+    return _running(Network(module.eval(), spec, str(checkpoint.path)))
 
 
 def new(
@@ -114,7 +116,7 @@ def new(
     input_shape: tuple[int, ...] | None = None,
     data_shape: tuple[int, ...] | None = None,
 ) -> Network:
-    """A newly initialised network. One of our own families takes the channels and classes where it is not told others.
+    """A newly initialised network, of these classes and the data's channels where it is not told others.
 
     Args:
         input_shape: as for `load`.
@@ -125,15 +127,8 @@ def new(
         SettingsError: it does not take such an input.
     """
     asked = request(network)
-    arguments = dict(asked.arguments)
     shape = input_shape or data_shape
-    if asked.classes_argument and not asked.family:
-        arguments = {asked.classes_argument: classes, **arguments}
-    if asked.family:
-        own = {asked.family.classes: classes}
-        if image_of(asked.family.input({**own, **arguments})) and shape is not None and len(shape) == 3:
-            own["in_channels"] = shape[0]
-        arguments = {**own, **arguments}
+    arguments = asked.sized(classes, shape[0] if shape is not None and len(shape) == 3 else None)
     module = asked.build(arguments, seed)
     known = asked.input(module, arguments)
     # How many tokens a text has is the network's to say, whose data are opened after it.
@@ -141,7 +136,7 @@ def new(
     if input_shape is None and (other or isinstance(known, TokenInput)):
         shape = None
     spec = _spec(asked, module, arguments, _Said(normalise, shape), asked.name)
-    return Network(module, spec.with_(classes=()), asked.name)
+    return _running(Network(module, spec.with_(classes=()), asked.name))
 
 
 def new_like(network: NetworkName, other: Network, seed: int) -> Network:
@@ -151,10 +146,8 @@ def new_like(network: NetworkName, other: Network, seed: int) -> Network:
         NetworkError: unknown, or it does not take these images or tell these classes apart.
     """
     asked = request(network)
-    arguments = dict(asked.arguments)
     classes, shape = other.class_count(), other.spec.input.shape
-    if asked.family and isinstance(asked.family.input(arguments), InputSpec):
-        arguments = {"classes": classes, "in_channels": shape[0], **arguments}
+    arguments = asked.sized(classes, shape[0] if len(shape) == 3 else None)
     name = describe(asked.name, arguments)
     made = Network(
         asked.build(arguments, seed), other.spec.with_(name=asked.name, arguments=arguments, plan=None), name
@@ -212,19 +205,20 @@ def _rebuilt(
         )
     module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source), folder=folder)
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    return _running(Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source))
+    return _running(
+        Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source), _MADE_UP
+    )
 
 
-def _running(network: Network) -> Network:
+def _running(network: Network, otherwise: str = "") -> Network:
     """The network, once it ran: a file's weights may fit its arguments, and the layers not each other or the input."""
     try:
         network.class_count()
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         widths = "the widths that it says its layers have do not fit together, or " if network.spec.widths else ""
         raise NetworkError(
             f"{network.source}: {widths}it does not run on what it is said to take, {network.spec.input.told()} "
-            f"({str(error).splitlines()[0]}). Say what it takes (--input-shape, --normalise); else it is damaged or "
-            "made up."
+            f"({(str(error) or type(error).__name__).splitlines()[0]}). Say what it takes: --input-shape{otherwise}."
         ) from None
     return network
 
@@ -236,7 +230,7 @@ def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> N
     module = found.build(reading.arguments, within=BuildLimit(checkpoint.weights, source))
     spec = _spec(found, module, reading.arguments, said, source)
     load_weights(module, reading.weights, source, describe(name, reading.arguments))
-    return _running(Network(module.eval(), spec, source))
+    return _running(Network(module.eval(), spec, source), _MADE_UP)
 
 
 def _spec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import re
 import shlex
 import sys
@@ -21,7 +22,7 @@ from litdeploy.networks import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.family import Arguments, Family
 from litdeploy.networks.hub import absolute, hub_builder, is_hub
 from litdeploy.networks.library import library
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "vdcnn": vdcnn.FAMILY,
 }
 
+_TIMM = "timm:"
 # Arguments by which timm and transformers read further files, or run what is in them.
 _REACHING = {
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_args"),
@@ -64,12 +66,18 @@ class Request:
     def family(self) -> Family | None:
         return FAMILIES.get(self.name)
 
-    @property
-    def classes_argument(self) -> str | None:
-        """The builder's argument for how many classes there are; None where that is not known."""
-        if is_hub(self.name):
-            return "num_labels"
-        return self.family.classes if self.family else None
+    def sized(self, classes: int, channels: int | None) -> Arguments:
+        """Its arguments, with the number of classes and, of images, of channels, where they are not among them and the
+        builder's names for them are known."""
+        if self.family:
+            known = {self.family.classes: classes}
+            if channels is not None and image_of(self.family.input({**known, **self.arguments})):
+                known["in_channels"] = channels
+        elif self.name.startswith(_TIMM):
+            known = {"num_classes": classes} | ({} if channels is None else {"in_chans": channels})
+        else:
+            known = {"num_labels": classes} if is_hub(self.name) else {}
+        return {**known, **self.arguments}
 
     def build(
         self, arguments: Arguments | None = None, seed: int = 0, within: AbstractContextManager[Any] | None = None
@@ -102,12 +110,12 @@ class Request:
         """The input that the network is known to take; None where nothing says so."""
         if self.family:
             return self.family.input(arguments)
-        return _declared_input(module)
+        return _declared_input(module, arguments)
 
 
 def is_code(name: str) -> bool:
     """Whether a stored name stands for the user's own code."""
-    return ":" in name and not name.startswith(("timm:", "hf:"))
+    return ":" in name and not name.startswith((_TIMM, "hf:"))
 
 
 def check_stored(name: str, arguments: Arguments, asked: Request | None, source: str) -> None:
@@ -128,7 +136,7 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
     if "," in name:
         raise NetworkError(f"{source}: is of the network {name!r}, which is no name of one. It is damaged or made up.")
     named = asked is not None and asked.name == name
-    if name.startswith("timm:") and not named and not re.fullmatch(r"timm:[\w.]+", name):
+    if name.startswith(_TIMM) and not named and not re.fullmatch(r"timm:[\w.]+", name):
         raise NetworkError(
             f"{source} is of the network {name!r}, which timm reads from elsewhere. Name it yourself if you trust it: "
             f"--network {shlex.quote(name)}"
@@ -165,8 +173,8 @@ def request(network: NetworkName, folder: Path | None = None) -> Request:
         return Request(f"{network.__module__}:{network.__qualname__}", {}, network)
     name, *pairs = network.split(",")
     arguments = dict(_argument(pair, network) for pair in pairs)
-    if name.startswith("timm:"):
-        return Request(name, arguments, _timm_builder(name.removeprefix("timm:")))
+    if name.startswith(_TIMM):
+        return Request(name, arguments, _timm_builder(name.removeprefix(_TIMM)))
     if is_hub(name):
         name = absolute(name)
         return Request(name, arguments, hub_builder(name, folder))
@@ -238,14 +246,14 @@ def _working_folder_importable() -> Any:
         sys.path.remove(folder)
 
 
-def _declared_input(module: nn.Module) -> AnyInput | None:
+def _declared_input(module: nn.Module, arguments: Arguments) -> AnyInput | None:
     """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
     own = getattr(module, "input_spec", None)
     if isinstance(own, InputSpec | TokenInput | CharacterInput | TranslationInput):
         return own
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:
-        return InputSpec(shape=tuple(declared["input_size"]), mean=tuple(declared["mean"]), std=tuple(declared["std"]))
+        return _timm_input(declared, arguments)
     config = getattr(module, "config", None)
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     if isinstance(size, int) and isinstance(channels, int):
@@ -256,6 +264,21 @@ def _declared_input(module: nn.Module) -> AnyInput | None:
         length = positions - _reserved_positions(module)
         return TokenInput(length=length, vocabulary=vocabulary, pad=pad if isinstance(pad, int) and pad >= 0 else 0)
     return None
+
+
+def _timm_input(declared: dict[str, Any], arguments: Arguments) -> InputSpec:
+    """What the published weights take, which is all that timm tells, with the channels and size that were asked for."""
+    channels, height, width = declared["input_size"]
+    mean, std = tuple(declared["mean"]), tuple(declared["std"])
+    asked = arguments.get("in_chans", channels)
+    if asked != channels and isinstance(asked, int):
+        # Each of its channels, as of those of a grey image, is some mixture of the three.
+        channels = asked
+        mean, std = (math.fsum(mean) / len(mean),) * asked, (math.fsum(std) / len(std),) * asked
+    size = arguments.get("img_size")
+    if isinstance(size, int):
+        height = width = size
+    return InputSpec(shape=(channels, height, width), mean=mean, std=std)
 
 
 def _reserved_positions(module: nn.Module) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,29 @@ def test_a_folder_that_transformers_saved(tmp_path: Path) -> None:
         ).spec.classes
         == ()
     )
+
+
+def _timm() -> None:
+    """timm, where it can be imported: its torchvision must be of this torch."""
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+
+
+def test_a_new_network_of_timm_has_the_datas_classes_and_channels() -> None:
+    _timm()
+    made = new("timm:resnet10t", normalise=None, classes=7, seed=0, data_shape=(1, 32, 32))
+    assert made.class_count() == 7
+    assert made.spec.arguments == {"num_classes": 7, "in_chans": 1}
+    assert made.spec.input.shape == (1, 32, 32)
+    assert made.spec.input.mean == pytest.approx((0.449,), abs=1e-3)
+
+
+def test_a_network_of_timm_takes_the_size_that_it_was_made_for() -> None:
+    _timm()
+    with pytest.raises(NetworkError, match=r"3 × 32 × 32.*.Input height .32. doesn't match.*--input-shape"):
+        new("timm:vit_tiny_patch16_224", normalise=None, classes=7, seed=0, data_shape=(3, 32, 32))
+    made = new("timm:vit_tiny_patch16_224,img_size=32,patch_size=4", normalise=None, classes=7, seed=0)
+    assert made.spec.input.shape == (3, 32, 32)
+    assert made.class_count() == 7
