@@ -96,13 +96,8 @@ def load_discriminator(path: str, generator: Network) -> nn.Module:
         with torch.no_grad():
             realness, logits_NK = module(torch.zeros(1, *spec.images.shape))
         found = logits_NK.shape[-1] if realness.dim() == 4 else 0
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # another number of channels, or smaller images than it takes
-        found = 0
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        found = 0  # another number of channels, smaller images than it takes, or no discriminator at all
     if found != spec.domains:
         raise NetworkError(
             f"--discriminator {path}: is none of images of {' × '.join(map(str, spec.images.shape))} in {spec.domains} "
