@@ -16,8 +16,8 @@ from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student
 class Hint:
     """One hint, then distillation (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015).
 
-    The student's output of its middle section, in its own chain and through a 1×1 regressor where the widths differ, is
-    drawn to the teacher's: ½ · mse. Nothing behind that section is trained meanwhile.
+    The student's output of its middle section, in its own chain, is drawn to the teacher's: ½ · mse. Nothing behind
+    that section is trained meanwhile. The paper's regressor is for a narrower student, which this one never is.
     """
 
     student: ClassVar[Student] = "shallower"
@@ -26,16 +26,15 @@ class Hint:
     freezes = False
     branches: tuple[str, ...] = ()
 
-    def __init__(self, sections: Sequence[str], regressor: nn.Module | None = None) -> None:
+    def __init__(self, sections: Sequence[str]) -> None:
         self.chain: tuple[str, ...] = (sections[(len(sections) - 1) // 2],)
-        self.regressor = regressor or nn.Identity()
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         student, teacher = outputs.chain[self.chain[0]]
-        return {"loss": 0.5 * F.mse_loss(self.regressor(student).float(), teacher.float())}
+        return {"loss": 0.5 * F.mse_loss(student.float(), teacher.float())}
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        return self.regressor.parameters()
+        return ()
 
     @classmethod
     def init(cls, recipe: Recipe) -> Init:
