@@ -20,8 +20,7 @@ from litdeploy.recipe import Recipe
 from litdeploy.records import Accuracy
 from litdeploy.runtime import resolve_precision
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
-from litdeploy.trainer.compress import interrupted
-from litdeploy.trainer.faults import resumable
+from litdeploy.trainer.faults import interrupted, resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy, Start
