@@ -24,10 +24,11 @@ from litdeploy.runtime import resolve_precision
 from litdeploy.trainer.chain import Teaching, check_folder, students_of, succession
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.completion import complete
+from litdeploy.trainer.launch import launched
 from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
 from litdeploy.trainer.objectives import OBJECTIVES, Start, check_fits
 from litdeploy.trainer.optimiser import steps_an_epoch
-from litdeploy.trainer.parallel import Ranks, check_recipe, launched
+from litdeploy.trainer.parallel import Ranks, check_recipe
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import digest_of, going_on, identity_of
 from litdeploy.trainer.run import Position, Run

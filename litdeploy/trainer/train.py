@@ -21,11 +21,12 @@ from litdeploy.records import Accuracy
 from litdeploy.runtime import resolve_precision
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.faults import interrupted, resumable
+from litdeploy.trainer.launch import launched
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy, Start
 from litdeploy.trainer.optimiser import steps_an_epoch
-from litdeploy.trainer.parallel import check_recipe, launched
+from litdeploy.trainer.parallel import check_recipe
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import identity_of_new
 from litdeploy.trainer.run import Position, Run
