@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.faults import torn
+from benchmarks.outcomes import torn
 from litdeploy.atomic import PARTIAL
 from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint
