@@ -21,6 +21,11 @@ class _Bytes:
         return (bytearray, (self.count,))
 
 
+def _sparse() -> torch.Tensor:
+    with torch.sparse.check_sparse_tensor_invariants():
+        return torch.sparse_coo_tensor([[0]], [1.0], (10**12,))
+
+
 def _holding_itself() -> dict[str, Any]:
     content: dict[str, Any] = {}
     content["model"] = content
@@ -37,7 +42,7 @@ def _holding_itself() -> dict[str, Any]:
         ),
         ({"a.b": torch.zeros(2), "x": _Bytes(10**12)}, "bytearray"),
         (_holding_itself(), "no state dict"),
-        ({"a.b": torch.sparse_coo_tensor([[0]], [1.0], (10**12,), check_invariants=True)}, "sparse"),
+        ({"a.b": _sparse()}, "sparse"),
         ({"a.b": torch.empty(2, device="meta")}, "no values"),
         ({1: torch.zeros(2)}, "named by a int"),
     ],
