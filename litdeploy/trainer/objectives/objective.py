@@ -7,7 +7,7 @@ the phase that it is in: it can go on from there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -75,10 +75,6 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         """Scalars by name in float32; `loss` is the one that is minimised, the others are its parts."""
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters of the objective's own that are trained beside the student's."""
-        return ()
 
 
 class Transition(Protocol):
