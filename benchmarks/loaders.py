@@ -31,8 +31,7 @@ from litdeploy.networks import Network, load, new
 from litdeploy.networks.width import narrow
 from litdeploy.profiler.page import render
 from litdeploy.profiler.profiler import profile
-from litdeploy.profiler.report import read_report, read_training
-from litdeploy.profiler.report import write as write_report
+from litdeploy.profiler.report_files import read_report, read_training, write_report
 from litdeploy.recipe import DataSettings, read_recipe
 from litdeploy.records import Artefact
 from litdeploy.runtime.engine import read_engine

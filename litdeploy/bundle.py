@@ -2,7 +2,7 @@
 
 manifest.json          what this folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
-transformers/          of a network of transformers: its configuration; where it takes tokens, the tokeniser's files
+transformers/          of a network of transformers: its teacher's configuration; where it takes tokens, the tokeniser
 metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
 samples.png            of a generator: images in every domain, the teacher's above the student's

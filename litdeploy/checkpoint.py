@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +14,15 @@ from pydantic import ValidationError
 from litdeploy.bundle import sha256_of, write_whole
 from litdeploy.errors import CheckpointError
 from litdeploy.files import is_file, is_folder
+from litdeploy.pickled import first_line, read_pickled, told
 from litdeploy.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _METADATA_KEY = "litdeploy"
-# As a pickle writes it: the reader takes names in this form only.
-_BYTEARRAY = b"\nbytearray\n"
-_ZIP = b"PK\x03\x04"
-_DEEPEST_WRAPPER = 8
-_LONGEST_NAME = 80
 _FLOAT32_BYTES = 4
 # float8 becomes four times as large; tensors that are tied have several names.
 _MOST_TIMES_FILE, _ALWAYS_ALLOWED = 16, 64 * 2**20
@@ -77,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         weights, spec = _read_safetensors(path)
     elif path.suffix in SUFFIXES:
-        weights, spec = _state_dict(_unpickle(path), path), None
+        weights, spec = read_pickled(path), None
     else:
         raise CheckpointError(
             f"{path}: the ending '{path.suffix}' is not one of a file of weights ({' '.join(SUFFIXES)})."
@@ -125,7 +115,7 @@ def load_weights(module: Any, weights: Mapping[str, Tensor], source: str, networ
 
 
 def _some(keys: list[str]) -> str:
-    return ", ".join(map(_told, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    return ", ".join(map(told, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
@@ -138,7 +128,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
             metadata = file.metadata() or {}
     except Exception as error:  # SafetensorError, and what torch says of a type that it does not have
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({_first_line(error)}). Copy or save it again."
+            f"{path}: not a whole safetensors file ({first_line(error)}). Copy or save it again."
         ) from None
     if _METADATA_KEY not in metadata:
         return weights, None
@@ -151,165 +141,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
         ) from None
 
 
-def _unpickle(path: Path) -> object:
-    """What a PyTorch file holds, by the weights-only reader.
-
-    What it claims is read first, without memory for it: a few bytes of pickle may ask for any number of them.
-    """
-    with path.open("rb") as file:
-        start = file.read(len(_ZIP))
-    if start == _ZIP:
-        _check_archive(path)
-        claimed = _torch_load(path, "meta")
-    elif start[:1] == pickle.PROTO:  # the format before PyTorch 1.6
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _check_globals(content, path)
-        with FakeTensorMode():
-            claimed = _torch_load(path, "cpu")
-    else:
-        raise _not_weights(path, "")
-    _check_claims(_state_dict(claimed, path), path)
-    return _torch_load(path, "cpu")
-
-
-def _torch_load(path: Path, device: str) -> object:
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            # torch warns of pickles that it did not write itself; whether it could read them is what counts here.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _not_weights(path, str(error)) from None
-    except Exception as error:  # a pickle can be damaged, or made, to fail in any way
-        raise CheckpointError(
-            f"{path}: a truncated or damaged checkpoint ({_first_line(error)}). Copy or save it again."
-        ) from None
-
-
-def _not_weights(path: Path, reason: str) -> CheckpointError:
-    """What to say of a file that the weights-only reader refused, for the reason it gave."""
-    named = re.search(r"(?:GLOBAL|class) ([\w.]+)", reason)
-    if named or "Unsupported operand" in reason:
-        held = f" ({named[1][:_LONGEST_NAME]})" if named else ""
-        return CheckpointError(
-            f"{path} holds a pickled object{held}, which runs code when opened. litdeploy opens weights only. Save its "
-            'weights instead: torch.save(model.state_dict(), "teacher.pt").'
-        )
-    return CheckpointError(
-        f"{path}: not a checkpoint, or a damaged one: it does not read as a PyTorch file does. Save one with "
-        'torch.save(model.state_dict(), "teacher.pt").'
-    )
-
-
-def _check_archive(path: Path) -> None:
-    """Holds the zip archive's table of contents against the file's length.
-
-    Raises:
-        CheckpointError: no whole archive, TorchScript, or one that unpacks to more than it is.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries, comment = archive.infolist(), archive.comment
-            unpacked, length = sum(entry.file_size for entry in entries), path.stat().st_size
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            # A comment may hold a second table of contents, which another reader would take for the first.
-            whole = not packed and not comment and unpacked <= length
-            for entry in entries if whole else ():
-                if entry.filename.endswith(".pkl"):
-                    _check_globals(archive.read(entry), path)
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile fails in as many ways as an archive can be damaged
-        raise CheckpointError(
-            f"{path}: a truncated or damaged checkpoint ({_first_line(error)}). Copy or save it again."
-        ) from None
-    if any(entry.filename.endswith("constants.pkl") for entry in entries):
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, which is code. Save the weights of the model it was made from: "
-            'torch.save(model.state_dict(), "teacher.pt").'
-        )
-    if not whole:
-        raise CheckpointError(
-            f"{path}: its archive is packed, or claims more than it holds ({unpacked:,} bytes in a file of "
-            f"{length:,}). PyTorch writes none of this kind. If you trust where it is from, unpack it and save it "
-            "again with torch.save."
-        )
-
-
-def _check_globals(content: bytes | mmap.mmap, path: Path) -> None:
-    """The weights-only reader takes `bytearray`, which a pickle may ask for in any size.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    if content.find(_BYTEARRAY) >= 0:
-        raise CheckpointError(
-            f"{path}: its pickle makes a bytearray, which weights have no use for. Save the weights alone: "
-            'torch.save(model.state_dict(), "teacher.pt").'
-        )
-
-
-def _check_claims(claimed: Mapping[str, Any], path: Path) -> None:
-    """Holds the tensors' sizes, as the pickle tells them, against the file's length.
-
-    Raises:
-        CheckpointError: a tensor larger than the file, or of a kind that weights are not.
-    """
-    import torch
-
-    length = path.stat().st_size
-    for name, tensor in claimed.items():
-        told = _told(name)
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-            raise CheckpointError(
-                f"{path}: tensor '{told}' is sparse, quantised or nested. litdeploy takes dense weights; save "
-                "tensor.to_dense() or tensor.dequantize()."
-            )
-        claim = tensor.numel() * tensor.element_size()
-        if claim > length:
-            raise CheckpointError(
-                f"{path}: tensor '{told}' claims {tuple(tensor.shape)}, {claim:,} bytes, and the file has {length:,}. "
-                "It is truncated, damaged or made up. Copy or save it again."
-            )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _told(key: object) -> str:
-    """A key as a message shows it."""
-    return key[:_LONGEST_NAME] if isinstance(key, str) else f"a {type(key).__name__}"
-
-
-def _state_dict(content: object, path: Path) -> dict[str, Any]:
-    """Finds the state dict in what the file holds; a wrapper inside a wrapper too."""
-    import torch
-
-    held = f"a {type(content).__name__}"
-    for _ in range(_DEEPEST_WRAPPER):  # a pickle can hold itself
-        if not isinstance(content, Mapping):
-            break
-        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
-            return dict(content)
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-            if tensors and all(isinstance(key, str) and "." in key for key in tensors):
-                return tensors
-        held = ", ".join(map(_told, list(content)[:6])) or "nothing"
-        content = inner
-    raise CheckpointError(
-        f"{path}: no state dict in it (it holds {held}). Looked for tensors by name, bare or under "
-        f"{', '.join(_WRAPPERS[:5])}."
-    )
-
-
 def _normalised(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Names without the prefixes of wrappers; floating-point numbers in float32.
 
@@ -320,9 +151,9 @@ def _normalised(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds no tensors.")
     for name, tensor in weights.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: a tensor is named by {_told(name)}, and not by text. Save a state dict.")
+            raise CheckpointError(f"{path}: a tensor is named by {told(name)}, and not by text. Save a state dict.")
         if tensor.is_meta:
-            raise CheckpointError(f"{path}: tensor '{_told(name)}' has a shape and no values. Save the weights.")
+            raise CheckpointError(f"{path}: tensor '{told(name)}' has a shape and no values. Save the weights.")
     # Many tensors may be views of the same few bytes, of which each would be converted into memory of its own.
     needed, length = sum(tensor.numel() * _FLOAT32_BYTES for tensor in weights.values()), path.stat().st_size
     if needed > _MOST_TIMES_FILE * length + _ALWAYS_ALLOWED:
@@ -341,5 +172,5 @@ def _normalised(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
         }
     except RuntimeError as error:  # a type that torch has and does not convert
         raise CheckpointError(
-            f"{path}: not all of its tensors can be had in float32 ({_first_line(error)}). Save them in float32."
+            f"{path}: not all of its tensors can be had in float32 ({first_line(error)}). Save them in float32."
         ) from None

@@ -15,7 +15,7 @@ from litdeploy.runtime import resolve_target
 from litdeploy.target import Target
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY
-from litdeploy.trainer.parallel import launched
+from litdeploy.trainer.launch import launched
 from litdeploy.trainer.resolve import resolve_recipe
 
 

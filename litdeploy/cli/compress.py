@@ -64,7 +64,7 @@ def command(
     Ctrl-C and SIGTERM leave a checkpoint; the same command with --resume goes on from there.
     """
     from litdeploy.trainer import compress
-    from litdeploy.trainer.parallel import launched
+    from litdeploy.trainer.launch import launched
 
     changes: dict[str, Any] = {
         "student_depth": o.depths_of(student_depth),

@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Train a teacher, or the from-scratch baseline."""
     from litdeploy.trainer import train
-    from litdeploy.trainer.parallel import launched
+    from litdeploy.trainer.launch import launched
 
     trained = train(
         network,

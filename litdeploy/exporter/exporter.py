@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
 
-from litdeploy.batch import Batch, picked, size_of
-from litdeploy.bundle import DEFAULT_PATH, TOKENIZER, Bundle, carried_by, sha256_of
-from litdeploy.data import Data, check_against, open_data, prepared
-from litdeploy.errors import DataError, ParityError, SettingsError
+from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
+from litdeploy.errors import ParityError, SettingsError
+from litdeploy.exporter.checks import check_gpu, check_precisions, choice_for, device_for
+from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
 from litdeploy.exporter.parity import Parity, verify
 from litdeploy.exporter.staging import keep, reject, staged, tidy, write_sidecar
-from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.recipe import DataSettings
 from litdeploy.records import Artefact, Manifest
-from litdeploy.runtime import open_runner, resolve_device, resolve_target
+from litdeploy.runtime import open_runner, resolve_target
 from litdeploy.runtime.engine import HardwareCompatibility
 from litdeploy.spec import image_of
 from litdeploy.target import Precision, Target
-
-# That an artefact is held against the student on, besides what its largest batch takes.
-LEAST_IMAGES = 1024
-_IO_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def export(
@@ -96,10 +89,10 @@ def export(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     bundle.read_complete()
     chosen = resolve_target(target)
-    _check_precisions(forms, precisions, io_precision, chosen, target)
-    device = _device(forms, chosen)
+    check_precisions(forms, precisions, io_precision, chosen, target)
+    device = device_for(forms, chosen)
     if aoti:
-        _check_gpu(chosen, device)
+        check_gpu(chosen, device)
     options = Options(
         io_precision,
         embed_preprocessing,
@@ -108,7 +101,7 @@ def export(
         version_compatible,
         hardware_compatibility,
     )
-    choice = _choice(trt, options, device)
+    choice = choice_for(trt, options, device)
     if choice is not None:
         say(choice.told())
     with bundle.lock():
@@ -128,142 +121,6 @@ def export(
         if triton_repository is not None:
             _serve(bundle, written, Path(triton_repository), student, chosen, device, say)
         return manifest
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Test images that an artefact is held against the student on: as a network takes them, and labels (N)."""
-
-    inputs: Batch
-    labels_N: Tensor
-
-    @classmethod
-    def of(cls, data: Data, network: Network, count: int) -> Evidence:
-        """That many images of the test split, evenly spaced over it; all, where it has fewer.
-
-        Raises:
-            DataError: it is empty.
-        """
-        total = len(data.test)
-        if not total:
-            raise DataError(f"{data.source}: its test split is empty; give --data a dataset with a test split.")
-        count = min(count, total)
-        rows = torch.arange(count) * total // count
-        [batch] = data.test.pick([rows])
-        return cls(prepared(batch.images(), network.spec.input, batch.labels_N), batch.labels_N)
-
-    def in_calls(self, least: int, most: int) -> Evidence:
-        """Without the rest that calls of `most` images leave, where it is below `least`: an engine does not take it."""
-        total = size_of(self.inputs)
-        rest = total % most
-        count = total - rest if rest < least < total else total
-        return Evidence(picked(self.inputs, slice(count)), self.labels_N[:count])
-
-
-def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
-    """The dataset that the student learned on, or another, held against the student. Tokens are made by what the bundle
-    carries, where no other tokeniser is named.
-
-    Raises:
-        DataError: it is not to be had, or is none for this network.
-    """
-    learned = manifest.recipe.data
-    if data is None:
-        settings = learned
-    elif isinstance(data, str):
-        # The size is the network's, whatever the data.
-        settings = DataSettings(source=data, image_size=learned.image_size, text_length=learned.text_length)
-    else:
-        settings = data
-    own = carried_by(student.source, TOKENIZER)
-    if own is not None and (data is None or settings.tokenizer is None):
-        settings = settings.model_copy(update={"tokenizer": str(own)})
-    opened = open_data(settings, device, manifest.recipe.seed, student.spec)
-    check_against(opened, student.spec, student.class_count())
-    return opened
-
-
-def _check_precisions(
-    forms: Sequence[str],
-    precisions: Sequence[str],
-    io_precision: str,
-    target: Target,
-    named: Target | str | None,
-) -> None:
-    if not precisions:
-        raise SettingsError("nothing to export: no precision was given. Write --precision fp32.")
-    for precision in precisions:
-        if precision not in FORMS["onnx"].precisions:
-            raise SettingsError(
-                f"--precision {precision}: no such precision. Write one or more of "
-                f"{', '.join(FORMS['onnx'].precisions)}, as in --precision fp32,fp16."
-            )
-        if precision not in target.precisions:
-            gpu = f" (compute capability {target.compute_capability})" if target.compute_capability else ""
-            raise SettingsError(
-                f"--precision {precision}: the target{f' {named}' if isinstance(named, str) else ''}{gpu} lacks it. "
-                f"It has {', '.join(target.precisions)}."
-            )
-        for form in forms:
-            if precision not in FORMS[form].precisions:
-                raise SettingsError(
-                    f"--{form} has no {precision}; it has {', '.join(FORMS[form].precisions)}. Export {precision} "
-                    f"apart: litdeploy export --onnx --precision {precision}"
-                )
-    if io_precision not in _IO_PRECISIONS:
-        raise SettingsError(f"--io-precision {io_precision}: images and logits are {', '.join(_IO_PRECISIONS)}.")
-
-
-def _device(forms: Sequence[str], target: Target) -> torch.device:
-    """Where the files are made and run; without a GPU the CPU, where only engines are built: those are ahead of time.
-
-    Raises:
-        DeviceError: the target's is not there.
-    """
-    if list(forms) == ["trt"] and not torch.cuda.is_available():
-        return torch.device("cpu")
-    return resolve_device(target.device)
-
-
-def _choice(trt: bool, options: Options, device: torch.device) -> Choice | None:
-    """Which TensorRT builds; None where no engine was asked for.
-
-    Raises:
-        SettingsError: options of engines without engines, or such as are none.
-        DependencyError: no library is there that builds.
-    """
-    level, known = options.hardware_compatibility, get_args(HardwareCompatibility)
-    if level not in known:
-        raise SettingsError(f"--hardware-compatibility {level}: no such one. Write {', '.join(known)}.")
-    if trt:
-        return choose_library(device, options.compute_capabilities)
-    given = {
-        "--compute-capability": options.compute_capabilities,
-        "--version-compatible": options.version_compatible,
-        "--hardware-compatibility": level != "none",
-    }
-    for option, value in given.items():
-        if value:
-            raise SettingsError(
-                f"{option} is for TensorRT engines, and none was asked for. Add --trt, or leave it out."
-            )
-    return None
-
-
-def _check_gpu(target: Target, device: torch.device) -> None:
-    """A package is compiled for the GPU at hand.
-
-    Raises:
-        SettingsError: it is not the target's.
-    """
-    if target.compute_capability is None or device.type != "cuda":
-        return
-    major, minor = torch.cuda.get_device_capability(device)
-    if target.compute_capability != f"{major}.{minor}":
-        raise SettingsError(
-            f"--aoti compiles for the GPU at hand, {torch.cuda.get_device_name(device)} (compute capability "
-            f"{major}.{minor}), and the target has {target.compute_capability}. Run it on such a GPU, or export --onnx."
-        )
 
 
 def _export_one(bundle: Bundle, form_name: str, job: Job, evidence: Evidence) -> Manifest:

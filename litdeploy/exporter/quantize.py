@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from litdeploy.batch import Batch, in_parts
 from litdeploy.errors import NetworkError
 from litdeploy.runtime.feed import read_feed
 
+_MULTIPLICATIONS = ("Conv", "Gemm", "MatMul")
 # What costs time, and the additions between, so that int8 is not left and entered again at each shortcut.
-_QUANTISED = ("Conv", "Gemm", "MatMul", "Add")
+_QUANTISED = (*_MULTIPLICATIONS, "Add")
 _BATCH_SIZE = 64
 
 
@@ -50,7 +52,7 @@ def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=_bias_additions(model.graph),
+            nodes_to_exclude=_other_additions(model.graph),
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -100,19 +102,26 @@ def _arrays(batch: Batch, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences its advice on the root logger to preprocess a file, which export_onnx has done."""
+    """Silences its advice on the root logger to preprocess a file, which export_onnx has done; and, before onnxruntime
+    1.31, numpy's words on scales that it computes for all that is added, and uses for what is quantised only."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "overflow encountered in subtract", RuntimeWarning)
+            yield
     finally:
         logging.root.setLevel(level)
 
 
-def _bias_additions(graph: Any) -> list[str]:
-    """Additions of a constant: a bias behind a multiplication, whose few values int8 would only make coarser."""
-    constants = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "Add" and constants.intersection(node.input)]
+def _other_additions(graph: Any) -> list[str]:
+    """Additions of what no multiplication made: a bias, whose few values int8 would only make coarser, or an attention
+    mask, whose least value is float32's own, so that all that is added to it would be rounded away."""
+    multiplied: set[str] = set()
+    for node in graph.node:  # ONNX keeps them in an order in which they can run
+        if node.op_type in _MULTIPLICATIONS or multiplied.intersection(node.input):
+            multiplied.update(node.output)
+    return [node.name for node in graph.node if node.op_type == "Add" and not multiplied.issuperset(node.input)]
 
 
 def _quantised(graph: Any) -> dict[str, int]:

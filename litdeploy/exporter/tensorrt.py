@@ -84,7 +84,7 @@ def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOpt
     check_precision_share(options.precision, precisions, onnx_path)
 
     config = _config(trt, builder, network, choice, options)
-    with _timing_cache(trt, config, choice, options) as reused:
+    with _timing_cache(config, choice, options) as reused:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise _refused(onnx_path, choice, "does not build it", log.errors, options.precision)
@@ -200,7 +200,7 @@ def _set_capabilities(config: Any, choice: Choice, options: EngineOptions) -> No
 
 
 @contextlib.contextmanager
-def _timing_cache(trt: Any, config: Any, choice: Choice, options: EngineOptions) -> Iterator[bool | None]:
+def _timing_cache(config: Any, choice: Choice, options: EngineOptions) -> Iterator[bool | None]:
     """While it is open, the builder knows the timings of builds before, and then keeps those of this one.
 
     Gives whether there were any; None for tensorrt_rtx, which times nothing when it builds.

@@ -71,12 +71,11 @@ def triton_repository(
     classes: Sequence[str],
     batch_sizes: Sequence[int],
     device: Literal["cpu", "cuda"],
-    instances: int = 1,
 ) -> list[Path]:
     """Writes one model for each artefact: `NAME-onnx`, `NAME-tensorrt` or `NAME-inductor`.
 
-    Each has one version, which holds a copy of the file, a `config.pbtxt` with dynamic batching, instances and warm-up,
-    and the names of the classes in `labels.txt`.
+    Each has one version, which holds a copy of the file, a `config.pbtxt` with dynamic batching, one instance a device
+    and warm-up, and the names of the classes in `labels.txt`.
 
     Args:
         artefacts: files (.onnx, .engine, .pt2) and what their sidecars say. Details that are used: of an engine its
@@ -85,7 +84,6 @@ def triton_repository(
         classes: names in the order of the logits; empty where they are not known.
         batch_sizes: those of the target. The largest is the most that Triton puts together, and each is warmed up.
         device: where the server runs ONNX and .pt2; engines run on a GPU in any case.
-        instances: copies of a model that run side by side on each device.
 
     Returns:
         The models' folders.
@@ -105,12 +103,8 @@ def triton_repository(
         sources, result = _signature(path, artefact.details)
         sizes = _batches(path, artefact, batch_sizes, backend, sources[0])
         config = _config(folder.name, backend, sources, result, sizes)
-        config["instance_group"] = [
-            {
-                "count": instances,
-                "kind": _Word("KIND_CPU" if device == "cpu" and backend.name != "tensorrt" else "KIND_GPU"),
-            }
-        ]
+        kind = "KIND_CPU" if device == "cpu" and backend.name != "tensorrt" else "KIND_GPU"
+        config["instance_group"] = [{"count": 1, "kind": _Word(kind)}]
         if classes:
             config["output"][0]["label_filename"] = "labels.txt"
         _write(folder, path, backend, "".join(_text(config)), classes)

@@ -15,7 +15,7 @@ from litdeploy.bundle import DEFAULT_PATH, Bundle, read_sidecar, remove, sidecar
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.exporter.bisect import Parting, first_parting
-from litdeploy.exporter.exporter import LEAST_IMAGES, Evidence, open_test_data
+from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.forms import form_of, runs_here
 from litdeploy.exporter.parity import (
     BatchParity,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +18,8 @@ from litdeploy.batch import Batch, forward
 from litdeploy.networks.network import Network
 
 _Producer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+# Of the largest value. Float32 in another order differs by 1e-6; another function by far more.
+_SAME = 1e-3
 
 
 def folded(network: Network) -> nn.Module:
@@ -28,10 +30,11 @@ def folded(network: Network) -> nn.Module:
 
 
 def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] = ()) -> int:
-    """Folds, in place, each batch norm that a convolution or a linear layer alone feeds, and leaves an identity there.
+    """Folds, in place, each batch norm that a convolution or a linear layer alone feeds, and leaves its `tail` there.
 
-    The module is run once to see who feeds whom, so that nothing need be known of how it is written. A layer whose
-    output something else reads too, or that runs more than once, stays as it is.
+    The module is run to see who feeds whom, and whether the two layers in one compute the same: nothing need be known
+    of how it is written. A layer whose output something else reads too, that runs more than once, or that does
+    something else with its weights or its input than torch's own does, stays as it is.
 
     Args:
         module: in eval mode; any network.
@@ -46,17 +49,67 @@ def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] 
         for producer, norm in _pairs(module, example)
         if all(producer.startswith(f"{name}.") == norm.startswith(f"{name}.") for name in sections)
     ]
-    for producer_name, norm_name in pairs:
-        producer, norm = module.get_submodule(producer_name), module.get_submodule(norm_name)
-        assert isinstance(norm, _BatchNorm)
-        if isinstance(producer, nn.Linear):
-            folded: nn.Module = fuse_linear_bn_eval(producer, norm)
-        else:
-            assert isinstance(producer, _ConvNd)
-            folded = fuse_conv_bn_eval(producer, norm)
-        module.set_submodule(producer_name, folded)
-        module.set_submodule(norm_name, nn.Identity())
-    return len(pairs)
+    fused = {pair: _fuse(module, *pair) for pair in pairs}
+    same = _computing_the_same(module, example, fused)
+    for producer, norm in same:
+        after = tail(module.get_submodule(norm))
+        module.set_submodule(producer, fused[producer, norm])
+        module.set_submodule(norm, after if len(after) else nn.Identity())
+    return len(same)
+
+
+def tail(norm: nn.Module) -> nn.Sequential:
+    """What a batch norm runs after normalising: nothing, or the modules that another library put into its own class.
+    timm's `BatchNormAct2d` has its activation there. In order, under their names, and not copied."""
+    return nn.Sequential(OrderedDict(norm.named_children()))
+
+
+def _fuse(module: nn.Module, producer_name: str, norm_name: str) -> nn.Module:
+    """A copy of the producer that normalises too."""
+    producer, norm = module.get_submodule(producer_name), module.get_submodule(norm_name)
+    assert isinstance(norm, _BatchNorm)
+    if isinstance(producer, nn.Linear):
+        return fuse_linear_bn_eval(producer, norm)
+    assert isinstance(producer, _ConvNd)
+    return fuse_conv_bn_eval(producer, norm)
+
+
+def _computing_the_same(
+    module: nn.Module, example: Batch, fused: dict[tuple[str, str], nn.Module]
+) -> list[tuple[str, str]]:
+    """The pairs whose fused layer, with the tail, gives what the two layers give.
+
+    A subclass may have another forward: convolutions that standardise their weights, norms with an activation.
+    """
+    expected: dict[str, Tensor] = {}  # name of a batch norm → what the fused layers give in its place
+    same = []
+
+    def at_producer(pair: tuple[str, str]) -> Callable[..., None]:
+        def hook(child: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            # At once, and on what is nobody else's: later operations may write over the input.
+            expected[pair[1]] = tail(module.get_submodule(pair[1]))(fused[pair](args[0]))
+
+        return hook
+
+    def at_norm(pair: tuple[str, str]) -> Callable[..., None]:
+        def hook(child: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            found = expected.pop(pair[1])
+            if found.shape == output.shape and (found - output).abs().max() <= _SAME * output.abs().max():
+                same.append(pair)
+
+        return hook
+
+    handles = []
+    for pair in fused:
+        handles.append(module.get_submodule(pair[0]).register_forward_hook(at_producer(pair)))
+        handles.append(module.get_submodule(pair[1]).register_forward_hook(at_norm(pair)))
+    try:
+        with torch.no_grad():
+            forward(module, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return same
 
 
 def _pairs(module: nn.Module, example: Batch) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from litdeploy.batch import Batch, forward, size_of
 from litdeploy.data import prepared
 from litdeploy.errors import DataError
-from litdeploy.exporter.exporter import open_test_data
+from litdeploy.exporter.evidence import open_test_data
 from litdeploy.networks import Network, logits_of
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.records import Manifest, Record

@@ -27,7 +27,8 @@ from litdeploy.profiler.measuring import Progress, Results, measure_runners
 from litdeploy.profiler.pairs import BundlePairs, folder_argument, load_both
 from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.processes import measure_in_processes
-from litdeploy.profiler.report import Measurement, Report, Side, headline, read_training, write
+from litdeploy.profiler.report import Measurement, Report, Side, headline
+from litdeploy.profiler.report_files import read_training, write_report
 from litdeploy.profiler.section_times import SectionTime, measure_sections
 from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
@@ -114,7 +115,7 @@ def _profile(
     )
     say("fidelity of the sections")
     report = report.model_copy(update=_fidelity(manifest, networks, sections, device))
-    write(report, results.samples, bundle.profile_path)
+    write_report(report, results.samples, bundle.profile_path)
     if trace is not None:
         say(f"trace of both sides in {trace}")
         write_trace(Path(trace), networks, sections, device, report.headline.batch_size)

@@ -124,9 +124,9 @@ def roof(work: Work, rates: Rates) -> Roof:
     return Roof(max(by_operations, by_bytes), by_operations, by_bytes)
 
 
-def _fastest(function: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
+def _fastest(function: Callable[[], Any], device: torch.device) -> float:
     seconds = []
-    for _ in range(repeats + 2):
+    for _ in range(12):
         started = time.perf_counter()
         function()
         if device.type == "cuda":

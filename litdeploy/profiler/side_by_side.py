@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from litdeploy.profiler.figures import runner_of
-from litdeploy.profiler.report import Measurement, Report, open_report
+from litdeploy.profiler.report import Measurement, Report
+from litdeploy.profiler.report_files import open_report
 from litdeploy.profiler.statistics import Verdict, contradicted, judge
 from litdeploy.profiler.verdict import milliseconds, times
 from litdeploy.records import Record

@@ -53,7 +53,11 @@ def write_trace(
         for _ in range(_WARM_UP_CALLS):
             for module in modules.values():
                 forward(module, batch)
-        with record(activities=activities, record_shapes=True) as recorded, ExitStack() as ranges:
+        # One cycle, of which torch keeps all anyway; not told so, its releases before 2.13 warn that it may not.
+        with (
+            record(activities=activities, record_shapes=True, acc_events=True) as recorded,
+            ExitStack() as ranges,
+        ):
             for role, module in modules.items():
                 ranges.enter_context(_marked(module, sections, role))
             for _ in range(_CALLS):

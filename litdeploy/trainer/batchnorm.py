@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from litdeploy.batch import Batch, device_of, forward
+from litdeploy.errors import SettingsError
 from litdeploy.networks.sections import container
 from litdeploy.trainer.parallel import Ranks
 
@@ -31,7 +32,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     operations, slower than a fused batch norm, and exchanges in the middle of the step, which is then not compiled.
 
     Args:
-        norm: any of `BatchNorm1d`, `2d`, `3d`.
+        norm: any of `BatchNorm1d`, `2d`, `3d`, or one that runs modules of its own after normalising.
         ranks: each with an equal part of the batch.
     """
 
@@ -41,6 +42,9 @@ class SynchronisedBatchNorm(_BatchNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
+        self._tail = tuple(name for name, _ in norm.named_children())
+        for name, child in norm.named_children():
+            self.add_module(name, child)
         self.training = norm.training
         self._ranks = ranks
 
@@ -49,8 +53,13 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, …) → the same shape and type; the arithmetic is float32 at the least."""
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(input)
+        normalised = self._normalised if self.training and torch.is_grad_enabled() else super().forward
+        y = normalised(input)
+        for name in self._tail:
+            y = self.get_submodule(name)(y)
+        return y
+
+    def _normalised(self, input: Tensor) -> Tensor:
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var_C, mean_C = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
         means_RC, vars_RC = _of_all_ranks(torch.cat([mean_C, var_C]), self._ranks).chunk(2, dim=1)
@@ -103,13 +112,24 @@ def _of_all_ranks(row_C: Tensor, ranks: Ranks) -> Tensor:
 
 @contextmanager
 def synchronised(student: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """While it is open, the student's batch norms are synchronised ones. Its state dict stays the same."""
+    """While it is open, the student's batch norms are synchronised ones. Its state dict stays the same.
+
+    Raises:
+        SettingsError: one computes in a way of its own.
+    """
     places = [
         (parent, name, norm)
         for parent in student.modules()
         for name, norm in parent.named_children()
         if isinstance(norm, _BatchNorm)
     ]
+    for *_, norm in places:
+        own = type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        if own and not any(norm.children()):
+            raise SettingsError(
+                f"--batch-norm synchronised: the network's {type(norm).__name__} is no batch norm of torch's, and what "
+                "else it computes is not known. Leave it out: each process then normalises by its own part of a batch."
+            )
     for parent, name, norm in places:
         setattr(parent, name, SynchronisedBatchNorm(norm, ranks))
     try:

@@ -8,10 +8,7 @@ Shape suffixes: K views, M images of the split, N images of a batch.
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.bundle import write_whole
 from litdeploy.data import Crops
-from litdeploy.errors import TrainingError
-from litdeploy.files import parse_json, read_small
 from litdeploy.networks.sections import SectionCall
+from litdeploy.trainer.cache_files import LAST, CacheFiles
 from litdeploy.trainer.teacher import Features
-
-# Of the files; another one is not read.
-_SCHEMA = 2
-_KEY = "key.json"
-_FILLED = "filled"
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,6 @@ class FeatureCache:
         key: what they were computed from; in a folder they are read again only under the same key.
 
     Attributes:
-        mapped: whether they are kept in files.
         passes: over the data that were begun.
         began_empty: whether nothing was kept when the run began.
 
@@ -129,26 +118,26 @@ class FeatureCache:
     ) -> None:
         self.layout = layout
         self.views = views
-        self.mapped = folder is not None
         self._images = images
         self._padding = padding
         self._device = device
         self._dtype = next(iter(template.calls.values())).output.dtype if template.calls else torch.float32
         self._arguments = {name: call.arguments for name, call in template.calls.items()}
-        self._folder = folder
         self.passes = 0
+        self._files: CacheFiles | None = None
         if folder is not None:
-            _claim(folder, {"views": views, "images": images, "shapes": self.layout.shapes, **(key or {})})
+            what = {"views": views, "images": images, "shapes": layout.shapes, **(key or {})}
+            self._files = CacheFiles(folder, what)
         slots = views * images
         self._values = {
-            name: _tensor((slots + 1, *_stored_shape(shape)), torch.bfloat16, device, folder, name)
-            for name, shape in self.layout.shapes.items()
+            name: self._tensor(name, (slots + 1, *_stored_shape(shape)), torch.bfloat16, device)
+            for name, shape in layout.shapes.items()
         }
-        self._logits = _tensor((slots + 1, self.layout.classes), torch.float32, device, folder, "logits")
+        self._logits = self._tensor("logits", (slots + 1, layout.classes), torch.float32, device)
         # Few bytes, and looked up by the host when it plans a batch: always in its memory.
         host = torch.device("cpu")
-        self._cuts = _tensor((3, slots), torch.int16, host, folder, "cuts")
-        self._filled = _tensor((views, images), torch.uint8, host, folder, _FILLED)
+        self._cuts = self._tensor("cuts", (3, slots), torch.int16, host)
+        self._filled = self._tensor(LAST, (views, images), torch.uint8, host)
         self.began_empty = not self._filled.any()
 
     def emptied(self) -> FeatureCache | None:
@@ -246,10 +235,18 @@ class FeatureCache:
 
     def flush(self) -> None:
         """Brings what is kept in files to the disk: marks that outlive the machine must not tell of what does not."""
-        if self._folder is not None:
-            for name in (*self._values, "logits", "cuts", _FILLED):
-                with _file(self._folder, name).open("rb+") as file:
-                    os.fsync(file.fileno())
+        if self._files is not None:
+            self._files.flush()
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is kept in files."""
+        return self._files is not None
+
+    def _tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self._files is None:
+            return torch.zeros(shape, dtype=dtype, device=device)
+        return self._files.tensor(name, shape, dtype)
 
     @property
     def _nowhere(self) -> int:
@@ -272,71 +269,3 @@ def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _channels_last(value: Tensor) -> Tensor:
     return value.permute(0, 2, 3, 1) if value.dim() == 4 else value
-
-
-def _tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path | None, name: str) -> Tensor:
-    if folder is None:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    path, size = _file(folder, name), math.prod(shape)
-    found = path.stat().st_size if path.is_file() else 0
-    # `filled` comes last: once it is there, all of them are.
-    begun = _file(folder, _FILLED).is_file()
-    if found != size * dtype.itemsize and (found or begun):
-        raise TrainingError(
-            f"{path}: has {found:,} bytes instead of {size * dtype.itemsize:,}. Delete {folder}, or give "
-            "--feature-cache-dir another folder."
-        )
-    _reserve(path, size * dtype.itemsize)
-    return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.bin"
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Makes the file, of zeros, or fills its holes: writing to a mapped page for which there is no space kills.
-
-    Raises:
-        TrainingError: there is no space for it, or no right to write it.
-    """
-    try:
-        with path.open("rb+" if path.is_file() else "wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:  # a file system that cannot reserve; the C library may try for it
-            return
-        raise TrainingError(
-            f"{path}: the teacher's features cannot be kept there ({error.strerror}). Make room, give "
-            "--feature-cache-dir another folder, or train without: --feature-cache off"
-        ) from None
-
-
-def _claim(folder: Path, key: Mapping[str, Any]) -> None:
-    """Makes the folder this key's, or finds that it is.
-
-    Raises:
-        TrainingError: it is another's, or its key cannot be read.
-    """
-    wanted = json.loads(json.dumps({"schema": _SCHEMA, **key}))
-    path = folder / _KEY
-    if path.is_file():
-        try:
-            found = parse_json(read_small(path))
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict):
-            raise TrainingError(f"{path}: is damaged. Delete {folder}, or give --feature-cache-dir another folder.")
-        if found != wanted:
-            other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise TrainingError(
-                f"{folder}: holds the feature cache of another run ({', '.join(other)} differ). Give "
-                "--feature-cache-dir another folder, or delete this one."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise TrainingError(f"{folder}: is no feature cache, and not empty. Give --feature-cache-dir another folder.")
-    with write_whole(path) as beside:
-        beside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")

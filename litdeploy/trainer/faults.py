@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,6 +30,17 @@ def resumable(run: Run) -> Iterator[None]:
         if run.checkpoints is not None and run.ranks.first:
             error.add_note(run.checkpoints.told())
         raise
+
+
+def interrupted(run: Run, where: Path) -> InterruptedRun:
+    """The error of a run that its user stopped."""
+    position = run.position
+    assert run.checkpoints is not None
+    return InterruptedRun(
+        f"{where}: interrupted after {position.epochs_done} of {run.epochs} epochs"
+        + (f" and {position.step} steps" if position.step else "")
+        + f". {run.checkpoints.told()}"
+    )
 
 
 def guarded(run: Run, live: Live, epoch: Callable[[Run, Live], None]) -> Literal["device", "host"] | None:

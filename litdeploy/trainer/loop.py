@@ -67,7 +67,7 @@ def _seeded(run: Run) -> Iterator[None]:
 
 def _fit_phase(run: Run, phase: TrainingPhase) -> None:
     if run.saved is None:
-        run.ranks.copy([*run.student.state_dict().values(), *phase.objective.parameters()])
+        run.ranks.copy(run.student.state_dict().values())
         if phase.transition is not None:
             phase.transition.apply(run)
     # Not around the whole run: a transition may replace the student's layers' parameters.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import nn
 
 from litdeploy.data import Split
 from litdeploy.errors import TrainingError
@@ -21,11 +18,10 @@ class _AdamW(torch.optim.AdamW):
 
 def new_optimiser(run: Run, phase: TrainingPhase) -> torch.optim.Optimizer:
     """Of the parameters that the phase trains."""
-    parameters: Iterable[nn.Parameter] = [*run.student.parameters(), *phase.objective.parameters()]
     on_cuda = run.device.type == "cuda"
     # A captured graph has its numbers built in: there the learning rate is a tensor, which the fused update reads.
     rate = torch.tensor(phase.settings.learning_rate, device=run.device) if on_cuda else phase.settings.learning_rate
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [parameter for parameter in run.student.parameters() if parameter.requires_grad]
     recipe = run.recipe
     if recipe.optimiser == "adamw":
         return _AdamW(trained, rate, recipe.betas, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda)

@@ -1,7 +1,6 @@
 """What a run must remember to go on bit for bit: taken from what is under way, and put back into it.
 
 student/NAME                weights and buffers
-objective/PHASE/I           parameters of the objectives' own
 optimiser/I/NAME            of the I-th parameter that is trained
 random/order, …             states of the random generators
 cache/cuts, cache/filled    which features are kept, and of which views
@@ -147,7 +146,6 @@ def put_back(run: Run, live: Live | None) -> None:
     tensors |= {key.removeprefix(own): value for key, value in run.saved.tensors.items() if key.startswith(own)}
     try:
         _fill({f"student/{key}": value for key, value in run.student.state_dict().items()}, tensors)
-        _fill(_parameters(run), tensors)
         if live is None:
             run.saved = None
             return
@@ -165,7 +163,7 @@ def put_back(run: Run, live: Live | None) -> None:
 
 
 def _tensors(run: Run, live: Live | None) -> dict[str, Tensor]:
-    found = {f"student/{key}": value for key, value in run.student.state_dict().items()} | _parameters(run)
+    found = {f"student/{key}": value for key, value in run.student.state_dict().items()}
     if live is not None:
         for name, parameter in _trained(run, live).items():
             state = live.optimiser.state.get(parameter, {})
@@ -183,18 +181,9 @@ def _tensors(run: Run, live: Live | None) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in found.items()}
 
 
-def _parameters(run: Run) -> dict[str, Tensor]:
-    return {
-        f"objective/{number}/{index}": parameter
-        for number, phase in enumerate(run.phases)
-        for index, parameter in enumerate(phase.objective.parameters())
-    }
-
-
 def _trained(run: Run, live: Live) -> dict[str, Tensor]:
     """Parameters that this rank trains in this phase, by names that all ranks have in common."""
     names = {id(parameter): f"student/{name}" for name, parameter in run.student.named_parameters()}
-    names |= {id(parameter): name for name, parameter in _parameters(run).items()}
     return {names[id(each)]: each for group in live.optimiser.param_groups for each in group["params"]}
 
 

@@ -12,21 +12,21 @@ import torch
 
 from litdeploy.batch import moved
 from litdeploy.checkpoint import write_checkpoint
-from litdeploy.data import check_against, open_data
+from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.lock import locked
-from litdeploy.networks import NetworkName, new
+from litdeploy.networks import Network, NetworkName, new
 from litdeploy.recipe import Recipe
 from litdeploy.records import Accuracy
 from litdeploy.runtime import resolve_precision
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
-from litdeploy.trainer.compress import interrupted
-from litdeploy.trainer.faults import resumable
+from litdeploy.trainer.faults import interrupted, resumable
+from litdeploy.trainer.launch import launched
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.objectives import CrossEntropy, Start
 from litdeploy.trainer.optimiser import steps_an_epoch
-from litdeploy.trainer.parallel import check_recipe, launched
+from litdeploy.trainer.parallel import check_recipe
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import identity_of_new
 from litdeploy.trainer.run import Position, Run
@@ -81,25 +81,7 @@ def train(
     ranks = launch.join(where)
     told = progress if progress is not None and ranks.first else Progress()
     check_recipe(resolved, ranks)
-    data = open_data(resolved.data, where, resolved.seed)
-    made = new(
-        network,
-        normalise=resolved.normalise,
-        input_shape=resolved.input_shape,
-        data_shape=data.shape,
-        classes=len(data.classes),
-        seed=resolved.seed,
-    ).within(resolved.data.text_length)
-    if made.spec.translates:
-        raise SettingsError(
-            f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
-            "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
-        )
-    if data.noun == "text":
-        data = open_data(resolved.data, where, resolved.seed, made.spec)  # whose classes are known by now
-    check_against(data, made.spec, made.class_count())
-    tell_left_out(data, told.note)
-    steps_an_epoch(data.train, resolved.batch_size)
+    made, data = _open(network, resolved, where, told)
     precision = resolve_precision(resolved.precision, where)
     (phase,) = CrossEntropy.phases(resolved, Start())
     with ExitStack() as held:
@@ -139,6 +121,30 @@ def train(
             assert isinstance(run.position.validation, Accuracy)
             test = ranks.on_first(_finish, run, path)
     return Trained(path, run.position.validation, test)
+
+
+def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: Progress) -> tuple[Network, Data]:
+    """The new network and the data, held against one another before anything is written."""
+    data = open_data(recipe.data, device, recipe.seed)
+    made = new(
+        network,
+        normalise=recipe.normalise,
+        input_shape=recipe.input_shape,
+        data_shape=data.shape,
+        classes=len(data.classes),
+        seed=recipe.seed,
+    ).within(recipe.data.text_length)
+    if made.spec.translates:
+        raise SettingsError(
+            f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
+            "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
+        )
+    if data.noun == "text":
+        data = open_data(recipe.data, device, recipe.seed, made.spec)  # whose classes are known by now
+    check_against(data, made.spec, made.class_count())
+    tell_left_out(data, progress.note)
+    steps_an_epoch(data.train, recipe.batch_size)
+    return made, data
 
 
 def _enter(held: ExitStack, path: Path) -> None:

@@ -15,7 +15,6 @@ import litdeploy
 from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
 from litdeploy.exporter import forms
-from litdeploy.exporter.exporter import Evidence
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.recipe import DataSettings
@@ -147,15 +146,6 @@ def test_each_precision_is_a_file_of_its_own(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"precisions": ("fp8",)}, SettingsError, "--precision fp8: no such precision"),
-        ({"precisions": ()}, SettingsError, "no precision was given"),
-        ({"precisions": ("fp32", "bf16"), "target": "t4"}, SettingsError, r"t4 \(compute capability 7.5\) lacks it"),
-        ({"aoti": True, "precisions": ("int8",)}, SettingsError, "--aoti has no int8; it has fp32, fp16, bf16"),
-        ({"io_precision": "int8"}, SettingsError, "--io-precision int8"),
-        ({"compute_capabilities": ("8.6",)}, SettingsError, "--compute-capability is for TensorRT engines.*Add --trt"),
-        ({"version_compatible": True}, SettingsError, "--version-compatible is for TensorRT engines"),
-        ({"hardware_compatibility": "ampere-plus"}, SettingsError, "--hardware-compatibility is for TensorRT engines"),
-        ({"hardware_compatibility": "all"}, SettingsError, "Write none, ampere-plus, same-compute-capability"),
         (
             {"precisions": ("bf16",), "target": TARGET.model_copy(update={"opset": 20})},
             SettingsError,
@@ -164,7 +154,7 @@ def test_each_precision_is_a_file_of_its_own(bundle: Bundle) -> None:
         ({"precisions": ("int8",), "calibration_images": 5000}, DataError, "--calibration-images 1"),
     ],
 )
-def test_what_cannot_be_had_is_refused(
+def test_what_cannot_be_made_leaves_nothing(
     bundle: Bundle, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -257,10 +247,3 @@ def test_triton_gets_what_was_exported(bundle: Bundle, tmp_path: Path) -> None:
         assert (folder / "labels.txt").read_text().split() == list("0123456789")
         assert "KIND_CPU" in (folder / "config.pbtxt").read_text()
     assert told == [f"{folder}: a model for tritonserver --model-repository {models}" for folder in folders]
-
-
-def test_a_rest_that_an_engine_does_not_take_is_left_out() -> None:
-    evidence = Evidence(torch.zeros(10, 1, 8, 8), torch.zeros(10, dtype=torch.int64))
-    for least, most, left in ((1, 4, 10), (2, 4, 10), (3, 4, 8), (4, 4, 8), (4, 16, 10), (16, 16, 10)):
-        taken = evidence.in_calls(least, most)
-        assert (len(taken.inputs), len(taken.labels_N)) == (left, left)

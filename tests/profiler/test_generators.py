@@ -12,7 +12,7 @@ from litdeploy.errors import BundleError, GateError
 from litdeploy.profiler import Report, check_gates, compare_reports, predict, profile
 from litdeploy.profiler.csv_export import to_csv
 from litdeploy.profiler.page import render
-from litdeploy.profiler.report import open_report
+from litdeploy.profiler.report_files import open_report, write_report
 from litdeploy.profiler.side_by_side_page import render_side_by_side
 from litdeploy.profiler.tables import sizes
 from litdeploy.records import MOST_DB, Likeness
@@ -62,11 +62,9 @@ def test_the_page_shows_the_sheet_and_no_accuracy(profiled: Report, generator_bu
 
 
 def test_what_is_no_png_is_not_in_the_page(generator_bundle: Bundle, profiled: Report, tmp_path: Path) -> None:
-    from litdeploy.profiler.report import write
-
     (tmp_path / "samples.png").write_bytes(b"<script>")
     (tmp_path / "profile").mkdir()
-    write(profiled, (), tmp_path / "profile")
+    write_report(profiled, (), tmp_path / "profile")
     assert "<img" not in (tmp_path / "profile" / "report.html").read_text(encoding="utf-8")
 
 

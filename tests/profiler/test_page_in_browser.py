@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from litdeploy.bundle import Bundle
+from litdeploy.profiler import profile
 from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.nvml import Gpu
 from litdeploy.profiler.page import render
@@ -17,6 +19,7 @@ from litdeploy.profiler.report import Failure, Report
 from litdeploy.profiler.side_by_side import compare_reports
 from litdeploy.profiler.side_by_side_page import render_side_by_side
 from litdeploy.records import Accuracy
+from litdeploy.target import Target, Timing
 
 from .conftest import HOSTILE, hostile, measurement, prediction, whole_report
 
@@ -201,6 +204,25 @@ def test_every_page_is_quiet_and_whole_at_every_width_light_and_dark(browser: Br
             page.close()
         assert seen == [], name
         assert grounds["light"] != grounds["dark"]
+
+
+def test_a_generators_page_shows_its_images(browser: Browser, generator_bundle: Bundle) -> None:
+    timing = Timing(warmup_ms=1, samples=8, max_seconds=1)
+    profile(generator_bundle, target=Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=timing))
+    seen: list[str] = []
+    page = opened(browser, generator_bundle.profile_path / "report.html", seen)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate(CHART_FAULTS) == [], width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # Decoded, and seen by its whole width.
+        sheet = page.locator("img")
+        assert sheet.evaluate("each => each.naturalWidth") > 100
+        box = sheet.bounding_box()
+        assert box is not None
+        assert 100 < box["width"] <= width
+    assert page.get_by_role("heading", name="Size and likeness").is_visible()
+    assert seen == []
 
 
 def test_what_is_missing_is_said(browser: Browser, pages: dict[str, Path]) -> None:

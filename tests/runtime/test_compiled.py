@@ -45,6 +45,8 @@ def test_a_size_in_another_layout_is_not_compiled_again(network: Network) -> Non
         assert counters["stats"]["unique_graphs"] == before
 
 
+# torch 2.11's own, when Inductor packs weights for max-autotune.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_its_other_modes_compute_the_same(network: Network, mode: CompileMode, device: str) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from litdeploy.errors import SettingsError
 from litdeploy.networks.resnet import resnet
 from litdeploy.trainer.batchnorm import SynchronisedBatchNorm, estimate_statistics, synchronised
 from litdeploy.trainer.parallel import ALONE
@@ -53,6 +54,41 @@ def test_a_student_is_the_same_before_and_after() -> None:
         torch.testing.assert_close(student(BATCHES[0]), before(BATCHES[0]))
     assert all(after is module for after, module in zip(student.modules(), modules, strict=True))
     torch.testing.assert_close(student.state_dict(), before.state_dict())  # the running statistics were followed
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's `BatchNormAct2d`: the activation is inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.act(super().forward(x)))
+
+
+def test_what_a_norm_runs_after_normalising_is_kept() -> None:
+    ordinary = nn.Sequential(Activated(3)).train()
+    before = copy.deepcopy(ordinary)
+    with synchronised(ordinary, ALONE):
+        assert isinstance(ordinary[0], SynchronisedBatchNorm)
+        assert list(ordinary.state_dict()) == list(before.state_dict())
+        torch.testing.assert_close(ordinary(BATCHES[0]), before(BATCHES[0]))
+        torch.testing.assert_close(ordinary.eval()(BATCHES[0]), before.eval()(BATCHES[0]))
+
+
+class Leaky(nn.BatchNorm2d):
+    """As InPlaceABN: the activation is no module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(super().forward(x))
+
+
+def test_a_norm_that_cannot_be_imitated_is_refused() -> None:
+    student = nn.Sequential(nn.BatchNorm2d(3), Leaky(3))
+    with pytest.raises(SettingsError, match="Leaky is no batch norm of torch's"), synchronised(student, ALONE):
+        pass
+    assert type(student[0]) is nn.BatchNorm2d
 
 
 def test_statistics_are_estimated_in_the_students_own_chain() -> None:

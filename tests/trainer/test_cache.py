@@ -176,28 +176,6 @@ def test_a_folder_of_another_teacher_is_refused_and_left_alone(teacher: Teacher,
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_folder_of_other_things_is_refused(teacher: Teacher, tmp_path: Path) -> None:
-    (tmp_path / "photograph.jpg").write_bytes(b"x")
-    with pytest.raises(TrainingError, match="no feature cache, and not empty"):
-        cache_of(teacher, folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["photograph.jpg"]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "null", "{"])
-def test_a_damaged_key_is_told(teacher: Teacher, tmp_path: Path, text: str) -> None:
-    cache_of(teacher, folder=tmp_path)
-    (tmp_path / "key.json").write_text(text)
-    with pytest.raises(TrainingError, match=r"key.json: .*--feature-cache-dir"):
-        cache_of(teacher, folder=tmp_path)
-
-
-def test_a_file_of_another_size_is_told(teacher: Teacher, tmp_path: Path) -> None:
-    cache_of(teacher, folder=tmp_path)
-    (tmp_path / "logits.bin").write_bytes(b"x")
-    with pytest.raises(TrainingError, match=r"logits.bin: .*--feature-cache-dir"):
-        cache_of(teacher, folder=tmp_path)
-
-
 def test_the_key_can_be_read(teacher: Teacher, tmp_path: Path) -> None:
     cache_of(teacher, folder=tmp_path, key={"teacher": "a"})
     key = json.loads((tmp_path / "key.json").read_text())

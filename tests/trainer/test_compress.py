@@ -11,7 +11,7 @@ from torch import nn
 import litdeploy
 from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.checkpoint import read_checkpoint
-from litdeploy.errors import DataError, DependencyError, InterruptedRun, SettingsError, StudentError, TrainingError
+from litdeploy.errors import DataError, DependencyError, SettingsError, StudentError, TrainingError
 from litdeploy.networks import load
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.metrics import Row
@@ -66,24 +66,6 @@ def test_the_teacher_in_memory_is_bit_equal_before_and_after(teacher_path: Path,
     assert [parameter.requires_grad for parameter in teacher.module.parameters()] == grads
     kept = load(bundle.teacher_path)
     assert all(torch.equal(value, before[name]) for name, value in kept.module.state_dict().items())
-
-
-class Stopped(Progress):
-    """Interrupts when the second epoch begins."""
-
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_says_so_and_keeps_its_weights(teacher_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(InterruptedRun, match="after 1 of 2 epochs"):
-        compress(teacher_path, out=tmp_path / "deploy", progress=Stopped(), **QUICK)
-    bundle = Bundle(tmp_path / "deploy")
-    manifest = bundle.read()
-    assert (manifest.status, manifest.run.epochs) == ("interrupted", 1)
-    assert "test" not in manifest.metrics["student"]
-    assert load(bundle.student_path).class_count() == 10
 
 
 def load_images(folder: Path) -> int:

@@ -21,7 +21,7 @@ from litdeploy.errors import SettingsError, TrainingError
 from litdeploy.pipeline import deploy
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import compress, train
-from litdeploy.trainer.parallel import ALONE, Launch, Ranks, check_recipe, divide, launched
+from litdeploy.trainer.parallel import ALONE, Ranks, check_recipe, divide
 from tests.trainer.test_golden import networks, transcription
 from tests.trainer.two_ranks import DATA, NEW, SECTIONS, STOPPED, ten_steps
 
@@ -174,35 +174,6 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, Launch()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Launch(3, 4, 1)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, Launch(1, 2, 0)),
-        (
-            {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
-            Launch(0, 8, 0),
-        ),
-        ({"WORLD_SIZE": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Launch()),
-    ],
-    ids=["alone", "torchrun", "srun", "torchrun under srun", "alone in a job of four tasks"],
-)
-def test_how_a_process_was_started(variables: dict[str, str], expected: Launch) -> None:
-    assert launched(variables) == expected
-
-
-def test_incomplete_variables_are_named() -> None:
-    with pytest.raises(TrainingError, match=r"RANK=, WORLD_SIZE=2, LOCAL_RANK=.*export WORLD_SIZE=1"):
-        launched({"WORLD_SIZE": "2"})
-
-
-def test_where_to_meet_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(TrainingError, match="MASTER_ADDR"):
-        Launch(0, 2).join(torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
     ("recipe", "folder", "message"),
     [
         (Recipe(batch_size=7), False, "--batch-size 6"),
@@ -237,13 +208,3 @@ def test_only_the_training_is_shared(monkeypatch: pytest.MonkeyPatch, teacher_pa
         monkeypatch.setenv(name, value)
     with pytest.raises(TrainingError, match="litdeploy compress"):
         deploy(teacher_path, recipe="digits-resnet", student_depth=8, out=tmp_path / "deploy")
-
-
-@pytest.mark.gpu
-def test_more_ranks_than_devices_are_refused() -> None:
-    from litdeploy.errors import DeviceError
-
-    count = torch.cuda.device_count()
-    assert Launch(0, count + 1, 0).device("cuda") == torch.device("cuda", 0)
-    with pytest.raises(DeviceError, match=f"--nproc-per-node {count}"):
-        Launch(count, count + 1, count).device("cuda")

@@ -20,8 +20,9 @@ from litdeploy.errors import BundleError, InterruptedRun
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.batchnorm import average_statistics, synchronised
+from litdeploy.trainer.launch import launched
 from litdeploy.trainer.objectives import Lit
-from litdeploy.trainer.parallel import Ranks, launched
+from litdeploy.trainer.parallel import Ranks
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 from tests.trainer.test_golden import ALPHA, BETA, LR, TAU, WEIGHT, batches, networks

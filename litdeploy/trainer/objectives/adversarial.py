@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,13 +13,13 @@ from litdeploy.errors import NetworkError
 from litdeploy.networks import load
 from litdeploy.recipe import Recipe
 from litdeploy.spec import TranslationInput
-from litdeploy.trainer.objectives.objective import Outputs
+from litdeploy.trainer.objectives.objective import Objective, Outputs
 
 if TYPE_CHECKING:
     from litdeploy.networks import Network
 
 
-class Adversarial:
+class Adversarial(Objective):
     """A generator against a discriminator that stays as it is (Choi et al., "StarGAN", CVPR 2018, equation 6).
 
     L = −mean D_src(G(x, c)) + λ_cls · L_cls(D_cls(G(x, c)), c) + λ_rec · mean |x − G(G(x, c), c')|, where x is an image
@@ -34,10 +33,6 @@ class Adversarial:
         discriminator: images (N, C, H, W) → how real each patch is, and logits (N, K) of the domains. Frozen.
     """
 
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
     learns_by = "images"
 
     def __init__(self, recipe: Recipe, discriminator: nn.Module) -> None:
@@ -62,9 +57,6 @@ class Adversarial:
             parts["teacher"] = F.l1_loss(translated_NCHW, outputs.teacher_logits)
             loss = loss + self.recipe.teacher_weight * parts["teacher"]
         return {"loss": loss, **parts}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
 
 
 def domain_loss(logits_NK: Tensor, wanted_NK: Tensor, exclusive: bool) -> Tensor:
@@ -96,13 +88,8 @@ def load_discriminator(path: str, generator: Network) -> nn.Module:
         with torch.no_grad():
             realness, logits_NK = module(torch.zeros(1, *spec.images.shape))
         found = logits_NK.shape[-1] if realness.dim() == 4 else 0
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # another number of channels, or smaller images than it takes
-        found = 0
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        found = 0  # another number of channels, smaller images than it takes, or no discriminator at all
     if found != spec.domains:
         raise NetworkError(
             f"--discriminator {path}: is none of images of {' × '.join(map(str, spec.images.shape))} in {spec.domains} "

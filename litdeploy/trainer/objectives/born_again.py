@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LEARNS_BY: dict[str, type[Method]] = {"kd": Distillation, "lit": Lit}
 
 
-class BornAgain:
+class BornAgain(Method):
     """Born-again networks (Furlanello et al., "Born-Again Neural Networks", ICML 2018): each generation has the
     teacher's shape and new weights, and learns from the one before.
 

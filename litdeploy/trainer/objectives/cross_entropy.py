@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
-
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from litdeploy.recipe import Recipe
-from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, TrainingPhase
 
 
-class CrossEntropy:
+class CrossEntropy(Objective, Method):
     """Training from scratch by the labels alone: no teacher, nothing copied."""
 
-    student: ClassVar[Student] = "shallower"
     needs_teacher = False
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(outputs.logits, outputs.labels)}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
 
     @classmethod
     def init(cls, recipe: Recipe) -> Init:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import kernels
-from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, TrainingPhase
 
 
 def distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
@@ -20,28 +17,14 @@ def distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
     )
 
 
-class Distillation:
+class Distillation(Objective, Method):
     """Knowledge distillation by the logits alone (Hinton et al., 2015): the whole student learns by L_KD."""
-
-    student: ClassVar[Student] = "shallower"
-    needs_teacher = True
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         return {"loss": distillation_loss(outputs, self.recipe)}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
-
-    @classmethod
-    def init(cls, recipe: Recipe) -> Init:
-        return "copy"
 
     @classmethod
     def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives.distillation import Distillation
-from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, TrainingPhase
 
 
-class Hint:
+class Hint(Objective, Method):
     """One hint, then distillation (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015).
 
-    The student's output of its middle section, in its own chain and through a 1×1 regressor where the widths differ, is
-    drawn to the teacher's: ½ · mse. Nothing behind that section is trained meanwhile.
+    The student's output of its middle section, in its own chain, is drawn to the teacher's: ½ · mse. Nothing behind
+    that section is trained meanwhile. The paper's regressor is for a narrower student, which this one never is.
     """
 
-    student: ClassVar[Student] = "shallower"
-    needs_teacher = True
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-
-    def __init__(self, sections: Sequence[str], regressor: nn.Module | None = None) -> None:
-        self.chain: tuple[str, ...] = (sections[(len(sections) - 1) // 2],)
-        self.regressor = regressor or nn.Identity()
+    def __init__(self, sections: Sequence[str]) -> None:
+        self.chain = (sections[(len(sections) - 1) // 2],)
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         student, teacher = outputs.chain[self.chain[0]]
-        return {"loss": 0.5 * F.mse_loss(self.regressor(student).float(), teacher.float())}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return self.regressor.parameters()
-
-    @classmethod
-    def init(cls, recipe: Recipe) -> Init:
-        return "copy"
+        return {"loss": 0.5 * F.mse_loss(student.float(), teacher.float())}
 
     @classmethod
     def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from litdeploy.errors import SettingsError
 from litdeploy.networks.width import Match
 from litdeploy.recipe import InDistillSettings, Recipe
 from litdeploy.trainer.objectives.distillation import Distillation
-from litdeploy.trainer.objectives.objective import Init, Objective, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, Student, TrainingPhase
 
 # Epochs of the first layer to those of the next ones: 3 : 4 : 5, as in the authors' code.
 _FIRST = 3
 _EPS = 1e-6
 
 
-class InDistill:
+class InDistill(Method):
     """InDistill (Sarridis et al., "InDistill: Information flow-preserving knowledge distillation for model
     compression", WACV 2025): a narrower student learns the teacher's strongest channels, one layer after the other and
     each for longer than the one before; then by L_KD or PKT.
@@ -66,19 +65,14 @@ def growing(epochs: int, layers: int) -> list[int]:
     return sorted(max(1, end - before) for end, before in zip(ends, [0, *ends], strict=False))
 
 
-class Layer:
+class Layer(Objective):
     """One layer of the curriculum: mse(S_i(x), the kept channels of T_i), over all elements.
 
     Nothing behind that section is trained meanwhile.
     """
 
-    needs_teacher = True
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-
     def __init__(self, match: Match) -> None:
-        self.chain: tuple[str, ...] = (match.student,)
+        self.chain = (match.student,)
         self._match = match
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -87,11 +81,8 @@ class Layer:
             teacher = teacher.index_select(self._match.dim, self._match.channels)
         return {"loss": F.mse_loss(student.float(), teacher.float())}
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
 
-
-class ProbabilisticTransfer:
+class ProbabilisticTransfer(Objective):
     """Probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018; with both kernels as in the InDistill authors'
     code): the student's embeddings of a batch are to be as similar to one another as the teacher's are.
 
@@ -102,13 +93,8 @@ class ProbabilisticTransfer:
     positions. Without labels, as published, the head is not trained.
     """
 
-    needs_teacher = True
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-
     def __init__(self, section: str, weight: float, label_weight: float) -> None:
-        self.chain: tuple[str, ...] = (section,)
+        self.chain = (section,)
         self._weight = weight
         self._label_weight = label_weight
 
@@ -122,9 +108,6 @@ class ProbabilisticTransfer:
             losses["labels"] = F.cross_entropy(outputs.logits, outputs.labels)
             losses["loss"] = losses["loss"] + self._label_weight * losses["labels"]
         return losses
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
 
 
 def embedding(output: Tensor) -> Tensor:

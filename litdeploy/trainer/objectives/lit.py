@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from litdeploy.recipe import Recipe
 from litdeploy.trainer import kernels
 from litdeploy.trainer.objectives.adversarial import Adversarial, load_discriminator
 from litdeploy.trainer.objectives.distillation import Distillation, distillation_loss
-from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, TrainingPhase
 
 
-class Lit:
+class Lit(Objective, Method):
     """LIT (Koratana et al., "LIT: Learned Intermediate Representation Training for Model Compression", ICML 2019).
 
     L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i), then fine-tuning by L_KD alone; with a
     discriminator by `Adversarial`, for a generator has no logits: there β is 0.
     """
 
-    student: ClassVar[Student] = "shallower"
-    needs_teacher = True
-    needs_chain = True
     freezes = True
-    chain: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe, sections: Sequence[str]) -> None:
         self.recipe = recipe
@@ -37,13 +32,6 @@ class Lit:
         sections = _section_losses(outputs)
         loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * sections.sum()
         return {"loss": loss, "kd": kd, **_named(sections, outputs)}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
-
-    @classmethod
-    def init(cls, recipe: Recipe) -> Init:
-        return "copy"
 
     @classmethod
     def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
@@ -62,17 +50,15 @@ def _last(recipe: Recipe, start: Start) -> Distillation | Adversarial:
     return Adversarial(recipe, load_discriminator(recipe.discriminator, start.teacher))
 
 
-class LitSections:
+class LitSections(Objective):
     """LIT with β = 0: L = w · Σ_i mse(S_i(T_{i−1}), T_i).
 
     Each term is of one section's parameters only: any part of the sections can be trained without the others, and comes
     out the same. As nothing runs the student's own chain, batch norm's running statistics are estimated afterwards.
     """
 
-    needs_teacher = True
     needs_chain = False
     freezes = True
-    chain: tuple[str, ...] = ()
     learns_by = "sections"
 
     def __init__(self, recipe: Recipe, sections: Sequence[str]) -> None:
@@ -82,9 +68,6 @@ class LitSections:
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         sections = _section_losses(outputs)
         return {"loss": self.recipe.section_weight * sections.sum(), **_named(sections, outputs)}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
 
     def only(self, sections: Sequence[str]) -> LitSections:
         """The objective of these sections alone."""

@@ -6,7 +6,8 @@ the phase that it is in: it can go on from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -52,10 +53,8 @@ class Outputs:
     again: Callable[[Batch], Tensor] | None = None
 
 
-class Objective(Protocol):
-    """What a step must compute, and the loss of it.
-
-    One that does not take logits of classes says in an attribute `learns_by` what it does: see `check_fits`.
+class Objective(ABC):
+    """What a step must compute, and the loss of it. What is said here holds where a class says nothing else.
 
     Attributes:
         needs_teacher: whether the teacher runs at all.
@@ -63,19 +62,19 @@ class Objective(Protocol):
         freezes: whether all but the planned sections stays as it is, in eval mode.
         branches: sections that run on the teacher's input.
         chain: sections whose output in the student's own chain is compared.
+        learns_by: what of; see `check_fits`.
     """
 
-    needs_teacher: bool
-    needs_chain: bool
-    freezes: bool
-    branches: tuple[str, ...]
-    chain: tuple[str, ...]
+    needs_teacher: bool = True
+    needs_chain: bool = True
+    freezes: bool = False
+    branches: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
+    learns_by: Literal["logits", "images", "sections"] = "logits"
 
+    @abstractmethod
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         """Scalars by name in float32; `loss` is the one that is minimised, the others are its parts."""
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters of the objective's own that are trained beside the student's."""
 
 
 class Transition(Protocol):
@@ -127,28 +126,28 @@ class Start:
     teacher: Network | None = None
 
 
-class Method(Protocol):
+class Method(ABC):
     """A row of the table: a class that says how its method starts and goes on.
 
     Attributes:
         student: which student it has.
     """
 
-    student: ClassVar[Student]
+    student: ClassVar[Student] = "shallower"
 
     @classmethod
     def init(cls, recipe: Recipe) -> Init:
         """How its student starts, where the recipe does not say."""
-        ...
+        return "copy"
 
     @classmethod
+    @abstractmethod
     def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
         """Its phases: of `recipe.epochs` epochs together.
 
         Raises:
             SettingsError: these are too few, or not as the method needs them.
         """
-        ...
 
 
 def check_fits(phases: Sequence[TrainingPhase], teacher: Network, method: str) -> None:
@@ -158,7 +157,7 @@ def check_fits(phases: Sequence[TrainingPhase], teacher: Network, method: str) -
         StudentError: one learns by something else.
     """
     for phase in phases if teacher.spec.translates else ():
-        if phase.settings.epochs and getattr(phase.objective, "learns_by", "logits") == "logits":
+        if phase.settings.epochs and phase.objective.learns_by == "logits":
             raise StudentError(
                 f"--method {method}: its phase '{phase.name}' learns by logits of classes, and {teacher.spec.name} "
                 "makes images. Give --method lit --beta 0, and for the fine-tuning the teacher's discriminator: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,13 +16,13 @@ from litdeploy.networks.sections import container
 from litdeploy.networks.width import widths_of
 from litdeploy.recipe import Recipe, SlimmingSettings
 from litdeploy.trainer.objectives.cross_entropy import CrossEntropy
-from litdeploy.trainer.objectives.objective import Init, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, Student, TrainingPhase
 
 if TYPE_CHECKING:
     from litdeploy.trainer.run import Run
 
 
-class Slimming:
+class Slimming(Objective, Method):
     """Network slimming (Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017):
     the whole network trains with a penalty on its batch norm scales, the channels with the smallest ones are removed,
     and what is left is fine-tuned by the labels.
@@ -32,10 +32,6 @@ class Slimming:
 
     student: ClassVar[Student] = "whole"
     needs_teacher = False
-    needs_chain = True
-    freezes = False
-    branches: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
 
     def __init__(self, sparsity: float, scales: Sequence[nn.Parameter]) -> None:
         self._sparsity = sparsity
@@ -45,13 +41,6 @@ class Slimming:
         labels = F.cross_entropy(outputs.logits, outputs.labels)
         scales = torch.cat([scale.float() for scale in self._scales]).abs().sum()
         return {"loss": labels + self._sparsity * scales, "labels": labels, "scales": scales}
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return ()
-
-    @classmethod
-    def init(cls, recipe: Recipe) -> Init:
-        return "copy"
 
     @classmethod
     def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
