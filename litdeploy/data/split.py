@@ -64,7 +64,8 @@ class Picked:
     """A batch where it lies: no pixel is copied.
 
     Attributes:
-        source_MCHW: uint8, on the device; not to be written to. Of texts (M, characters), or int16 or int32 (M, tokens).
+        source_MCHW: uint8, on the device; not to be written to. Of texts (M, characters), or int16 or int32 (M,
+            tokens).
         rows_N: int64, on the device: which of the source's images are the batch.
         labels_N: int64, on the device.
     """
