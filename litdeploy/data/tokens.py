@@ -56,22 +56,35 @@ class Tokens:
         """See `Encoder`: ids (N, L), `NOTHING` behind their ends.
 
         Raises:
-            DataError: the tokeniser cannot make tokens of a text: it is damaged.
+            DataError: the tokeniser cannot make tokens of a text, or not such as the network takes: it is damaged.
         """
-        how = {"truncation": True, "max_length": self.length, "padding": False}
+        ids_NL = np.full((len(texts), self.length), NOTHING, np.int64)
         try:
-            found = self._tokenizer(list(texts), **how, return_attention_mask=False, return_token_type_ids=False)[
-                "input_ids"
-            ]
+            for row, ids in zip(ids_NL, self._tokenised(texts), strict=True):
+                row[: len(ids)] = ids
         except Exception as error:  # whatever a tokeniser raises that names tokens that it does not have
-            raise DataError(
-                f"{self.source}: the tokeniser fails on a text ({_first_line(error)}). Copy its files again, or name "
-                "another: --tokenizer FOLDER"
-            ) from None
-        ids_NL = np.full((len(texts), self.length), NOTHING, self.dtype)
-        for row, ids in zip(ids_NL, found, strict=True):
-            row[: len(ids)] = ids
-        return ids_NL
+            raise self._failed(_first_line(error)) from None
+        # Those that it puts round a text need not be in its vocabulary.
+        if ids_NL.max(initial=NOTHING) >= self._takes.vocabulary:
+            raise self._failed(f"it gives the id {ids_NL.max()}, and the network takes less")
+        return ids_NL.astype(self.dtype)
+
+    def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        return found
+
+    def _failed(self, why: str) -> DataError:
+        return DataError(
+            f"{self.source}: the tokeniser fails on a text ({why}). Copy its files again, or name another: --tokenizer "
+            "FOLDER"
+        )
 
     def save(self, folder: Path) -> None:
         """Writes the tokeniser's files into a folder, from which it is opened again as the same."""

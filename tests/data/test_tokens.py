@@ -192,3 +192,15 @@ def test_a_tokeniser_and_a_network_are_held_against_one_another(bert_folder: Pat
     pack("digits", tmp_path / "digits.safetensors", limit=50)
     with pytest.raises(DataError, match="--text-length and --tokenizer out"):
         opened(tmp_path / "digits.safetensors", spec(bert_folder), tokenizer=str(bert_folder))
+
+
+def test_tokens_that_a_tokeniser_does_not_have(bert_folder: Path, tmp_path: Path) -> None:
+    def beyond(content: dict[str, Any]) -> None:
+        content["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [99]
+
+    folder = tmp_path / "bert"
+    shutil.copytree(bert_folder, folder)
+    changed(folder, "tokenizer.json", beyond)
+    tokens = Tokens(DataSettings(), spec(folder))
+    with pytest.raises(DataError, match=r"fails on a text \(it gives the id 99"):
+        tokens(["a film"])

@@ -15,7 +15,7 @@ import torch
 from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint
 from litdeploy.errors import BundleError, InterruptedRun, NetworkError, TrainingError
-from litdeploy.networks import load
+from litdeploy.networks import load, new
 from litdeploy.spec import TokenInput
 from litdeploy.trainer import Progress, compress, train
 
@@ -168,3 +168,29 @@ def test_a_folder_that_was_moved_is_named_anew(bert_folder: Path, bert_path: Pat
     shutil.rmtree(moved)
     with pytest.raises(NetworkError, match="--network hf:FOLDER"):
         load(bert_path, network=f"hf:{moved}")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("DistilBertConfig", {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 32}),
+        # It counts positions from the padding's on, and so must know which id that is.
+        (
+            "RobertaConfig",
+            {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
+        ),
+    ],
+)
+def test_berts_kin(name: str, sizes: dict[str, int], bert_folder: Path, reviews_path: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "folder"
+    shutil.copytree(bert_folder, folder)
+    getattr(transformers, name)(vocab_size=20, max_position_embeddings=13, pad_token_id=0, **sizes).save_pretrained(
+        folder
+    )
+    teacher = new(f"hf:{folder}", normalise=None, classes=2, seed=0)
+    bundle = compress(teacher, data=reviews_path, out=tmp_path / "deploy", **{**GIVEN, "student_depth": 1})
+    [kept] = bundle.read_complete().student.plan.values()
+    assert kept == (0,)
+    found = load(bundle.student_path)
+    assert found.spec.input == TokenInput(length=12 if name == "RobertaConfig" else 13, vocabulary=20)
