@@ -22,6 +22,7 @@ from litdeploy.checkpoint import write_checkpoint
 from litdeploy.data import open_data
 from litdeploy.data.data import open_store
 from litdeploy.data.pack import pack
+from litdeploy.data.tokens import Tokens
 from litdeploy.exporter import export, export_onnx
 from litdeploy.exporter.evaluate import evaluate
 from litdeploy.exporter.teacher import load_teacher
@@ -35,6 +36,7 @@ from litdeploy.recipe import DataSettings, read_recipe
 from litdeploy.records import Artefact
 from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details
+from litdeploy.spec import NetworkSpec, TokenInput
 from litdeploy.target import Target, Timing, read_target
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives.adversarial import load_discriminator
@@ -311,6 +313,25 @@ def _open_bundle(folder: Path) -> None:
     load_teacher(bundle, manifest, None, None)
 
 
+def _tokeniser(folder: Path) -> None:
+    import tokenizers
+    import transformers
+
+    words: Any = tokenizers.models.WordPiece({"[PAD]": 0, "[UNK]": 1, "a": 2, "good": 3, "film": 4}, unk_token="[UNK]")  # noqa: S106 (no password)
+    pieces: Any = tokenizers.Tokenizer(words)
+    pieces.normalizer = tokenizers.normalizers.BertNormalizer()
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]")  # noqa: S106
+    made.save_pretrained(folder)
+    transformers.BertConfig().save_pretrained(folder)
+
+
+def _open_tokeniser(folder: Path) -> None:
+    spec = NetworkSpec(name=f"hf:{folder}", input=TokenInput(length=8, vocabulary=5))
+    ids = Tokens(DataSettings(), spec)(["A good film", "no film at all, " * 9])
+    assert ids.max() < 5, "an id that the network does not take"
+
+
 def _metrics(folder: Path) -> None:
     (folder / "metrics.jsonl").write_bytes((real_bundle() / "metrics.jsonl").read_bytes())
 
@@ -364,6 +385,7 @@ KINDS: dict[str, Kind] = {
         ("manifest.json", "student.safetensors", "samples.png", "profile/report.json"),
         _open_generator_bundle,
     ),
+    "tokeniser": Kind(_tokeniser, ("tokenizer.json", "tokenizer_config.json", "config.json"), _open_tokeniser),
     "metrics": Kind(_metrics, ("metrics.jsonl",), _open_metrics),
     "report": Kind(_report, ("report.json",), _open_report),
 }

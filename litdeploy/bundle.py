@@ -2,6 +2,7 @@
 
 manifest.json          what this folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
+transformers/          of a network of transformers: its teacher's configuration; where it takes tokens, the tokeniser
 metrics.jsonl          one line an epoch
 checkpoints/           of a run under way, to resume from
 samples.png            of a generator: images in every domain, the teacher's above the student's
@@ -14,13 +15,14 @@ profile/               report.json, report.html, samples.json
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from litdeploy.atomic import PARTIAL, remove_partial
+from litdeploy.atomic import PARTIAL, remove_partial, sync_folder
 from litdeploy.atomic import remove as remove
 from litdeploy.atomic import sha256_of as sha256_of
 from litdeploy.atomic import write_whole as write_whole
@@ -31,9 +33,12 @@ from litdeploy.records import SCHEMA_VERSION, Artefact, Manifest
 
 DEFAULT_PATH = Path("deploy")
 SAMPLES = "samples.png"
+# A folder, and those of its files by which transformers knows a network and a tokeniser.
+TRANSFORMERS, CONFIG, TOKENIZER = "transformers", "config.json", "tokenizer_config.json"
 _OURS = (
     "manifest.json",
     "student.safetensors",
+    TRANSFORMERS,
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
@@ -65,6 +70,10 @@ class Bundle:
     @property
     def teacher_path(self) -> Path:
         return self.path / "teacher.safetensors"
+
+    @property
+    def transformers_path(self) -> Path:
+        return self.path / TRANSFORMERS
 
     @property
     def metrics_path(self) -> Path:
@@ -136,7 +145,48 @@ class Bundle:
                 f"{self.student_path}: missing, or altered since the manifest was written (its SHA-256 differs). "
                 "Restore it, or compress again with --overwrite."
             )
+        for name, sha256 in manifest.carried.items():
+            path = self.transformers_path / name
+            if not is_inside(path, self.transformers_path) or not is_file(path) or sha256_of(path) != sha256:
+                raise BundleError(
+                    f"{path}: missing, or altered since the manifest was written (its SHA-256 differs). The student is "
+                    "not what it was without it. Restore it, or compress again with --overwrite."
+                )
         return manifest
+
+    def carry(self, write: Callable[[Path], None]) -> dict[str, str]:
+        """Replaces what is kept for transformers, the folder as a whole.
+
+        Args:
+            write: puts files into a folder that there is; none where there is nothing to keep.
+
+        Returns:
+            Name → SHA-256 of each file.
+
+        Raises:
+            BundleError: they cannot be written.
+        """
+        temporary = self.path / f".{TRANSFORMERS}.{os.getpid()}.partial"
+        remove(temporary)
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            written = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            for path in temporary.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            remove(self.transformers_path)
+            if written:
+                temporary.replace(self.transformers_path)
+                sync_folder(self.path)
+        except OSError as error:
+            raise BundleError(
+                f"{self.transformers_path}: cannot be written ({error.strerror or error}). Make room there, or choose "
+                "another folder with --out."
+            ) from error
+        finally:
+            remove(temporary)
+        return written
 
     def _check_links(self) -> None:
         """Nothing is read or written through a link that leaves the bundle, which a stranger may have packed into it.
@@ -288,3 +338,14 @@ def read_sidecar(path: Path) -> Artefact:
 def sidecar_of(path: Path) -> Path:
     """Where the sidecar of an exported file is."""
     return path.with_name(f"{path.name}.json")
+
+
+def carried_by(path: str | Path, name: str) -> Path | None:
+    """The folder in which the bundle that a file lies in keeps what transformers opens; None where there is none.
+
+    Args:
+        path: the bundle, its student's weights, or an exported file.
+        name: of the file that is looked for: `CONFIG` or `TOKENIZER`.
+    """
+    folders = [parent / TRANSFORMERS for parent in (Path(path), *Path(path).parents[:2])]
+    return next((folder for folder in folders if is_file(folder / name)), None)

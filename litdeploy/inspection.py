@@ -10,7 +10,7 @@ from litdeploy.bundle import Bundle, sha256_of
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.files import is_folder
-from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, sections_of
+from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, published, sections_of
 from litdeploy.networks.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
 from litdeploy.records import Artefact, Manifest, Record
@@ -64,12 +64,14 @@ def inspect(
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> FoundNetwork | FoundOnnx | Artefact | Manifest:
-    """Looks into a file of weights, an ONNX file, an AOTInductor package (by its sidecar) or a bundle.
+    """Looks into a file of weights, a folder as transformers saves a network in, an ONNX file, an AOTInductor package
+    (by its sidecar) or a bundle.
 
     Raises:
         LitdeployError: the file is none of these, or its network is not recognised.
     """
     path = Path(path)
+    path, network = published(path, network)
     if is_folder(path):
         return Bundle(path).read()
     if path.suffix == ".onnx":

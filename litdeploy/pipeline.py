@@ -8,7 +8,7 @@ from typing import Any
 from litdeploy.bundle import DEFAULT_PATH, Bundle, remove, sha256_of
 from litdeploy.errors import BundleError, CheckpointError, TrainingError
 from litdeploy.exporter import export
-from litdeploy.networks import NetworkName
+from litdeploy.networks import NetworkName, published
 from litdeploy.profiler import Report, profile, read_report
 from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import resolve_target
@@ -51,6 +51,7 @@ def deploy(
             "`litdeploy export` and `litdeploy profile` without it."
         )
     aim = resolve_target(target)
+    teacher, network = published(teacher, network)
     resolved = resolve_recipe(recipe, changes)
     bundle = Bundle(out)
     if overwrite or not _trained(bundle, Path(teacher), resolved):

@@ -31,7 +31,10 @@ class DataSettings(Settings):
         attributes: columns of which each says whether an image has that attribute, in the place of one label column: a
             generator's domains.
         image_size: (height, width) that images are resized to; None where all have the network's size already.
-        text_length: characters that texts are cut or padded to; None: 1,014, as published for VDCNN.
+        text_length: characters or tokens that texts are cut or padded to; None: 1,014 characters, as published for
+            VDCNN, and as many tokens as the network takes.
+        tokenizer: folder of the tokeniser (tokenizer.json, vocab.txt, …) of a network that takes tokens, or a model's
+            name in the hub's cache; None: that of the network `hf:FOLDER`.
         validation: share of the training images held out where the dataset has no validation split of its own.
         skip_bad: images that cannot be decoded and are left out; with one more there is an error.
         resident: decode everything once into device memory; None where that is decided by the memory there is.
@@ -44,6 +47,7 @@ class DataSettings(Settings):
     attributes: tuple[str, ...] | None = Field(None, min_length=1)
     image_size: tuple[int, int] | None = None
     text_length: int | None = Field(None, ge=1)
+    tokenizer: str | None = Field(None, min_length=1)
     validation: float = Field(0.05, gt=0, lt=1)
     skip_bad: int = Field(0, ge=0)
     resident: bool | None = None

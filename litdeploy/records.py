@@ -109,11 +109,16 @@ def descent(lineage: Sequence[Ancestor]) -> str:
 
 
 class DataRecord(Record):
-    """The dataset: source, fingerprint of its contents, what it holds, and how many of these in each split used."""
+    """The dataset: source, fingerprint of its contents, what it holds, and how many of these in each split used.
+
+    Attributes:
+        tokenizer: SHA-256 of all by which its texts became tokens; None where they did not.
+    """
 
     noun: Noun = "image"
     source: str
     fingerprint: str
+    tokenizer: str | None = None
     images: dict[str, int]
     test_is_held_out: bool = False
 
@@ -179,6 +184,7 @@ class Manifest(Record):
         teacher: the one that the student is measured against; of a chain, the one that it began with.
         lineage: of a chain's student, from that teacher to the student that taught it; else nothing.
         discriminator_sha256: of the file that the student was fine-tuned against; None where there was none.
+        carried: of the files in `transformers/`, by name: SHA-256.
         metrics: `teacher` or `student` → split → accuracy; of networks that make images only the student's likeness
             to its teacher. The test split is used once, after the last epoch.
     """
@@ -190,6 +196,7 @@ class Manifest(Record):
     lineage: tuple[Ancestor, ...] = ()
     student: NetworkSpec
     student_sha256: str
+    carried: dict[str, str] = {}
     discriminator_sha256: str | None = None
     recipe: Recipe
     data: DataRecord

@@ -107,6 +107,7 @@ class TokenInput(Settings):
         length: tokens of a text; the most, where it is not fixed.
         vocabulary: ids are 0 to one less.
         fixed: whether every text is padded to `length`; else any length up to it is taken.
+        pad: the id behind the end of a text; the attention mask is 0 there.
     """
 
     noun: ClassVar[Noun] = "text"
@@ -114,11 +115,18 @@ class TokenInput(Settings):
     length: int = Field(ge=1)
     vocabulary: int = Field(ge=1)
     fixed: bool = False
+    pad: int = Field(0, ge=0)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one tensor of one sample; of the longest."""
         return (self.length,)
+
+    def within(self, most: int | None) -> TokenInput:
+        """The same for texts of at most so many tokens; where every text has one length, it stays."""
+        if most is None or self.fixed or most >= self.length:
+            return self
+        return self.model_copy(update={"length": most})
 
     @property
     def tensors(self) -> tuple[InputTensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,53 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = new("resnet14,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=3)
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     write_checkpoint(path, made.module.state_dict(), made.spec.with_(classes=tuple("0123456789")))
+    return path
+
+
+WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "and")
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers has it: the configuration of a BERT of four blocks for up to 32 tokens, and a tokeniser
+    of few words. Nothing is written into it."""
+    tokenizers, transformers = (pytest.importorskip(name) for name in ("tokenizers", "transformers"))
+    folder = tmp_path_factory.mktemp("bert")
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = {word: number for number, word in enumerate((*special, *WORDS))}
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    pieces.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    named = {f"{name.strip('[]').lower()}_token": name for name in special}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, **named).save_pretrained(folder)
+    small = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 4}
+    transformers.BertConfig(vocab_size=20, max_position_embeddings=32, **small).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV file of 160 texts of 2 to 14 of these words, in each one of the first four, and the class that it tells."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for row in range(160):
+            words = [draw.choice(WORDS[4:]) for _ in range(draw.randint(1, 13))]
+            words.insert(draw.randint(0, len(words)), draw.choice(WORDS[:2] if row % 2 else WORDS[2:4]))
+            writer.writerow([" ".join(words), ("worse", "better")[row % 2]])
+    return path
+
+
+@pytest.fixture(scope="session")
+def bert_path(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of that BERT, untrained, for texts of up to 12 tokens and these two classes."""
+    made = new(f"hf:{bert_folder}", normalise=None, classes=2, seed=0).within(12)
+    path = tmp_path_factory.mktemp("bert-weights") / "teacher.safetensors"
+    write_checkpoint(path, made.module.state_dict(), made.spec.with_(classes=("better", "worse")))
     return path
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from litdeploy.bundle import Bundle, read_sidecar, sha256_of, sidecar_of, write_whole
+from litdeploy.bundle import CONFIG, TOKENIZER, Bundle, carried_by, read_sidecar, sha256_of, sidecar_of, write_whole
 from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import BundleError
 from litdeploy.networks.resnet import resnet
@@ -170,3 +170,40 @@ def test_a_sidecar_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     sidecar_of(tmp_path / "in" / "a.onnx").symlink_to(tmp_path / "other.json")
     with pytest.raises(OSError, match="leaves its folder"):
         read_sidecar(tmp_path / "in" / "a.onnx")
+
+
+def test_what_transformers_needs_appears_as_a_whole(bundle: Bundle) -> None:
+    def write(folder: Path) -> None:
+        assert not bundle.transformers_path.exists()
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer.json").write_text("[]")
+
+    carried = bundle.carry(write)
+    assert sorted(carried) == ["config.json", "tokenizer.json"]
+    bundle.write(bundle.read().model_copy(update={"carried": carried}))
+    assert carried_by(bundle.student_path, CONFIG) == bundle.transformers_path
+    assert carried_by(bundle.export_path / "student.onnx", CONFIG) == bundle.transformers_path
+    assert carried_by(bundle.path, TOKENIZER) is None
+
+    def fail(folder: Path) -> None:
+        (folder / "config.json").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BundleError, match="No space left"):
+        bundle.carry(fail)
+    assert bundle.read().carried == carried
+    assert not list(bundle.path.glob(".*partial"))
+    (bundle.transformers_path / "config.json").write_text("{ }")
+    with pytest.raises(BundleError, match=r"config\.json: missing, or altered"):
+        bundle.read()
+    assert bundle.carry(lambda folder: None) == {}
+    assert not bundle.transformers_path.exists()
+
+
+def test_a_manifest_names_no_file_elsewhere(bundle: Bundle) -> None:
+    outside = bundle.path.parent / "secret"
+    outside.write_text("secret")
+    carried = {"../../secret": sha256_of(outside)}
+    bundle.write(bundle.read().model_copy(update={"carried": carried}))
+    with pytest.raises(BundleError, match="missing, or altered"):
+        bundle.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from litdeploy.errors import SettingsError
 from litdeploy.networks import Network, new
 from litdeploy.networks.stargan import discriminator
 from litdeploy.recipe import Recipe, read_recipe
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TranslationInput
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
 from litdeploy.trainer import compress, train
 from litdeploy.trainer.chain import students_of
 from litdeploy.trainer.objectives import OBJECTIVES
@@ -71,6 +72,7 @@ GENERATED: dict[type[AnyInput], Callable[[Shape, int], tuple[list[Any], Any]]] =
     InputSpec: images,
     TranslationInput: images,
     CharacterInput: texts,
+    TokenInput: texts,
 }
 
 
@@ -126,6 +128,18 @@ class Title(NamedTuple):
     family: str
     depth: str
     students: tuple[int, ...]
+
+
+def named(title: Title, fixtures: pytest.FixtureRequest, folder: Path) -> str:
+    """The network as it is asked for; of transformers' a narrow one, with as many blocks as the title says."""
+    if title.family != "bert":
+        return f"{title.family}{title.depth}{NARROW.get(title.family, '')}"
+    own = folder / "bert"
+    shutil.copytree(fixtures.getfixturevalue("bert_folder"), own)
+    config = json.loads((own / "config.json").read_text())
+    deep = {"num_hidden_layers": int(title.depth), "max_position_embeddings": 64}
+    (own / "config.json").write_text(json.dumps({**config, **deep}))
+    return f"hf:{own}"
 
 
 def title_of(name: str) -> Title:
@@ -190,12 +204,12 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_recipe_trains_two_steps_of_each_phase(name: str, tmp_path: Path) -> None:
+def test_a_recipe_trains_two_steps_of_each_phase(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     recipe, title = read_recipe(name), title_of(name.partition(":")[0])
     check_student(recipe, title)
     shape = SHAPES[recipe.data.source]
     recipe = recipe.with_(batch_size=BATCH, compile="off", feature_cache="off", precision="fp32")
-    network = f"{title.family}{title.depth}{NARROW.get(title.family, '')}"
+    network = named(title, request, tmp_path)
     teacher = new_teacher(network, recipe, shape)
     recipe = with_discriminator(recipe, teacher, tmp_path)
     data = {"source": str(table(shape, teacher.spec.input, tmp_path / "data", recipe.data.attributes or ()))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
+    teacher: o.Teacher,
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
@@ -50,6 +49,7 @@ def command(
     attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
+    tokenizer: o.Tokenizer = None,
     workers: o.Workers = None,
     skip_bad: o.SkipBad = None,
     out: o.Out = o.DEFAULT_BUNDLE,
@@ -77,6 +77,7 @@ def command(
             attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
+            tokenizer=tokenizer,
             workers=workers,
             skip_bad=skip_bad,
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from litdeploy.cli.console import note, output, scored, training_progress
 
 
 def command(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors.")],
+    teacher: o.Teacher,
     student_depth: o.StudentDepth = None,
     student_blocks: o.StudentBlocks = None,
     data: o.Data = None,
@@ -39,6 +38,7 @@ def command(
     attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
+    tokenizer: o.Tokenizer = None,
     workers: o.Workers = None,
     skip_bad: o.SkipBad = None,
     out: o.Out = o.DEFAULT_BUNDLE,
@@ -61,6 +61,7 @@ def command(
             attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
+            tokenizer=tokenizer,
             workers=workers,
             skip_bad=skip_bad,
         ),

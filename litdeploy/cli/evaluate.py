@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="Weights, an exported file (.onnx, .pt2), or a bundle (its student).")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights, a folder that transformers saved, an exported file (.onnx, .pt2), or a bundle (its student)."
+        ),
+    ],
     data: o.Data = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     batch_size: Annotated[int, typer.Option(help="Images a call.", min=1)] = 256,
@@ -33,6 +38,7 @@ def command(
     attributes: o.Attributes = None,
     image_size: o.ImageSize = None,
     text_length: o.TextLength = None,
+    tokenizer: o.Tokenizer = None,
     workers: o.Workers = None,
     teacher: Annotated[
         Path | None,
@@ -69,6 +75,7 @@ def command(
             attributes=o.names_of(attributes),
             image_size=o.size_of(image_size),
             text_length=text_length,
+            tokenizer=tokenizer,
             workers=workers,
         )
         or None

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="Weights, an exported file (.onnx, .pt2), or a bundle.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="Weights, a folder that transformers saved, an exported file (.onnx, .pt2), or a bundle."),
+    ],
     network: o.Network = None,
     normalise: o.Normalise = None,
     input_shape: o.InputShape = None,

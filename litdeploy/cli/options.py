@@ -23,6 +23,12 @@ def blocks(text: str) -> dict[str, int]:
         ) from None
 
 
+Teacher = Annotated[
+    Path,
+    typer.Argument(
+        help="The teacher's weights: .pt .pth .th .ckpt .bin .safetensors, or a folder that transformers saved it in."
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(help="The bundle.", show_default=True)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -49,7 +55,17 @@ Data = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="The column that holds the images.")]
 TextColumn = Annotated[str | None, typer.Option(help="The column that holds the texts.")]
-TextLength = Annotated[int | None, typer.Option(help="Characters that texts are cut or padded to; else 1,014.", min=1)]
+TextLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Characters or tokens that texts are cut or padded to; else 1,014 characters, or the network's tokens.",
+        min=1,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="The folder of the tokeniser, of a network that takes tokens; else that of hf:FOLDER."),
+]
 LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the labels.")]
 Attributes = Annotated[
     str | None,

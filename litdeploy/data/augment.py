@@ -1,6 +1,6 @@
-"""From what is stored, pixels or characters, to a network's input, on the device where it is.
+"""From what is stored, pixels, characters or tokens, to a network's input, on the device where it is.
 
-Shape suffixes: N images or texts, C channels, H height, W width, L characters.
+Shape suffixes: N images or texts, C channels, H height, W width, L characters or tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from litdeploy.batch import Batch
 from litdeploy.data.domains import as_vectors, others
 from litdeploy.recipe import Augmentation
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TranslationInput, image_of
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
 
 # Stored for a character that is not ASCII.
 FOREIGN = 127
@@ -85,12 +85,16 @@ def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first
     """What a network takes, of what is stored of a batch.
 
     Args:
-        stored: uint8, on any device: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends.
+        stored: on any device, uint8: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends;
+            or texts as the ids of their tokens (N, L), int16 or int32, negative behind their ends.
         labels: theirs; a network that translates needs them: it is asked for other domains than these, see `others`.
         first: place of the first of them in its split.
     """
     if isinstance(spec, CharacterInput):
         return _character_ids(spec, stored.device)[stored.long()]
+    if isinstance(spec, TokenInput):
+        there_NL = stored >= 0
+        return {"input_ids": stored.long().where(there_NL, spec.pad), "attention_mask": there_NL.long()}
     image = image_of(spec)
     assert image is not None  # `check_against` lets nothing else pass
     images_NCHW = normalise(stored, image)

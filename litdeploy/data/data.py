@@ -16,11 +16,12 @@ from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import Packed
 from litdeploy.data.split import SPLITS, Resident, Split
 from litdeploy.data.table import Columns, holds_texts
-from litdeploy.data.texts import Texts
+from litdeploy.data.texts import Characters, Encoder, Texts
+from litdeploy.data.tokens import Tokens
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
 from litdeploy.records import DataRecord
-from litdeploy.spec import MOST_VALUES, CharacterInput, InputSpec, NetworkSpec, Noun, image_of
+from litdeploy.spec import MOST_VALUES, CharacterInput, NetworkSpec, Noun, TokenInput, image_of
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0
@@ -36,6 +37,7 @@ class Store(Protocol):
         classes: names, in the order of the labels.
         columns: what held images or texts, and labels.
         test_share: share of the training images that is held out where there is neither test nor validation split.
+        value_bytes: of each value that is stored.
     """
 
     name: str
@@ -44,10 +46,16 @@ class Store(Protocol):
     classes: tuple[str, ...]
     columns: Columns
     test_share: float
+    value_bytes: int
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """What makes tokens of the texts; None where they are read as characters, and of images."""
+        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of every image, or (characters,) of every text.
+        """(channels, height, width) of every image, or (characters,) or (tokens,) of every text.
 
         Raises:
             DataError: the image that tells it cannot be decoded.
@@ -67,7 +75,8 @@ class Store(Protocol):
         ...
 
     def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """What is stored of these rows: uint8 (rows, *shape), on the device, nobody else's. See `prepared`.
+        """What is stored of these rows: (rows, *shape), uint8 but for tokens, on the device, nobody else's. See
+        `prepared`.
 
         Raises:
             DataError: an image that cannot be decoded, or a text that cannot be read.
@@ -83,20 +92,22 @@ class Store(Protocol):
         ...
 
 
-def open_data(settings: DataSettings, device: torch.device, seed: int) -> Data:
+def open_data(settings: DataSettings, device: torch.device, seed: int, spec: NetworkSpec | None = None) -> Data:
     """Finds a dataset and reads its class names; images are decoded when a split is first used.
 
     Args:
         device: where batches will be.
         seed: decides which training images are held out for validation, where there is no validation split.
+        spec: of the network that shall take it: one of tokens has texts tokenised. None: they are read as characters.
 
     Raises:
-        DataError: no such dataset, or one whose columns or labels do not serve.
+        DataError: no such dataset, or one whose columns or labels do not serve, or no tokeniser for the network.
+        DependencyError: a tokeniser is needed, and transformers is not installed.
     """
-    return Data(open_store(settings), settings, device, seed)
+    return Data(open_store(settings, spec), settings, device, seed)
 
 
-def open_store(settings: DataSettings) -> Store:
+def open_store(settings: DataSettings, spec: NetworkSpec | None = None) -> Store:
     """Finds a dataset. Raises as `open_data`."""
     if settings.image_size is not None and min(settings.image_size) < 1:
         raise DataError(f"--image-size {settings.image_size[0]},{settings.image_size[1]}: both are at least 1 (H,W).")
@@ -112,11 +123,21 @@ def open_store(settings: DataSettings) -> Store:
     dataset = found.splits[first]()
     found = replace(found, splits={**found.splits, first: lambda: dataset})
     if holds_texts(dataset, settings):
-        return Texts(found, settings)
+        return Texts(found, settings, _encoder(settings, spec))
     # Imported here: a packed file is for machines without Pillow.
     from litdeploy.data.encoded import Encoded
 
     return Encoded(found, settings)
+
+
+def _encoder(settings: DataSettings, spec: NetworkSpec | None) -> Encoder:
+    if spec is not None and isinstance(spec.input, TokenInput):
+        return Tokens(settings, spec)
+    if spec is not None and settings.tokenizer is not None:
+        raise DataError(
+            f"--tokenizer {settings.tokenizer}: {spec.name} takes {spec.input.told()}, and no tokens. Leave it out."
+        )
+    return Characters(settings.text_length)
 
 
 class Data:
@@ -131,12 +152,14 @@ class Data:
         source: as the user named it.
         noun: what it holds, as messages call it.
         classes: names, in the order of the labels; those of the training images.
+        tokens: what makes tokens of the texts; None where they are read as characters, and of images.
     """
 
     def __init__(self, store: Store, settings: DataSettings, device: torch.device, seed: int) -> None:
         self.source = store.name
         self.noun = store.noun
         self.classes = store.classes
+        self.tokens = store.tokens
         self._store = store
         self._settings = settings
         self._device = device
@@ -145,7 +168,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of every image, told by the first one; (characters,) of every text.
+        """(channels, height, width) of every image, told by the first one; (characters,) or (tokens,) of every text.
 
         Raises:
             DataError: that image cannot be decoded.
@@ -187,6 +210,7 @@ class Data:
             noun=self.noun,
             source=self.source,
             fingerprint=self._fingerprint,
+            tokenizer=None if self.tokens is None else self.tokens.fingerprint,
             images={split: len(self._rows(split)[1]) - len(self._bad.get(split, ())) for split in present},
             test_is_held_out="test" not in self._own,
         )
@@ -285,7 +309,8 @@ class Data:
             rows = rows[~np.isin(rows, list(self._undecodable(split)))]
         resident = self._settings.resident
         if resident is None:
-            resident = len(rows) * int(np.prod(self.shape)) <= free_memory(self._device) // 2
+            size = len(rows) * int(np.prod(self.shape)) * self._store.value_bytes
+            resident = size <= free_memory(self._device) // 2
         if not resident:
             return self._store.streamed(own, rows, self._device, self._settings.workers)
         labels_M = torch.from_numpy(self._store.labels(own)[rows]).to(self._device)
@@ -354,16 +379,16 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
 
 def _check_texts(data: Data, spec: NetworkSpec) -> None:
     wanted = spec.input
-    if isinstance(wanted, InputSpec):
+    if image_of(wanted) is not None:
         raise DataError(
             f"{data.source} has texts, and {spec.name} takes images. Give --data images, or name their column: "
             "--image-column image."
         )
-    if not isinstance(wanted, CharacterInput):
-        raise DataError(
-            f"{data.source}: its texts are read as characters, and {spec.name} takes {wanted.told()}, which litdeploy "
-            "does not make yet. It exports such a network: litdeploy.exporter.export_onnx."
-        )
+    if isinstance(wanted, TokenInput):
+        # Of what makes tokens, all has been held against the network as it was opened.
+        assert data.tokens is not None, "opened without the network's spec"
+        return
+    assert isinstance(wanted, CharacterInput)
     if data.shape != wanted.shape:
         raise DataError(
             f"{data.source}: its texts are cut to {data.shape[0]} characters, and {spec.name} takes {wanted.length}. "

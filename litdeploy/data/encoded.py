@@ -27,6 +27,8 @@ class Encoded:
     """
 
     noun: Noun = "image"
+    value_bytes = 1
+    tokens = None
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         self.name = source.name

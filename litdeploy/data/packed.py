@@ -104,6 +104,8 @@ class Packed:
     """
 
     noun: Noun = "image"
+    value_bytes = 1
+    tokens = None
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
@@ -142,8 +144,10 @@ class Packed:
                 f"again in the other size: litdeploy data pack {self.header.source} --image-size {size[0]},{size[1]} "
                 f"--out FILE{SUFFIX}."
             )
-        if settings.text_column is not None or settings.text_length is not None:
-            raise DataError(f"{self.name}: is a file of packed images. Leave --text-column and --text-length out.")
+        if not {settings.text_column, settings.text_length, settings.tokenizer} <= {None}:
+            raise DataError(
+                f"{self.name}: is a file of packed images. Leave --text-column, --text-length and --tokenizer out."
+            )
         if settings.attributes is not None:
             raise DataError(
                 f"{self.name}: is a packed file, which holds one label an image. Give --data its source, which has a "

@@ -42,8 +42,8 @@ class Split(Protocol):
         """One pass over the split, in its order; the last batch may have fewer images.
 
         Returns:
-            (images, labels): uint8 (batch, channels, height, width), or of texts (batch, characters), and int64
-            (batch), on the device. Copies: the caller may write to them.
+            (images, labels): uint8 (batch, channels, height, width), or of texts (batch, characters) or int16 or int32
+            (batch, tokens), and int64 (batch), on the device. Copies: the caller may write to them.
 
         Raises:
             DataError: an image that cannot be decoded, or a worker process that died.
@@ -64,7 +64,8 @@ class Picked:
     """A batch where it lies: no pixel is copied.
 
     Attributes:
-        source_MCHW: uint8, on the device; not to be written to. Of texts (M, characters).
+        source_MCHW: uint8, on the device; not to be written to. Of texts (M, characters), or int16 or int32 (M,
+            tokens).
         rows_N: int64, on the device: which of the source's images are the batch.
         labels_N: int64, on the device.
     """
@@ -74,7 +75,7 @@ class Picked:
     labels_N: Tensor
 
     def images(self) -> Tensor:
-        """A copy of the batch: uint8 (N, C, H, W), or of texts (N, characters)."""
+        """A copy of the batch: uint8 (N, C, H, W), or of texts as they are stored."""
         return self.source_MCHW.index_select(0, self.rows_N)
 
 
@@ -96,7 +97,7 @@ class Resident:
     """All images, or texts, in one tensor on the device.
 
     Args:
-        images_MCHW: uint8; of texts (M, characters).
+        images_MCHW: uint8; of texts as `Picked` has them.
         labels_M: int64, on the same device.
     """
 

@@ -74,7 +74,7 @@ def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
 
 def holds_texts(dataset: Any, settings: DataSettings) -> bool:
     """Whether a dataset is one of texts: the user names their column, or nothing in it can be an image."""
-    if settings.text_column is not None or settings.text_length is not None:
+    if not {settings.text_column, settings.text_length, settings.tokenizer} <= {None}:
         return True
     if settings.image_column is not None or settings.image_size is not None:
         return False

@@ -1,12 +1,12 @@
-"""A dataset of texts as `datasets` opens it: one byte a character, turned into a network's ids on the device.
+"""A dataset of texts as `datasets` opens it: stored one byte a character, or as the ids of a tokeniser; see `prepared`.
 
-Shape suffixes: N texts of a batch, L characters.
+Shape suffixes: N texts of a batch, L characters or tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from litdeploy.data.augment import FOREIGN
 from litdeploy.data.sources import Source
 from litdeploy.data.split import SPLITS, Picked, Split, copies
 from litdeploy.data.table import Columns, class_names, find_text_columns, read_labels
+from litdeploy.data.tokens import Tokens
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
 from litdeploy.spec import Noun
@@ -28,8 +29,45 @@ _ROWS_AT_ONCE = 1024
 _TYPES = ("string", "large_string", "binary", "large_binary")
 
 
+class Encoder(Protocol):
+    """Texts → what is stored of them.
+
+    Attributes:
+        length: of each; longer texts are cut, and shorter ones padded behind.
+        dtype: of what is stored.
+    """
+
+    length: int
+
+    @property
+    def dtype(self) -> type[np.integer[Any]]: ...
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
+        """(texts, length)."""
+        ...
+
+
+class Characters:
+    """One byte a character, 0 behind the end."""
+
+    def __init__(self, length: int | None) -> None:
+        self.length = length or DEFAULT_LENGTH
+        self.dtype = np.uint8
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
+        """See `Encoder`."""
+        bytes_NL = np.zeros((len(texts), self.length), self.dtype)
+        for row, text in zip(bytes_NL, texts, strict=True):
+            points = np.frombuffer(text[: self.length].encode("utf-32-le", "surrogatepass"), np.uint32)
+            row[: len(points)] = np.where((points > 0) & (points < FOREIGN), points, FOREIGN)
+        return bytes_NL
+
+
 class Texts:
     """The `Store` of a `Source` of texts. They are cut to one length, and shorter ones padded behind.
+
+    Args:
+        encoder: what is stored of a text.
 
     Raises:
         DataError: the split that decides cannot be read, or its columns or labels do not serve.
@@ -37,11 +75,14 @@ class Texts:
 
     noun: Noun = "text"
 
-    def __init__(self, source: Source, settings: DataSettings) -> None:
+    def __init__(self, source: Source, settings: DataSettings, encoder: Encoder) -> None:
         self.name = source.name
         self.splits = tuple(source.splits)
         self.test_share = source.test_share
-        self.shape = (settings.text_length or DEFAULT_LENGTH,)
+        self.shape = (encoder.length,)
+        self.value_bytes = np.dtype(encoder.dtype).itemsize
+        self.tokens = encoder if isinstance(encoder, Tokens) else None
+        self._encode = encoder
         self._source = source
         self._loaded: dict[str, Any] = {}
         self._labels: dict[str, NDArray[np.int64]] = {}
@@ -60,8 +101,9 @@ class Texts:
         return self._labels[split]
 
     def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """See `Store.stored`: uint8 (rows, length)."""
-        texts_NL = torch.empty((len(rows), *self.shape), dtype=torch.uint8, device=device)
+        """See `Store.stored`: (rows, length)."""
+        kind = torch.from_numpy(np.empty(0, self._encode.dtype)).dtype
+        texts_NL = torch.empty((len(rows), *self.shape), dtype=kind, device=device)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             texts_NL[start : start + len(some)] = self.read(split, some)
@@ -73,7 +115,7 @@ class Texts:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             try:
-                self.read(split, some)
+                self._texts(split, some)
             except DataError:
                 bad |= self._undecodable(split, some)
         return bad
@@ -92,18 +134,16 @@ class Texts:
         return StreamedTexts(self, split, rows, torch.from_numpy(self.labels(split)[rows]).to(device))
 
     def read(self, split: str, rows: NDArray[np.int64]) -> Tensor:
-        """The texts of these rows, one byte a character: uint8 (rows, length), on the CPU, zeros behind the end.
+        """What is stored of the texts of these rows: (rows, length), on the CPU.
 
         Raises:
             DataError: a text that is missing, empty, no UTF-8 or as long as none is; names split and row.
         """
-        [length] = self.shape
-        bytes_NL = np.zeros((len(rows), length), np.uint8)
-        for slot, (row, cell) in enumerate(zip(rows.tolist(), self._cells(split, rows), strict=True)):
-            text = self._checked(split, row, cell)[:length]
-            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-            bytes_NL[slot, : len(points)] = np.where((points > 0) & (points < FOREIGN), points, FOREIGN)
-        return torch.from_numpy(bytes_NL)
+        return torch.from_numpy(self._encode(self._texts(split, rows)))
+
+    def _texts(self, split: str, rows: NDArray[np.int64]) -> list[str]:
+        cells = zip(rows.tolist(), self._cells(split, rows), strict=True)
+        return [self._checked(split, row, cell) for row, cell in cells]
 
     def _cells(self, split: str, rows: NDArray[np.int64]) -> list[Any]:
         column = self._column(split)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from litdeploy.bundle import Bundle
+from litdeploy.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
-from litdeploy.networks import Network, NetworkName, load
+from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.recipe import DataSettings
 from litdeploy.records import Score
 from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
@@ -45,7 +45,8 @@ def evaluate(
     """Measures accuracy; of a network that makes images, how near they come to its teacher's.
 
     Args:
-        path: weights, an exported file (`.onnx`, `.pt2`), or a bundle, whose student is taken.
+        path: weights, a folder as transformers saves a network in, an exported file (`.onnx`, `.pt2`), or a bundle,
+            whose student is taken.
         data: the dataset; for a bundle, None is the one that its student was trained on.
         split: `test`, `validation` or `train`.
         batch_size: images a call.
@@ -58,12 +59,12 @@ def evaluate(
     Raises:
         LitdeployError: one of its kinds.
     """
-    path = Path(path)
+    path, network = published(path, network)
     bundle = Bundle(path) if is_folder(path) else None
     path, settings, seed = what_on(path, data, seed, split)
     where = resolve_device(device)
     runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
-    opened = open_data(settings, where, seed)
+    opened = open_data(settings, where, seed, spec)
     check_against(opened, spec, classes)
     batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
     images = image_of(spec.input)
@@ -112,14 +113,15 @@ def evaluate_retrieval(
     Raises:
         LitdeployError: one of its kinds.
     """
-    path, settings, seed = what_on(Path(path), data, seed)
+    path, network = published(path, network)
+    path, settings, seed = what_on(path, data, seed)
     if path.suffix in (".onnx", ".pt2"):
         raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
     where = resolve_device(device)
     loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
     if loaded.spec.translates:
         raise SettingsError(f"--retrieval: {path} makes images, and has no embeddings of classes. Leave it out.")
-    opened = open_data(settings, where, seed)
+    opened = open_data(settings, where, seed, loaded.spec)
     check_against(opened, loaded.spec, loaded.class_count())
     module = loaded.module.to(where)
     database, queries = (
@@ -141,16 +143,20 @@ def what_on(
     if split not in SPLITS:
         raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
     settings = DataSettings(source=data) if isinstance(data, str) else data
+    own = carried_by(path, TOKENIZER)
     if is_folder(path):
         bundle = Bundle(path)
         manifest = bundle.read()
         path = bundle.student_path
         seed = manifest.recipe.seed if seed is None else seed
+        learned = manifest.recipe.data.model_copy(update={} if own is None else {"tokenizer": str(own)})
         if isinstance(settings, dict):
-            settings = {**manifest.recipe.data.model_dump(mode="json", exclude_defaults=True), **settings}
-        settings = settings or manifest.recipe.data
+            settings = {**learned.model_dump(mode="json", exclude_defaults=True), **settings}
+        settings = settings or learned
     if isinstance(settings, dict):
         settings = parse(DataSettings, settings, "command line")
+    if own is not None and settings is not None and settings.tokenizer is None:
+        settings = settings.model_copy(update={"tokenizer": str(own)})
     if settings is None or settings.source is None:
         raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
     return path, settings, seed or 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, picked, size_of
+from litdeploy.bundle import TOKENIZER, carried_by
 from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import DataError
 from litdeploy.networks import Network
@@ -49,7 +50,8 @@ class Evidence:
 
 
 def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
-    """The dataset that the student learned on, or another, held against the student.
+    """The dataset that the student learned on, or another, held against the student. Tokens are made by what the bundle
+    carries, where no other tokeniser is named.
 
     Raises:
         DataError: it is not to be had, or is none for this network.
@@ -62,6 +64,9 @@ def open_test_data(manifest: Manifest, data: DataSettings | str | None, student:
         settings = DataSettings(source=data, image_size=learned.image_size, text_length=learned.text_length)
     else:
         settings = data
-    opened = open_data(settings, device, manifest.recipe.seed)
+    own = carried_by(student.source, TOKENIZER)
+    if own is not None and settings.tokenizer in (None, learned.tokenizer):
+        settings = settings.model_copy(update={"tokenizer": str(own)})
+    opened = open_data(settings, device, manifest.recipe.seed, student.spec)
     check_against(opened, student.spec, student.class_count())
     return opened

@@ -91,7 +91,7 @@ def _metadata(network: Network, precision: str, io_precision: str, embedded: boo
 
 
 def _program(module: Ends, network: Network, device: torch.device) -> Any:
-    call = module.call(moved(network.example(2), device))
+    call = module.call(moved(network.example(2, half=True), device))
     try:
         return torch.export.export(module, call.args, call.kwargs, dynamic_shapes=call.dynamic_shapes, strict=False)
     except Exception as error:  # its many kinds of errors have no common base

@@ -105,7 +105,7 @@ def _check_size(network: Network) -> None:
 
 def _converted(module: Ends, network: Network, opset: int | None) -> Any:
     """The ONNX model (a ModelProto) as PyTorch's exporter and its optimizer make it."""
-    call = module.call(moved(network.example(2), torch.device("cpu")))
+    call = module.call(moved(network.example(2, half=True), torch.device("cpu")))
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

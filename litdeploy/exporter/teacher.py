@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litdeploy.bundle import Bundle, sha256_of
+from litdeploy.bundle import CONFIG, Bundle, carried_by, sha256_of
 from litdeploy.errors import BundleError
 from litdeploy.files import is_file
-from litdeploy.networks import Network, NetworkName, describe, load
+from litdeploy.networks import Network, NetworkName, describe, load, published
 from litdeploy.networks.registry import check_stored, is_code, request
 from litdeploy.records import Manifest
 
@@ -16,14 +16,14 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
     """Loads the very file that the student was made from.
 
     Args:
-        path: where it is now; None: where it was then.
+        path: where it is now, or the folder that transformers saved it in; None: where it was then.
         network: needed where the teacher is code of the user's.
 
     Raises:
         BundleError: the file is not there, or is another one.
     """
     record = manifest.teacher
-    found = Path(path if path is not None else record.path)
+    found, _ = published(path if path is not None else record.path)
     if not is_file(found):
         raise BundleError(
             f"{found}: no such file; it is where {bundle.path}'s teacher "
@@ -43,4 +43,5 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
         found,
         network=network if is_code(spec.name) else describe(spec.name, spec.arguments),
         input=spec.input,
+        folder=carried_by(bundle.path, CONFIG),
     )

@@ -1,5 +1,6 @@
 """What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
 
+from litdeploy.networks.hub import is_hub, published
 from litdeploy.networks.identify import describe
 from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network, logits_of
@@ -15,10 +16,12 @@ __all__ = [
     "build",
     "describe",
     "find_sections",
+    "is_hub",
     "load",
     "logits_of",
     "new",
     "new_like",
+    "published",
     "request",
     "sections_of",
 ]

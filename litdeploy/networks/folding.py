@@ -49,6 +49,8 @@ def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] 
         for producer, norm in _pairs(module, example)
         if all(producer.startswith(f"{name}.") == norm.startswith(f"{name}.") for name in sections)
     ]
+    if not pairs:
+        return 0
     fused = {pair: _fuse(module, *pair) for pair in pairs}
     same = _computing_the_same(module, example, fused)
     for producer, norm in same:

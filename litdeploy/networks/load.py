@@ -9,15 +9,28 @@ from typing import Any
 
 from torch import nn
 
+from litdeploy.bundle import CONFIG, carried_by
 from litdeploy.checkpoint import Checkpoint, load_weights, read_checkpoint
 from litdeploy.errors import NetworkError
+from litdeploy.networks.hub import declared_classes, hub_weights, is_hub, published
 from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.limit import BuildLimit
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
 from litdeploy.networks.student import shorten
 from litdeploy.networks.width import narrow
-from litdeploy.spec import AnyInput, InputSpec, NetworkSpec, image_of, image_shape, override_input, parse_normalisation
+from litdeploy.spec import (
+    AnyInput,
+    InputSpec,
+    NetworkSpec,
+    TokenInput,
+    image_shape,
+    override_input,
+    parse_normalisation,
+)
+
+# Of a file that says itself what it takes.
+_MADE_UP = "; else it is damaged or made up"
 
 
 @dataclass(frozen=True)
@@ -53,15 +66,19 @@ def load(
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     input: AnyInput | None = None,
+    folder: Path | None = None,
 ) -> Network:
     """Loads a network with its weights.
 
     Args:
-        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, or a module.
+        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, a folder as transformers
+            saves a network in, or a module.
         network: the network, where the file does not tell or tells two: see `registry.request`.
         normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
         input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
         input: what the network takes, in place of all that is known of it.
+        folder: where the configuration of an `hf:` network is, in place of the one that its name says; None: where the
+            weights are a bundle's and no network is named, the bundle's own.
 
     Returns:
         The network in eval mode, in float32, on the CPU.
@@ -75,16 +92,19 @@ def load(
     if isinstance(source, nn.Module):
         asked = request(source)
         return Network(source.eval(), _spec(asked, source, {}, said, asked.name), asked.name)
+    if not isinstance(source, Checkpoint):
+        source, network = published(source, network)
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    asked_for = None if network is None else request(network)
+    asked_for = None if network is None else request(network, folder)
     if checkpoint.spec is not None:
-        return _rebuilt(checkpoint, checkpoint.spec, asked_for, said)
+        return _rebuilt(checkpoint, checkpoint.spec, asked_for, said, folder)
     if asked_for is None or asked_for.family is not None:
         return _recognised(checkpoint, asked_for, said)
     module = asked_for.build()
     spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
-    load_weights(module, checkpoint.weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
-    return Network(module.eval(), spec, str(checkpoint.path))
+    weights = hub_weights(checkpoint.weights) if is_hub(asked_for.name) else checkpoint.weights
+    load_weights(module, weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
+    return _running(Network(module.eval(), spec, str(checkpoint.path)))
 
 
 def new(
@@ -96,7 +116,7 @@ def new(
     input_shape: tuple[int, ...] | None = None,
     data_shape: tuple[int, ...] | None = None,
 ) -> Network:
-    """A newly initialised network. One of our own families takes the channels and classes where it is not told others.
+    """A newly initialised network, of these classes and the data's channels where it is not told others.
 
     Args:
         input_shape: as for `load`.
@@ -107,18 +127,16 @@ def new(
         SettingsError: it does not take such an input.
     """
     asked = request(network)
-    arguments = dict(asked.arguments)
     shape = input_shape or data_shape
-    if asked.family:
-        own = {asked.family.classes: classes}
-        if image_of(asked.family.input({**own, **arguments})) and shape is not None and len(shape) == 3:
-            own["in_channels"] = shape[0]
-        arguments = {**own, **arguments}
+    arguments = asked.sized(classes, shape[0] if shape is not None and len(shape) == 3 else None)
     module = asked.build(arguments, seed)
     known = asked.input(module, arguments)
-    if input_shape is None and known is not None and data_shape is not None and len(known.shape) != len(data_shape):
+    # How many tokens a text has is the network's to say, whose data are opened after it.
+    other = data_shape is not None and known is not None and len(known.shape) != len(data_shape)
+    if input_shape is None and (other or isinstance(known, TokenInput)):
         shape = None
-    return Network(module, _spec(asked, module, arguments, _Said(normalise, shape), asked.name), asked.name)
+    spec = _spec(asked, module, arguments, _Said(normalise, shape), asked.name)
+    return _running(Network(module, spec.with_(classes=()), asked.name))
 
 
 def new_like(network: NetworkName, other: Network, seed: int) -> Network:
@@ -128,10 +146,8 @@ def new_like(network: NetworkName, other: Network, seed: int) -> Network:
         NetworkError: unknown, or it does not take these images or tell these classes apart.
     """
     asked = request(network)
-    arguments = dict(asked.arguments)
     classes, shape = other.class_count(), other.spec.input.shape
-    if asked.family and isinstance(asked.family.input(arguments), InputSpec):
-        arguments = {"classes": classes, "in_channels": shape[0], **arguments}
+    arguments = asked.sized(classes, shape[0] if len(shape) == 3 else None)
     name = describe(asked.name, arguments)
     made = Network(
         asked.build(arguments, seed), other.spec.with_(name=asked.name, arguments=arguments, plan=None), name
@@ -151,6 +167,7 @@ def build(
     source: str,
     seed: int = 0,
     within: AbstractContextManager[Any] | None = None,
+    folder: Path | None = None,
 ) -> nn.Module:
     """A newly initialised module of the spec, shortened and narrowed as the spec says.
 
@@ -158,13 +175,14 @@ def build(
         asked: the network that the user named; needed where the spec names the user's code.
         source: what a message calls the spec's origin.
         within: see `Request.build`.
+        folder: see `request`.
 
     Raises:
         NetworkError: the spec names code that the user did not name (see `check_stored`), or layers that the network
             does not have.
     """
     check_stored(spec.name, spec.arguments, asked, source)
-    builder = asked if asked is not None and is_code(spec.name) else request(spec.name)
+    builder = asked if asked is not None and is_code(spec.name) else request(spec.name, folder)
     module = builder.build(spec.arguments, seed, within)
     if spec.plan is not None:
         shorten(module, spec.plan)
@@ -172,28 +190,35 @@ def build(
     return module
 
 
-def _rebuilt(checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, said: _Said) -> Network:
+def _rebuilt(
+    checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, said: _Said, folder: Path | None
+) -> Network:
     source = str(checkpoint.path)
+    if asked is not None and is_hub(asked.name) and is_hub(spec.name):
+        spec = spec.with_(name=asked.name)  # where its folder is now
+    elif folder is None and is_hub(spec.name):
+        folder = carried_by(checkpoint.path, CONFIG)
     if asked is not None and (asked.name != spec.name or not asked.arguments.items() <= spec.arguments.items()):
         raise NetworkError(
             f"{source} says that it is {describe(spec.name, spec.arguments)}; --network asks for "
             f"{describe(asked.name, asked.arguments)}. Leave --network out."
         )
-    module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source))
+    module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source), folder=folder)
     load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    return _running(Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source))
+    return _running(
+        Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source), _MADE_UP
+    )
 
 
-def _running(network: Network) -> Network:
+def _running(network: Network, otherwise: str = "") -> Network:
     """The network, once it ran: a file's weights may fit its arguments, and the layers not each other or the input."""
     try:
         network.class_count()
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         widths = "the widths that it says its layers have do not fit together, or " if network.spec.widths else ""
         raise NetworkError(
             f"{network.source}: {widths}it does not run on what it is said to take, {network.spec.input.told()} "
-            f"({str(error).splitlines()[0]}). Say what it takes (--input-shape, --normalise); else it is damaged or "
-            "made up."
+            f"({(str(error) or type(error).__name__).splitlines()[0]}). Say what it takes: --input-shape{otherwise}."
         ) from None
     return network
 
@@ -205,7 +230,7 @@ def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> N
     module = found.build(reading.arguments, within=BuildLimit(checkpoint.weights, source))
     spec = _spec(found, module, reading.arguments, said, source)
     load_weights(module, reading.weights, source, describe(name, reading.arguments))
-    return _running(Network(module.eval(), spec, source))
+    return _running(Network(module.eval(), spec, source), _MADE_UP)
 
 
 def _spec(
@@ -216,4 +241,9 @@ def _spec(
     source: str,
 ) -> NetworkSpec:
     known = asked.input(module, arguments) if said.input is None else None
-    return NetworkSpec(name=asked.name, arguments=dict(arguments), input=said.over(known, asked.name, source))
+    return NetworkSpec(
+        name=asked.name,
+        arguments=dict(arguments),
+        input=said.over(known, asked.name, source),
+        classes=declared_classes(module),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,27 @@ class Network:
     spec: NetworkSpec
     source: str
 
-    def example(self, batch_size: int = 2) -> Batch:
-        """Noise that it takes, on the module's device; the same each time. Of a free size, half of the most."""
+    def example(self, batch_size: int = 2, half: bool = False) -> Batch:
+        """Noise that it takes, on the module's device; the same each time.
+
+        Args:
+            half: of a free size half of the most, and not the most: what is recorded then holds for any size.
+        """
         first = next(self.module.parameters())
         generator = torch.Generator().manual_seed(0)
         spec = self.spec.input
-        noise = {each.name: _noise(each, batch_size, generator) for each in spec.tensors}
+        noise = {each.name: _noise(each, batch_size, generator, half) for each in spec.tensors}
         if isinstance(spec, TokenInput):
             noise["attention_mask"] = _mask(noise["attention_mask"])
         batch = noise if len(noise) > 1 else next(iter(noise.values()))
         return mapped(lambda tensor: tensor.to(first.device), batch)
+
+    def within(self, text_length: int | None) -> Network:
+        """The same for texts of at most so many tokens; any other network as it is."""
+        takes = self.spec.input
+        if not isinstance(takes, TokenInput):
+            return self
+        return replace(self, spec=self.spec.with_(input=takes.within(text_length)))
 
     def class_count(self) -> int:
         """Width of the logits, by running the network once on one sample; of one that makes images, its domains.
@@ -62,8 +73,9 @@ class Network:
         return spec.domains
 
 
-def _noise(tensor: InputTensor, batch_size: int, generator: torch.Generator) -> Tensor:
-    shape = (batch_size, *(size if isinstance(size, int) else max(1, (size.most or 64) // 2) for size in tensor.shape))
+def _noise(tensor: InputTensor, batch_size: int, generator: torch.Generator, half: bool) -> Tensor:
+    free = [size if isinstance(size, int) else max(1, (size.most or 64) // (2 if half else 1)) for size in tensor.shape]
+    shape = (batch_size, *free)
     if tensor.dtype == "float32":
         return torch.randn(shape, generator=generator)
     return torch.randint(tensor.below or 2, shape, generator=generator)

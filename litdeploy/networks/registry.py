@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import re
 import shlex
 import sys
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from litdeploy.errors import DependencyError, LitdeployError, NetworkError
+from litdeploy.errors import LitdeployError, NetworkError
 from litdeploy.networks import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.family import Arguments, Family
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
+from litdeploy.networks.hub import absolute, hub_builder, is_hub
+from litdeploy.networks.library import library
+from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -29,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "vdcnn": vdcnn.FAMILY,
 }
 
+_TIMM = "timm:"
 # Arguments by which timm and transformers read further files, or run what is in them.
 _REACHING = {
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_args"),
@@ -62,6 +66,19 @@ class Request:
     def family(self) -> Family | None:
         return FAMILIES.get(self.name)
 
+    def sized(self, classes: int, channels: int | None) -> Arguments:
+        """Its arguments, with the number of classes and, of images, of channels, where they are not among them and the
+        builder's names for them are known."""
+        if self.family:
+            known = {self.family.classes: classes}
+            if channels is not None and image_of(self.family.input({**known, **self.arguments})):
+                known["in_channels"] = channels
+        elif self.name.startswith(_TIMM):
+            known = {"num_classes": classes} | ({} if channels is None else {"in_chans": channels})
+        else:
+            known = {"num_labels": classes} if is_hub(self.name) else {}
+        return {**known, **self.arguments}
+
     def build(
         self, arguments: Arguments | None = None, seed: int = 0, within: AbstractContextManager[Any] | None = None
     ) -> nn.Module:
@@ -93,12 +110,12 @@ class Request:
         """The input that the network is known to take; None where nothing says so."""
         if self.family:
             return self.family.input(arguments)
-        return _declared_input(module)
+        return _declared_input(module, arguments)
 
 
 def is_code(name: str) -> bool:
     """Whether a stored name stands for the user's own code."""
-    return ":" in name and not name.startswith(("timm:", "hf:"))
+    return ":" in name and not name.startswith((_TIMM, "hf:"))
 
 
 def check_stored(name: str, arguments: Arguments, asked: Request | None, source: str) -> None:
@@ -119,7 +136,7 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
     if "," in name:
         raise NetworkError(f"{source}: is of the network {name!r}, which is no name of one. It is damaged or made up.")
     named = asked is not None and asked.name == name
-    if name.startswith("timm:") and not named and not re.fullmatch(r"timm:[\w.]+", name):
+    if name.startswith(_TIMM) and not named and not re.fullmatch(r"timm:[\w.]+", name):
         raise NetworkError(
             f"{source} is of the network {name!r}, which timm reads from elsewhere. Name it yourself if you trust it: "
             f"--network {shlex.quote(name)}"
@@ -136,10 +153,11 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
             )
 
 
-def request(network: NetworkName) -> Request:
-    """Resolves a network's name.
+def request(network: NetworkName, folder: Path | None = None) -> Request:
+    """Resolves a network's name. That of a folder, `hf:FOLDER`, becomes absolute.
 
     Args:
+        folder: where the configuration of an `hf:` network is, in place of the one that its name says.
         network: `resnet`, `resnet56`, `resnet,depth=56,shortcut=B`, `timm:NAME`, `hf:NAME`, `package.module:function`,
             each with `,key=value` arguments; in Python also a function or class that makes a module, or a module.
 
@@ -155,10 +173,11 @@ def request(network: NetworkName) -> Request:
         return Request(f"{network.__module__}:{network.__qualname__}", {}, network)
     name, *pairs = network.split(",")
     arguments = dict(_argument(pair, network) for pair in pairs)
-    if name.startswith("timm:"):
-        return Request(name, arguments, _timm_builder(name.removeprefix("timm:")))
-    if name.startswith("hf:"):
-        return Request(name, arguments, _hf_builder(name.removeprefix("hf:")))
+    if name.startswith(_TIMM):
+        return Request(name, arguments, _timm_builder(name.removeprefix(_TIMM)))
+    if is_hub(name):
+        name = absolute(name)
+        return Request(name, arguments, hub_builder(name, folder))
     if ":" in name:
         return Request(name, arguments, _user_builder(name))
     if match := re.fullmatch(r"([a-z]+)(\d+)", name):
@@ -188,7 +207,7 @@ def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:
 
 
 def _timm_builder(name: str) -> Callable[..., nn.Module]:
-    timm: Any = _library("timm", f"timm:{name}", "pip install timm")
+    timm: Any = library("timm", f"timm:{name}", "pip install timm")
 
     def build(**arguments: Any) -> nn.Module:
         try:
@@ -198,48 +217,6 @@ def _timm_builder(name: str) -> Callable[..., nn.Module]:
         return module
 
     return build
-
-
-def _hf_builder(name: str) -> Callable[..., nn.Module]:
-    transformers: Any = _library("transformers", f"hf:{name}", "pip install transformers")
-
-    def build(**arguments: Any) -> nn.Module:
-        try:
-            config = transformers.AutoConfig.from_pretrained(
-                name, trust_remote_code=False, local_files_only=True, **arguments
-            )
-        except (OSError, ValueError) as error:
-            raise NetworkError(
-                f"hf:{name}: no configuration by that name ({str(error).splitlines()[0]}). Give a local folder that "
-                "holds its config.json, or a model's name whose config.json is in the hub's cache here (hf download "
-                f"{name} config.json); nothing is downloaded."
-            ) from None
-        _check_config(config, name)
-        for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
-            try:
-                # Else it would ask, at the terminal, whether to run the code that the configuration names.
-                module: nn.Module = kind.from_config(config, trust_remote_code=False)
-            except ValueError:  # how it says that it has no such classifier
-                continue
-            return module
-        raise NetworkError(
-            f"hf:{name}: transformers {transformers.__version__} has no classifier of images or of texts for its "
-            f"configuration ({type(config).__name__})."
-        )
-
-    return build
-
-
-def _check_config(config: Any, name: str) -> None:
-    """A configuration, or one inside it, may name kernels at the hub, which are code."""
-    for key, value in vars(config).items():
-        if key.endswith("_implementation_internal") and isinstance(value, str) and not value.isidentifier():
-            raise NetworkError(
-                f"hf:{name}: its configuration asks for kernels from elsewhere ({value!r}), which are code. Take "
-                f"`{key.removesuffix('_internal')}` out of its config.json."
-            )
-        if hasattr(value, "to_diff_dict"):  # a configuration
-            _check_config(value, name)
 
 
 def _user_builder(name: str) -> Callable[..., nn.Module]:
@@ -258,13 +235,6 @@ def _user_builder(name: str) -> Callable[..., nn.Module]:
     return result
 
 
-def _library(module: str, network: str, command: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DependencyError(f"{network} needs the library {module} ({error}). Install it: {command}") from None
-
-
 @contextmanager
 def _working_folder_importable() -> Any:
     """As `python -m` does: a script's own folder is where its modules are looked for first."""
@@ -276,22 +246,39 @@ def _working_folder_importable() -> Any:
         sys.path.remove(folder)
 
 
-def _declared_input(module: nn.Module) -> AnyInput | None:
+def _declared_input(module: nn.Module, arguments: Arguments) -> AnyInput | None:
     """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
     own = getattr(module, "input_spec", None)
     if isinstance(own, InputSpec | TokenInput | CharacterInput | TranslationInput):
         return own
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:
-        return InputSpec(shape=tuple(declared["input_size"]), mean=tuple(declared["mean"]), std=tuple(declared["std"]))
+        return _timm_input(declared, arguments)
     config = getattr(module, "config", None)
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     if isinstance(size, int) and isinstance(channels, int):
         return InputSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
     vocabulary, positions = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
     if isinstance(vocabulary, int) and isinstance(positions, int):
-        return TokenInput(length=positions - _reserved_positions(module), vocabulary=vocabulary)
+        pad = getattr(config, "pad_token_id", None)
+        length = positions - _reserved_positions(module)
+        return TokenInput(length=length, vocabulary=vocabulary, pad=pad if isinstance(pad, int) and pad >= 0 else 0)
     return None
+
+
+def _timm_input(declared: dict[str, Any], arguments: Arguments) -> InputSpec:
+    """What the published weights take, which is all that timm tells, with the channels and size that were asked for."""
+    channels, height, width = declared["input_size"]
+    mean, std = tuple(declared["mean"]), tuple(declared["std"])
+    asked = arguments.get("in_chans", channels)
+    if asked != channels and isinstance(asked, int):
+        # Each of its channels, as of those of a grey image, is some mixture of the three.
+        channels = asked
+        mean, std = (math.fsum(mean) / len(mean),) * asked, (math.fsum(std) / len(std),) * asked
+    size = arguments.get("img_size")
+    if isinstance(size, int):
+        height = width = size
+    return InputSpec(shape=(channels, height, width), mean=mean, std=std)
 
 
 def _reserved_positions(module: nn.Module) -> int:

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.batch import forward
 from litdeploy.networks import FAMILIES, Network
+from litdeploy.networks.flops import counting
 from litdeploy.networks.sections import container
 from litdeploy.records import Record
 
@@ -63,7 +63,7 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
         NetworkError: the network has no container of such a name.
     """
     module = network.module
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting() as counter:
         forward(module, network.example(1))
     flops = {name: int(sum(by_operation.values())) for name, by_operation in counter.get_flop_counts().items()}
     root = type(module).__name__

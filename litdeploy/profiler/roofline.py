@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+
+from litdeploy.networks.flops import counting
 
 # Few threads are as fast in a product of 1,024 rows as in one of 2,048, which takes eight times as long.
 _FEW_THREADS = 4
@@ -30,6 +31,7 @@ _COUNTED = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
 
 
@@ -89,7 +91,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count(function: Callable[[], Any]) -> Work:
     """Runs the function once, eagerly, and counts. Not in inference mode, where operators come under other names."""
     assert not torch.is_inference_mode_enabled()
-    with FlopCounterMode(display=False) as operations, _Bytes() as moved:
+    with counting() as operations, _Bytes() as moved:
         function()
     return Work(float(operations.get_total_flops()), float(moved.total))
 

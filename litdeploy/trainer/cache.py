@@ -40,7 +40,8 @@ class Layout:
 
     @classmethod
     def of(cls, features: Features, inputs: Collection[str], outputs: Collection[str]) -> Layout | None:
-        """The layout for features like these; None where a section takes further tensors (an attention mask, say).
+        """The layout for features like these; None where a section whose input is asked for takes further tensors (an
+        attention mask, say).
 
         Args:
             inputs, outputs: sections whose input or output is asked for.
@@ -50,7 +51,7 @@ class Layout:
         given: dict[int, str] = {}
         for name, call in features.calls.items():
             args, kwargs = call.arguments
-            if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            if name in inputs and any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
                 return None
             if name in inputs:
                 kept[name] = given.get(id(call.input), f"{name}.input")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import platform
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ from torch import nn
 import litdeploy
 from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import write_checkpoint
-from litdeploy.networks import Network
+from litdeploy.networks import Network, is_hub
 from litdeploy.records import Accuracy, Manifest, RunRecord, Score
 from litdeploy.runtime import device_name
 from litdeploy.spec import TranslationInput
@@ -86,6 +89,15 @@ def _draw_samples(bundle: Bundle, run: Run, teacher: nn.Module) -> None:
     run.progress.note(f"{bundle.samples_path}: drawn" if drawn else "no sample sheet: it needs Pillow")
 
 
+def _write_carried(run: Run, folder: Path) -> None:
+    """What transformers rebuilds the student by, and makes tokens with: later stages need no other folder."""
+    config: Any = getattr(run.student, "config", None)
+    if is_hub(run.spec.name):
+        config.save_pretrained(folder)
+    if run.data.tokens is not None:
+        run.data.tokens.save(folder)
+
+
 def _write(
     bundle: Bundle,
     run: Run,
@@ -96,6 +108,7 @@ def _write(
     """Weights first, the manifest that names them last. What a complete run was resumed from is not needed any more."""
     bundle.manifest_path.unlink(missing_ok=True)  # of an interruption before; it names other weights
     position = run.position
+    carried = bundle.carry(partial(_write_carried, run))
     sha256 = write_checkpoint(bundle.student_path, run.student.state_dict(), run.spec)
     if position.validation is not None:
         metrics = {**metrics, "student": {"validation": position.validation, **metrics.get("student", {})}}
@@ -118,6 +131,7 @@ def _write(
                 "lineage": teaching.lineage,
                 "student": run.spec,
                 "student_sha256": sha256,
+                "carried": carried,
                 "discriminator_sha256": run.discriminator,
                 "recipe": run.recipe,
                 "data": run.data.record(),

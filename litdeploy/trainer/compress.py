@@ -57,7 +57,8 @@ def compress(
     writes the bundle.
 
     Args:
-        teacher: a file of weights, or a network that was loaded. Left as it is.
+        teacher: a file of weights, a folder as transformers saves a network in, or a network that was loaded. Left as
+            it is.
         recipe: a recipe, or the name or path of one; None: the defaults.
         out: folder that becomes the bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:i`; of several processes on a machine, `cuda` gives each its own.
@@ -152,7 +153,7 @@ class _Shared:
 def _open(recipe: Recipe, teacher: Network, start: Start, device: torch.device, progress: Progress) -> Data:
     """The data, held against the teacher and the recipe before anything is written."""
     phases = OBJECTIVES[recipe.method].phases(recipe, start)
-    data = open_data(recipe.data, device, recipe.seed)
+    data = open_data(recipe.data, device, recipe.seed, teacher.spec)
     check_against(data, teacher.spec, teacher.class_count())
     tell_left_out(data, progress.note)
     steps_an_epoch(data.train, recipe.batch_size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -45,7 +45,7 @@ def fit(run: Run) -> None:
         BundleError: a checkpoint cannot be written.
         KeyboardInterrupt: the user's wish; there is a checkpoint.
     """
-    with run.interruption.held():
+    with run.interruption.held(), _seeded(run):
         if run.saved is not None:
             rebuild(run)
         for number, phase in enumerate(run.phases):
@@ -55,6 +55,14 @@ def fit(run: Run) -> None:
                 _fit_phase(run, phase)
         if run.saved is not None:
             put_back(run, None)
+
+
+@contextmanager
+def _seeded(run: Run) -> Iterator[None]:
+    """What layers draw by themselves, as dropout does, follows from the seed; each rank draws otherwise."""
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(run.recipe.seed + run.ranks.rank)
+        yield
 
 
 def _fit_phase(run: Run, phase: TrainingPhase) -> None:

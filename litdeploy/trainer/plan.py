@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.batch import Batch, forward, size_of
 from litdeploy.data import free_memory
 from litdeploy.errors import CompilationError, TrainingError
+from litdeploy.networks.flops import counting
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.recipe import Choice
 from litdeploy.spec import Noun
@@ -36,7 +36,7 @@ _AUTO_VISITS = 2
 def forward_flops(module: nn.Module, example: Batch) -> int:
     """Floating-point operations of one image's forward pass; a multiply-add is two. Elementwise work is left out."""
     module = copy.deepcopy(module).eval()
-    with FlopCounterMode(display=False) as counted:
+    with counting() as counted:
         forward(module, example)
     return int(counted.get_total_flops()) // size_of(example)
 
@@ -49,7 +49,7 @@ def section_flops(module: nn.Module, sections: Sequence[str], example: Batch) ->
         forward(module, example)
     found = {}
     for name, call in calls.items():
-        with FlopCounterMode(display=False) as counted:
+        with counting() as counted:
             run_section(list(container(module, name)), call.input, call.arguments)
         found[name] = int(counted.get_total_flops()) // size_of(example)
     return {name: found[name] for name in sections}

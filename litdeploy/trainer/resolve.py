@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from litdeploy.errors import NetworkError, SettingsError
+from litdeploy.files import is_folder
 from litdeploy.networks.registry import is_code
 from litdeploy.recipe import Recipe, read_recipe
 
@@ -42,6 +43,9 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
         )
     if Path(source).exists():
         merged["source"] = str(Path(source).resolve())
+    tokenizer = merged.get("tokenizer")
+    if isinstance(tokenizer, str) and is_folder(Path(tokenizer)):
+        merged["tokenizer"] = str(Path(tokenizer).resolve())
     if learning_rate is not None:
         changes["main"] = {**base.main.model_dump(mode="json"), "learning_rate": learning_rate}
     resolved = base.with_(**changes, data=merged)

@@ -20,7 +20,7 @@ from litdeploy.trainer.parallel import Ranks
 
 # Where the data lie and who reads them changes no image: the fingerprint tells whether they are the same. As little
 # changes where the discriminator lies: its hash tells.
-_OF_NO_EFFECT: dict[str, Any] = {"data": {"source", "workers", "resident"}, "discriminator": True}
+_OF_NO_EFFECT: dict[str, Any] = {"data": {"source", "workers", "resident", "tokenizer"}, "discriminator": True}
 
 
 def identity_of(
@@ -61,9 +61,11 @@ def identity_of_new(
 
 def common_identity(recipe: Recipe, data: Data, precision: str, device: torch.device, ranks: Ranks) -> dict[str, Any]:
     """What any run must have in common with the one that it goes on with."""
+    record = data.record()
     return {
         "recipe": recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
-        "data": data.record().fingerprint,
+        "data": record.fingerprint,
+        **({} if record.tokenizer is None else {"tokenizer": record.tokenizer}),
         "precision": precision,
         "device": device.type,
         "processes": ranks.size,
@@ -94,9 +96,11 @@ def going_on(
                 "network": manifest.teacher.spec.model_dump(mode="json"),
                 "discriminator": manifest.discriminator_sha256,
             }
+            if manifest.data.tokenizer is not None or "tokenizer" in identity:
+                theirs["tokenizer"] = manifest.data.tokenizer
             if "lineage" in identity:
                 theirs["lineage"] = [each.sha256 for each in manifest.lineage]
-            differing = differences(theirs, {key: identity[key] for key in theirs})
+            differing = differences(theirs, {key: identity.get(key) for key in theirs})
             if differing:
                 raise BundleError(
                     f"{bundle.path}: holds another run, complete; it is kept:\n  "

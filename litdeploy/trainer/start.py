@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,18 @@ from litdeploy.bundle import Bundle
 from litdeploy.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.data import Data
 from litdeploy.errors import NetworkError, StudentError
-from litdeploy.networks import FAMILIES, Network, NetworkName, Section, build, load, new_like, request, sections_of
+from litdeploy.networks import (
+    FAMILIES,
+    Network,
+    NetworkName,
+    Section,
+    build,
+    load,
+    new_like,
+    published,
+    request,
+    sections_of,
+)
 from litdeploy.networks.family import depths_of
 from litdeploy.networks.registry import is_code
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
@@ -24,12 +35,12 @@ from litdeploy.recipe import Recipe
 from litdeploy.records import TeacherRecord
 from litdeploy.spec import DepthPlan, InputSpec, image_of
 from litdeploy.trainer.cache import FeatureCache, Layout
-from litdeploy.trainer.objectives import OBJECTIVES, Start
+from litdeploy.trainer.objectives import OBJECTIVES, Start, TrainingPhase
 from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache
 from litdeploy.trainer.run import Run
 from litdeploy.trainer.state import views_saved
 from litdeploy.trainer.step import inputs_needed, outputs_needed
-from litdeploy.trainer.teacher import Teacher
+from litdeploy.trainer.teacher import Features, Teacher
 
 _MOST_TOLD = 10
 
@@ -82,26 +93,24 @@ def tell_left_out(data: Data, note: Callable[[str], None]) -> None:
 def load_teacher(
     teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
 ) -> tuple[Network, TeacherRecord | None]:
-    """The teacher with its record; a network in memory has none yet.
+    """The teacher with its record; a network in memory has none yet. Where texts are cut to fewer tokens than it takes,
+    it takes as many.
 
     Raises:
         NetworkError: the recipe, which may be a stranger's file, names code, and the caller does not.
     """
     if isinstance(teacher, Network):
-        return teacher, None
+        return teacher.within(recipe.data.text_length), None
     if network is None and recipe.network is not None and is_code(recipe.network):
         raise NetworkError(
             f"the recipe says network: {recipe.network!r}, which is code. It is run only when you name it: "
             f"--network {shlex.quote(recipe.network)}"
         )
-    checkpoint = read_checkpoint(teacher)
-    loaded = load(
-        checkpoint,
-        network=network if network is not None else recipe.network,
-        normalise=recipe.normalise,
-        input_shape=recipe.input_shape,
-    )
-    record = TeacherRecord(path=str(Path(teacher).resolve()), sha256=checkpoint.sha256, spec=loaded.spec)
+    path, network = published(teacher, network if network is not None else recipe.network)
+    checkpoint = read_checkpoint(path)
+    loaded = load(checkpoint, network=network, normalise=recipe.normalise, input_shape=recipe.input_shape)
+    loaded = loaded.within(recipe.data.text_length)
+    record = TeacherRecord(path=str(path.resolve()), sha256=checkpoint.sha256, spec=loaded.spec)
     return loaded, record
 
 
@@ -221,11 +230,7 @@ def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: P
     run.teacher = Teacher(
         teacher.module, list(own), teacher.example(), run.device, run.precision, compiled, tell, called=own
     )
-    # For further students all of it, since their method may be another.
-    inputs = set(run.sections) if keep else set().union(*(inputs_needed(p.objective, run.sections) for p in taught))
-    outputs = set(run.sections) if keep else set().union(*(outputs_needed(p.objective) for p in taught))
-    # Of an image that is translated to another domain at each step, no view comes again.
-    layout = None if teacher.spec.translates else Layout.of(run.teacher.template, inputs, outputs)
+    layout = _layout(run, run.teacher.template, taught, keep)
     # A run that is gone on with sees the views that it saw, whatever memory there is now.
     setting = recipe.feature_cache if run.saved is None else views_saved(run.saved) or "off"
     views = AUTO_VIEWS if image_of(run.input) else 1  # a text is the same each time
@@ -236,7 +241,8 @@ def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: P
     key = {
         "teacher": digest,
         "data": run.data.record().fingerprint,
-        "data_settings": recipe.data.model_dump(mode="json", exclude={"source", "workers", "resident"}),
+        "data_settings": recipe.data.model_dump(mode="json", exclude={"source", "workers", "resident", "tokenizer"}),
+        **({} if run.data.tokens is None else {"tokenizer": run.data.tokens.fingerprint}),
         "held_out_by_seed": recipe.seed,
         "input": run.input.model_dump(mode="json"),
         "augmentation": recipe.augmentation.model_dump(mode="json"),
@@ -252,3 +258,21 @@ def add_teacher(run: Run, teacher: Network, start: Start, digest: str, folder: P
         folder if plan.mapped else None,
         key,
     )
+
+
+def _layout(run: Run, template: Features, taught: Sequence[TrainingPhase], keep: bool) -> Layout | None:
+    """What of the teacher's features is kept; None where it cannot be.
+
+    A network that takes several tensors may give its sections what it makes of the others, as an attention mask, which
+    is not kept: nor are then the sections' inputs. Often none is needed: a student's first section behind a frozen stem
+    runs in its own chain.
+    """
+    needed: set[str] = set().union(*(inputs_needed(phase.objective, run.sections) for phase in taught))
+    several = len(run.input.tensors) > 1
+    # Of an image that is translated to another domain at each step, no view comes again.
+    if run.spec.translates or (several and needed):
+        return None
+    # For further students all of it, since their method may be another.
+    inputs = set(run.sections) if keep and not several else needed
+    outputs = set(run.sections) if keep else set().union(*(outputs_needed(phase.objective) for phase in taught))
+    return Layout.of(template, inputs, outputs)

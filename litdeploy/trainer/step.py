@@ -6,8 +6,8 @@ Shape suffixes: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -51,6 +51,25 @@ def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential |
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return twin
+
+
+@contextmanager
+def _plain_group_norms(module: nn.Module) -> Iterator[None]:
+    """While it is open, no group norm takes a channels-last tensor without a gradient: on a CPU its backward pass then
+    reads a gradient that is not there, and the process dies (torch 2.11 to 2.13). What a section gets from the teacher
+    is such a tensor."""
+
+    def contiguous(norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        return args if x.requires_grad or x.device.type != "cpu" else (x.contiguous(), *args[1:])
+
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.GroupNorm)]
+    handles = [norm.register_forward_pre_hook(contiguous) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
@@ -109,6 +128,8 @@ class Step:
         }
         self._hooks = ExitStack()
         self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
+        for module in (student, *self._branches.values()):
+            self._hooks.enter_context(_plain_group_norms(module))
         # What is compiled has an order of its own.
         device = next(student.parameters()).device
         side = len(self._branches) if device.type == "cuda" and not compiled else 0

@@ -133,12 +133,14 @@ def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: 
         data_shape=data.shape,
         classes=len(data.classes),
         seed=recipe.seed,
-    )
+    ).within(recipe.data.text_length)
     if made.spec.translates:
         raise SettingsError(
             f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
             "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
         )
+    if data.noun == "text":
+        data = open_data(recipe.data, device, recipe.seed, made.spec)  # whose classes are known by now
     check_against(data, made.spec, made.class_count())
     tell_left_out(data, progress.note)
     steps_an_epoch(data.train, recipe.batch_size)

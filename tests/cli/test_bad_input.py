@@ -451,6 +451,34 @@ def test_texts_that_a_student_cannot_learn_from(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tokenizer", "nowhere/there"), "nowhere/there: no tokeniser can be opened there"),
+        (("--text-length", "13"), "takes texts of up to 12 tokens. Say so: --text-length 12"),
+        (("--student-depth", "5"), "Possible: 1, 2, 3, 4"),
+        (("--student-depth", "", "--method", "slimming"), "the scales of their batch norms, and the network has none"),
+        (
+            ("--student-depth", "", "--method", "indistill", "--student-network", "resnet8"),
+            "takes tokens. Choose another",
+        ),
+        (("--normalise", "half"), "takes tokens, which nothing normalises. Leave --normalise out"),
+        (("--image-size", "8,8"), "Leave --image-… or --text-… out"),
+    ],
+)
+def test_tokens_that_a_student_cannot_learn_from(
+    run: Run, tmp_path: Path, bert_path: Path, reviews_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    given = {"--student-depth": "2", "--text-column": "text", "--batch-size": "8", "--epochs": "2"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    words = [word for pair in given.items() if pair[1] for word in pair]
+    answer = run("compress", bert_path, "--data", reviews_path, "--device", "cpu", *words)
+    assert answer.code == 2, answer.err
+    assert message in answer.err
+    assert "validation" not in answer.err  # nothing was trained
+    assert not [path for path in tmp_path.glob("deploy/*") if path.name != ".lock"]
+
+
+@pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
         (b"text,label\ncaf\xe9,0\nfine,1\n", (), "Write it again in UTF-8"),

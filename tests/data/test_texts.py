@@ -13,7 +13,7 @@ from litdeploy.data.data import Data
 from litdeploy.data.texts import LONGEST
 from litdeploy.errors import DataError
 from litdeploy.recipe import DataSettings
-from litdeploy.spec import ALPHABET, CharacterInput, InputSpec, NetworkSpec, TokenInput
+from litdeploy.spec import ALPHABET, CharacterInput, InputSpec, NetworkSpec
 
 CPU = torch.device("cpu")
 ROWS = [(f"{'A fine' if row % 2 else 'a poor'} film, no. {row}", ("bad", "good")[row % 2]) for row in range(40)]
@@ -155,7 +155,6 @@ def test_texts_and_networks_are_held_against_one_another(tmp_path: Path) -> None
     for wanted, message in (
         (CharacterInput(length=1014), "--text-length 1014"),
         (images, "takes images"),
-        (TokenInput(length=8, vocabulary=9), "up to 8 tokens"),
     ):
         with pytest.raises(DataError, match=message):
             check_against(data, NetworkSpec(name="any", input=wanted), 2)
@@ -169,5 +168,5 @@ def test_texts_are_not_packed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images are packed"):
         pack(path, tmp_path / "out.safetensors")
     pack("digits", tmp_path / "digits.safetensors", limit=50)
-    with pytest.raises(DataError, match="--text-length out"):
+    with pytest.raises(DataError, match="--text-length and --tokenizer out"):
         opened(tmp_path / "digits.safetensors", text_length=8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,64 @@ def test_a_text_classifier_from_its_weights_and_its_folder(tmp_path: Path) -> No
     assert batch["attention_mask"].sum(1).tolist() == [16, 14, 11]
     assert torch.equal(found.module(**batch).logits, module(**batch).logits)
     assert [section.name for section in find_sections(found.module, batch)] == ["bert.encoder.layer"]
+
+
+def test_a_folder_that_transformers_saved(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    names = {0: "bad", 1: "good", 2: "so so"}
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8, id2label=names
+    )
+    module = transformers.BertForSequenceClassification(config).eval()
+    module.save_pretrained(tmp_path)
+    found = load(tmp_path)
+    assert (found.spec.name, found.source) == (f"hf:{tmp_path}", str(tmp_path / "model.safetensors"))
+    assert found.spec.classes == ("bad", "good", "so so")
+    # As older versions wrote it: with a table that counts, and as a pickle of tensors.
+    (tmp_path / "model.safetensors").unlink()
+    counted = {"bert.embeddings.position_ids": torch.arange(512)[None]}
+    torch.save({**module.state_dict(), **counted}, tmp_path / "pytorch_model.bin")
+    batch = found.example(2)
+    assert torch.equal(load(tmp_path).module(**batch).logits, module(**batch).logits)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors.index.json")
+    with pytest.raises(CheckpointError, match=r"weights in several files .* max_shard_size"):
+        load(tmp_path)
+    # Another folder is no network; names of classes that say nothing are none.
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load(tmp_path.parent)
+    assert (
+        load(
+            transformers.BertForSequenceClassification(
+                transformers.BertConfig(
+                    vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+                )
+            )
+        ).spec.classes
+        == ()
+    )
+
+
+def _timm() -> None:
+    """timm, where it can be imported: its torchvision must be of this torch."""
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+
+
+def test_a_new_network_of_timm_has_the_datas_classes_and_channels() -> None:
+    _timm()
+    made = new("timm:resnet10t", normalise=None, classes=7, seed=0, data_shape=(1, 32, 32))
+    assert made.class_count() == 7
+    assert made.spec.arguments == {"num_classes": 7, "in_chans": 1}
+    assert made.spec.input.shape == (1, 32, 32)
+    assert made.spec.input.mean == pytest.approx((0.449,), abs=1e-3)
+
+
+def test_a_network_of_timm_takes_the_size_that_it_was_made_for() -> None:
+    _timm()
+    with pytest.raises(NetworkError, match=r"3 × 32 × 32.*.Input height .32. doesn't match.*--input-shape"):
+        new("timm:vit_tiny_patch16_224", normalise=None, classes=7, seed=0, data_shape=(3, 32, 32))
+    made = new("timm:vit_tiny_patch16_224,img_size=32,patch_size=4", normalise=None, classes=7, seed=0)
+    assert made.spec.input.shape == (3, 32, 32)
+    assert made.class_count() == 7

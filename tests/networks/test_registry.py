@@ -79,7 +79,7 @@ def test_a_text_classifier_of_transformers_in_a_folder(tmp_path: Path) -> None:
     # Its first two positions are the padding's.
     RobertaConfig(vocab_size=50, max_position_embeddings=34, **small).save_pretrained(tmp_path)
     asked = request(f"hf:{tmp_path}")
-    assert asked.input(asked.build(), {}) == TokenInput(length=32, vocabulary=50)
+    assert asked.input(asked.build(), {}) == TokenInput(length=32, vocabulary=50, pad=1)
 
 
 def test_a_configuration_of_no_classifier(tmp_path: Path) -> None:

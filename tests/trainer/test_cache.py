@@ -68,7 +68,12 @@ def test_sections_that_take_further_tensors_are_not_kept(teacher: Teacher) -> No
     calls = dict(teacher.template.calls)
     first = calls["layer1"]
     calls["layer1"] = SectionCall(first.input, ((), {"mask": torch.ones(1)}), first.output)
-    assert Layout.of(Features(teacher.template.logits_NK, calls), (), NAMES) is None
+    features = Features(teacher.template.logits_NK, calls)
+    assert Layout.of(features, NAMES[:1], NAMES) is None
+    # Their outputs are what they are.
+    kept = Layout.of(features, NAMES[1:], NAMES)
+    assert kept is not None
+    assert "layer1.output" in kept.shapes
 
 
 def test_only_the_logits_are_kept_where_no_section_is_compared(teacher: Teacher) -> None:

@@ -1,16 +1,19 @@
-"""LIT, held against a transcription of the formula in plain PyTorch: none of litdeploy's code is in `transcription`."""
+"""LIT, held against transcriptions of the formula in plain PyTorch: none of litdeploy's code is in them."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litdeploy.networks.student import make_student
 from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives import Lit
+from litdeploy.trainer.objectives.lit import LitSections
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 
@@ -110,3 +113,86 @@ def test_ten_steps_equal_the_transcription(compiled: bool, tolerance: float) -> 
     # Parameters; which of the two forward passes batch norm's running statistics follow, the formula does not say.
     for (name, value), expected_value in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(value, expected_value, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def bert_batches() -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Texts of different lengths, padded behind; all of the third batch as long as they can be."""
+    generator = torch.Generator().manual_seed(11)
+    batches = []
+    for number in range(6):
+        lengths_N = torch.full((8,), 12) if number == 2 else torch.randint(3, 13, (8,), generator=generator)
+        mask_NL = (torch.arange(12) < lengths_N[:, None]).long()
+        ids_NL = torch.randint(5, 20, (8, 12), generator=generator) * mask_NL
+        labels_N = torch.randint(2, (8,), generator=generator)
+        batches.append(({"input_ids": ids_NL, "attention_mask": mask_NL}, labels_N))
+    return batches
+
+
+def bert_transcription(teacher: Any, student: Any, beta: float) -> list[float]:
+    """Steps of LIT on a BERT, whose blocks are its one section: they are given the mask of the batch at hand."""
+    teacher.eval().requires_grad_(False)
+    student.eval().requires_grad_(False)  # and no block drops anything out: the configuration says so
+    student.bert.encoder.requires_grad_(True)
+    optimiser = torch.optim.AdamW(student.bert.encoder.parameters(), LR)
+    losses = []
+    for x, y in bert_batches():
+        # What transformers adds to the scores: nothing for a token, the lowest number for none.
+        lowest = torch.finfo(torch.float32).min
+        mask_N11L = (1.0 - x["attention_mask"].float())[:, None, None, :] * lowest
+
+        def run(bert: Any, hidden: Tensor, mask: Tensor = mask_N11L) -> Tensor:
+            for block in bert.encoder.layer:
+                hidden = block(hidden, mask)
+            return hidden
+
+        def head(network: Any, hidden: Tensor) -> Tensor:
+            logits: Tensor = network.classifier(network.bert.pooler(hidden))
+            return logits
+
+        t0 = teacher.bert.embeddings(input_ids=x["input_ids"])
+        t1 = run(teacher.bert, t0)
+        s1 = run(student.bert, t0)
+        t, s = head(teacher, t1), head(student, s1)
+        soft = (F.softmax(t / TAU, 1) * (F.log_softmax(t / TAU, 1) - F.log_softmax(s / TAU, 1))).sum(1).mean()
+        kd = ALPHA * F.cross_entropy(s, y) + (1 - ALPHA) * TAU**2 * soft
+        loss = beta * kd + (1 - beta) * WEIGHT * F.mse_loss(s1, t1)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+# With β its section runs in the student's own chain, without on what was recorded of the teacher's, mask and all.
+@pytest.mark.parametrize("beta", [BETA, 0.0])
+def test_a_bert_equals_the_transcription(beta: float) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(3)
+    teacher = transformers.BertForSequenceClassification(config)
+    with torch.no_grad():  # else its hidden states hardly depend on the text
+        for parameter in teacher.parameters():
+            parameter.mul_(3.0)
+    ours = make_student(teacher, {"bert.encoder.layer": (0, 3)})
+    theirs = copy.deepcopy(ours)
+    expected = bert_transcription(copy.deepcopy(teacher), theirs, beta)
+
+    names = ("bert.encoder.layer",)
+    recipe = Recipe(alpha=ALPHA, beta=beta, temperature=TAU, section_weight=WEIGHT)
+    objective = Lit(recipe, names) if beta else LitSections(recipe, names)
+    # An example of one text without padding: what is recorded of it must not be taken for a batch's.
+    frozen = Teacher(teacher, names, bert_batches()[2][0], torch.device("cpu"))
+    with Step(ours, objective, names) as step:
+        optimiser = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], LR)
+        found = [step(optimiser, x, y, frozen(x))["loss"].item() for x, y in bert_batches()]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert len(set(found)) == len(found)

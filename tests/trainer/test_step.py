@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.networks.resnet import resnet
@@ -109,6 +109,34 @@ def test_running_statistics_are_those_of_the_students_own_chain(module: nn.Modul
     expected = dict(alone.named_buffers())
     for name, value in student.named_buffers():
         torch.testing.assert_close(value, expected[name], msg=name)
+
+
+class PreNorm(nn.Sequential):
+    """A block as PoolFormer's begin: its group norm is the first to see what the teacher gives."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.as_tensor(super().forward(x))
+
+
+@pytest.mark.parametrize("objective", [Lit(Recipe(), ["1"]), LitSections(Recipe(), ["1"])], ids=["lit", "sections"])
+def test_group_norms_get_their_gradients_in_channels_last(objective: Objective) -> None:
+    """torch's own way would end the process."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(PreNorm(), PreNorm())
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    teacher = Teacher(module, ["1"], IMAGES, CPU)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        student = make_student(module, {"1": (0,)}).to(memory_format=layout)  # type: ignore[call-overload]
+        with Step(student, objective, ["1"]) as step:
+            images = IMAGES.contiguous(memory_format=layout)
+            step.losses(images, LABELS, teacher(images))["loss"].backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
+    assert "1.0.0.weight" in gradients[0]
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_the_student_is_left_without_hooks(module: nn.Module) -> None:
