@@ -173,16 +173,18 @@ def test_the_order_is_the_same_for_the_same_seed() -> None:
 
 
 def test_samples_keep_the_order_in_which_they_were_taken() -> None:
-    teacher, student = pair([], 0, 0)
-    slower = iter(range(1000))
+    teacher, student = Diary(0), Diary(0)
+    run = teacher.run
 
-    def run(batch_NCHW: Tensor) -> Tensor:
-        time.sleep(0.0005 * next(slower))
-        return batch_NCHW
+    def longer_each_time(batch_NCHW: Tensor) -> Tensor:
+        teacher.seconds += 0.0005
+        return run(batch_NCHW)
 
-    teacher.run = run  # type: ignore[method-assign]
-    times = measure(teacher, student, BATCH, Timing(warmup_ms=0, samples=8, max_seconds=0.5)).teacher.milliseconds
-    assert times[-1] > times[0]
+    teacher.run = longer_each_time  # type: ignore[method-assign]
+    times = measure(teacher, student, BATCH, Timing(warmup_ms=0, samples=8, max_seconds=10)).teacher.milliseconds
+    slept = teacher.slept[-len(times) :]
+    # What a sample is of lies within it, however long the machine lets both wait.
+    assert all(time >= asleep for time, asleep in zip(times, slept, strict=True))
 
 
 def test_one_block_is_timed_whatever_the_limit() -> None:
