@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib.util
 import io
 import logging
 import re
@@ -22,7 +23,7 @@ import numpy as np
 from litdeploy.data.packed import SUFFIX as PACKED_KIND
 from litdeploy.data.packed import Packed
 from litdeploy.data.tables import check_table
-from litdeploy.errors import DataError
+from litdeploy.errors import DataError, DependencyError
 from litdeploy.files import is_file, is_folder
 
 _SPLIT_NAMES = {
@@ -69,17 +70,23 @@ def find(name: str | None) -> Source | Packed:
     Raises:
         DataError: no name, no such path, a path that holds no images, an id that the hub does not know, or a packed
             file that is none.
+        DependencyError: `datasets` is not installed, and the file is no packed one.
     """
     if not name:
         raise DataError(f"No dataset is named. Give one with --data: {_WHAT_IS_TAKEN}.")
+    path = Path(name).expanduser()
+    if path.suffix.lower() == PACKED_KIND and is_file(path):
+        return Packed(name, path.absolute())
+    if importlib.util.find_spec("datasets") is None:
+        raise DependencyError(
+            f"--data {name}: is opened by the library datasets, which is not installed. Install it: pip install "
+            "datasets; or give a file that `litdeploy data pack` wrote elsewhere: --data FILE.safetensors"
+        )
     if name == "digits":
         return _digits()
-    path = Path(name).expanduser()
     if is_folder(path):
         return _folder(name, path.absolute())
     if is_file(path):
-        if path.suffix.lower() == PACKED_KIND:
-            return Packed(name, path.absolute())
         if path.suffix.lower() not in _TABLE_KINDS:
             raise DataError(f"{name}: a {path.suffix or 'nameless'} file. What is taken: {_WHAT_IS_TAKEN}.")
         return _tables(name, {_split_of(path.stem) or "train": [path.absolute()]})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from litdeploy.data import Data
-from litdeploy.errors import DataError
+from litdeploy.errors import DataError, DependencyError
 
 Opened = Callable[..., Data]
 Parquet = Callable[..., Path]
@@ -247,3 +248,12 @@ def test_a_folder_that_may_not_be_written(parquet: Parquet, tmp_path: Path, open
     before = parquet(tmp_path / "set" / "test.parquet", TEST)
     counts(opened(tmp_path / "set"))
     assert list((tmp_path / "set").iterdir()) == [before]
+
+
+@pytest.mark.parametrize("source", ["digits", "uoft-cs/cifar10"])
+def test_without_the_library_it_says_what_to_install(
+    opened: Opened, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DependencyError, match=r"pip install datasets; or give a file that `litdeploy data pack`"):
+        opened(source)
