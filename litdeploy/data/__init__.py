@@ -6,7 +6,8 @@ A packed file holds labels and pixels as they are: DataSettings ─sources─▶
 """
 
 from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale, prepared, standardise
-from litdeploy.data.data import Data, check_against, open_data
+from litdeploy.data.check import check_against
+from litdeploy.data.data import Data, open_data
 from litdeploy.data.domains import as_vectors, others, swapped
 from litdeploy.data.memory import free_memory
 from litdeploy.data.pack import Packing, pack

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from litdeploy.data import Data, Split, check_against, data
+from litdeploy.data import Data, Split, data
 from litdeploy.data.split import Resident, Streamed
 from litdeploy.errors import DataError
-from litdeploy.spec import InputSpec, NetworkSpec
 
 Opened = Callable[..., Data]
 Parquet = Callable[..., Path]
@@ -138,28 +137,6 @@ def test_resident_as_told_or_when_it_fits_in_half_of_the_free_memory(
     monkeypatch.setattr(data, "free_memory", lambda device: free)
     parquet(tmp_path / "test.parquet", LABELS[:7])
     assert type(opened(tmp_path, resident=resident).test) is kind
-
-
-def spec(shape: tuple[int, int, int] = (3, 8, 6), classes: tuple[str, ...] = ()) -> NetworkSpec:
-    statistics = (0.5,) * shape[0]
-    return NetworkSpec(name="resnet", input=InputSpec(shape=shape, mean=statistics, std=statistics), classes=classes)
-
-
-def test_check_against(parquet: Parquet, tmp_path: Path, opened: Opened) -> None:
-    parquet(tmp_path / "test.parquet", LABELS)
-    dataset = opened(tmp_path)
-    for fitting in (spec(), spec(classes=("cat", "dog")), spec(classes=("Katze", "Hund"))):
-        check_against(dataset, fitting, 2)
-    with pytest.raises(DataError, match=r"has 2 classes \(cat, dog\), and resnet tells 10 apart.*--data"):
-        check_against(dataset, spec(), 10)
-    with pytest.raises(DataError, match=r"in another order: cat, dog, … and not dog, cat"):
-        check_against(dataset, spec(classes=("dog", "cat")), 2)
-    with pytest.raises(DataError, match=r"3 channels \(RGB\), and resnet takes 1 channel \(grey\)") as channels:
-        check_against(dataset, spec((1, 8, 6)), 2)
-    assert "--image-size" not in str(channels.value)
-    with pytest.raises(DataError, match=r"8 × 6 pixels .* resnet takes 32 × 16\. Resize them: --image-size 32,16"):
-        check_against(dataset, spec((3, 32, 16)), 2)
-    check_against(opened(tmp_path, image_size=(32, 16)), spec((3, 32, 16)), 2)
 
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason=f"{CIFAR} is not here")
