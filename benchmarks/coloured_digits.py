@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from litdeploy.networks.stargan import Discriminator, StarGAN, discriminator, stargan
+from litdeploy.networks.families.stargan import Discriminator, StarGAN, discriminator, stargan
 
 SIZE = 32
 # Colour of the ink and of the ground, each on the scale 0–1.

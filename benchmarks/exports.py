@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import interleaved
-from litdeploy.batch import moved
-from litdeploy.bundle import Bundle
+from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.exporter.forms import form_of
-from litdeploy.exporter.verify import verify_bundle
 from litdeploy.networks import load
+from litdeploy.networks.batch import moved
 from litdeploy.profiler.environment import look_around
 from litdeploy.runtime import resolve_device, resolve_target
+from litdeploy.storage.bundle import Bundle
 
 _ROUNDS, _SECONDS = 200, 30.0
 

@@ -129,9 +129,9 @@ class Bench:
         shutil.rmtree(out)
 
     def _prepare(self) -> None:
-        from litdeploy.checkpoint import write_checkpoint
         from litdeploy.data import pack
         from litdeploy.networks import new
+        from litdeploy.storage.checkpoint import write_checkpoint
 
         made = new("resnet14,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=3)
         spec = made.spec.with_(classes=tuple("0123456789"))
@@ -235,8 +235,8 @@ class Bench:
 
 
 def _export(out: Path) -> Job:
+    from litdeploy.config.target import Target
     from litdeploy.exporter import export
-    from litdeploy.target import Target
 
     target = Target(device="cpu", runners=("onnxruntime",), batch_sizes=(1,))
     return lambda: export(out, onnx=True, target=target)

@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.interleaved import Interval
 from litdeploy.profiler.statistics import mean_reach
-from litdeploy.records import Accuracy
 from litdeploy.runtime import device_name, resolve_device
+from litdeploy.storage.records import Accuracy
 from litdeploy.trainer import compress
 
 

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import interleaved
+from litdeploy.config.recipe import Augmentation
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, augment, draw_crops, pixel_scale, standardise
 from litdeploy.profiler import roofline
-from litdeploy.recipe import Augmentation
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.runtime.compilation import compiled
-from litdeploy.spec import InputSpec
 from litdeploy.trainer import kernels
 from litdeploy.trainer.kernels import reference
 from litdeploy.trainer.teacher import DTYPES

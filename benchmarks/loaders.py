@@ -17,27 +17,28 @@ import torch
 from PIL import Image
 
 from benchmarks.mutations import CANARY_MODULE, mutate
-from litdeploy.bundle import Bundle, sha256_of, sidecar_of
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.recipe import DataSettings, read_recipe
+from litdeploy.config.spec import NetworkSpec, TokenInput
+from litdeploy.config.target import Target, Timing, read_target
 from litdeploy.data import open_data
 from litdeploy.data.data import open_store
 from litdeploy.data.pack import pack
 from litdeploy.data.tokens import Tokens
+from litdeploy.evaluation.evaluate import evaluate
 from litdeploy.exporter import export, export_onnx
-from litdeploy.exporter.evaluate import evaluate
 from litdeploy.exporter.teacher import load_teacher
+from litdeploy.files import sha256_of
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network, load, new
 from litdeploy.networks.width import narrow
 from litdeploy.profiler.page import render
 from litdeploy.profiler.profiler import profile
 from litdeploy.profiler.report_files import read_report, read_training, write_report
-from litdeploy.recipe import DataSettings, read_recipe
-from litdeploy.records import Artefact
 from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details
-from litdeploy.spec import NetworkSpec, TokenInput
-from litdeploy.target import Target, Timing, read_target
+from litdeploy.storage.bundle import Bundle, sidecar_of
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.records import Artefact
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives.adversarial import load_discriminator
 from litdeploy.trainer.start import load_teacher as start_teacher

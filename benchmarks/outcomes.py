@@ -10,8 +10,8 @@ from typing import Any
 
 def outcome(out: Path) -> dict[str, Any]:
     """What must not depend on how often a run was stopped."""
-    from litdeploy.bundle import Bundle
-    from litdeploy.checkpoint import read_checkpoint
+    from litdeploy.storage.bundle import Bundle
+    from litdeploy.storage.checkpoint import read_checkpoint
 
     manifest = Bundle(out).read_complete()
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -33,7 +33,7 @@ def _digest(weights: dict[str, Any]) -> str:
 
 def exported(out: Path) -> dict[str, Any]:
     """The exported files and their hashes; each is held against its own."""
-    from litdeploy.bundle import Bundle
+    from litdeploy.storage.bundle import Bundle
 
     bundle = Bundle(out)
     artefacts = bundle.read_complete().artefacts
@@ -44,10 +44,11 @@ def exported(out: Path) -> dict[str, Any]:
 
 def torn(out: Path) -> list[str]:
     """Which files under final names are not what they say that they are, and whether the lock is held."""
-    from litdeploy.bundle import Bundle, sha256_of
-    from litdeploy.checkpoint import read_checkpoint
     from litdeploy.errors import LitdeployError
-    from litdeploy.records import Artefact
+    from litdeploy.files import sha256_of
+    from litdeploy.storage.bundle import Bundle
+    from litdeploy.storage.checkpoint import read_checkpoint
+    from litdeploy.storage.records import Artefact
 
     bundle, found = Bundle(out), []
     try:

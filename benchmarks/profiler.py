@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch.utils import benchmark
 
-from litdeploy.batch import Batch, device_of, moved
+from litdeploy.config.target import Timing
 from litdeploy.networks import new
+from litdeploy.networks.batch import Batch, device_of, moved
 from litdeploy.profiler.environment import look_around
 from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.timing import Timed, measure
 from litdeploy.runtime import Runner, open_runner, resolve_device
-from litdeploy.target import Timing
 
 WITHIN = 0.02
 ROUNDS = 12

@@ -20,7 +20,7 @@ import pyarrow.parquet as parquet
 
 from litdeploy.cli.console import training_progress
 from litdeploy.comparison import compare
-from litdeploy.recipe import read_recipe
+from litdeploy.config.recipe import read_recipe
 from litdeploy.trainer import train
 
 _VOCABULARY = 8000

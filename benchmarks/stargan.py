@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.coloured_digits import DOMAINS, SIZE, read_digits, read_images, train_stargan, write_folders
-from litdeploy.bundle import Bundle
+from litdeploy.config.recipe import read_recipe
 from litdeploy.data import as_vectors
 from litdeploy.networks import load
 from litdeploy.networks.student import make_student
 from litdeploy.profiler.environment import look_around
-from litdeploy.recipe import read_recipe
-from litdeploy.records import Likeness
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Likeness
 from litdeploy.trainer import compress, train
 
 _SHAPE = (3, SIZE, SIZE)

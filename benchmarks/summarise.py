@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import Bundle
 from litdeploy.profiler import read_report
+from litdeploy.storage.bundle import Bundle
 
 
 def figures(path: Path) -> dict[str, Any]:

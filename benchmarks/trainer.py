@@ -28,16 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import interleaved
-from litdeploy.batch import moved
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import augment, draw_crops, normalise, shuffled
 from litdeploy.data.split import Resident
 from litdeploy.networks import FAMILIES, find_sections, new
+from litdeploy.networks.batch import moved
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.roofline import as_json, count, measure, roof
-from litdeploy.recipe import Recipe
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
-from litdeploy.spec import InputSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.kernels.reference import distillation_loss

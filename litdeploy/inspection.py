@@ -6,16 +6,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from litdeploy.bundle import Bundle, sha256_of
+from litdeploy.config.spec import AnyInput, DepthPlan
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.onnx import describe_onnx
-from litdeploy.files import is_folder
+from litdeploy.files import is_folder, sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, published, sections_of
-from litdeploy.networks.family import depths_of
+from litdeploy.networks.families.family import depths_of
 from litdeploy.profiler.breakdown import Breakdown, break_down
-from litdeploy.records import Artefact, Manifest, Record
 from litdeploy.runtime.inductor import read_package
-from litdeploy.spec import AnyInput, DepthPlan
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Artefact, Manifest, Record
 
 
 class FoundNetwork(Record):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import DEFAULT_PATH, Bundle, remove, sha256_of
+from litdeploy.config.recipe import Recipe, read_recipe
+from litdeploy.config.target import Target
 from litdeploy.errors import BundleError, CheckpointError, TrainingError
 from litdeploy.exporter import export
+from litdeploy.files import remove, sha256_of
 from litdeploy.networks import NetworkName, published
 from litdeploy.profiler import Report, profile, read_report
-from litdeploy.recipe import Recipe, read_recipe
 from litdeploy.runtime import resolve_target
-from litdeploy.target import Target
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY
 from litdeploy.trainer.launch import launched

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from litdeploy.checkpoint import write_checkpoint
 from litdeploy.networks import new
+from litdeploy.storage.checkpoint import write_checkpoint
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Bundle
+    from litdeploy.storage.bundle import Bundle
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -104,7 +104,7 @@ def bert_path(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def generator_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained StarGAN of three blocks and three domains, `G.ckpt`, its discriminator, `D.ckpt`, and
     images in `domains/`."""
-    from litdeploy.networks.stargan import discriminator, stargan
+    from litdeploy.networks.families.stargan import discriminator, stargan
 
     folder = tmp_path_factory.mktemp("generator")
     draw = np.random.RandomState(0)

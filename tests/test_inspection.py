@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import sha256_of
-from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import CheckpointError
+from litdeploy.files import sha256_of
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load, new
 from litdeploy.networks.student import make_student
+from litdeploy.storage.checkpoint import write_checkpoint
 
 
 def test_weights(teacher_path: Path) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, CheckpointError
-from litdeploy.exporter import evaluate
-from litdeploy.exporter.verify import verify_bundle
+from litdeploy.evaluation import evaluate
+from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.pipeline import deploy
-from litdeploy.target import Target, Timing
+from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, train
 
 TARGET = Target(device="cpu", runners=("onnxruntime",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8))

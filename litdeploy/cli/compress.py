@@ -10,8 +10,8 @@ from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json, scored, training_progress
 
 if TYPE_CHECKING:
-    from litdeploy.bundle import Bundle
-    from litdeploy.records import Manifest
+    from litdeploy.storage.bundle import Bundle
+    from litdeploy.storage.records import Manifest
 
 
 def command(
@@ -120,7 +120,7 @@ def command(
 
 def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
     """Prints what came out of a training."""
-    from litdeploy.records import descent
+    from litdeploy.storage.records import descent
 
     if json:
         print_json({"bundle": str(bundle.path), **manifest.model_dump(mode="json")})

@@ -14,7 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from litdeploy.profiler.tables import Table
-    from litdeploy.records import Score
+    from litdeploy.storage.records import Score
     from litdeploy.trainer import Progress
 
 # What a terminal takes as a command, and what turns the direction of reading.

@@ -12,8 +12,8 @@ from litdeploy.cli.console import note, output, print_json, scored
 from litdeploy.errors import GateError, SettingsError
 
 if TYPE_CHECKING:
-    from litdeploy.exporter.quality import Judged
-    from litdeploy.runtime.retrieval import Retrieval
+    from litdeploy.evaluation.quality import Judged
+    from litdeploy.evaluation.retrieval import Retrieval
 
 
 def command(
@@ -63,8 +63,8 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
-    from litdeploy.exporter import evaluate, evaluate_quality, evaluate_retrieval
-    from litdeploy.records import Likeness
+    from litdeploy.evaluation import evaluate, evaluate_quality, evaluate_retrieval
+    from litdeploy.storage.records import Likeness
 
     where_from = (
         o.given(

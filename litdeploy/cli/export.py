@@ -12,9 +12,9 @@ from litdeploy.cli.console import note, output, print_json
 from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
-    from litdeploy.records import Artefact
+    from litdeploy.config.target import Precision
     from litdeploy.runtime.engine import HardwareCompatibility
-    from litdeploy.target import Precision
+    from litdeploy.storage.records import Artefact
 
 
 def command(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from litdeploy.bundle import DEFAULT_PATH
 from litdeploy.errors import SettingsError
+from litdeploy.storage.bundle import DEFAULT_PATH
 
 
 def blocks(text: str) -> dict[str, int]:

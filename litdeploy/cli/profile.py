@@ -198,7 +198,7 @@ def _refuse_without_predict(options: dict[str, object]) -> None:
 def show(report: Report, bundle: Path) -> None:
     """Prints the verdict, the table, and where the page is."""
     from litdeploy.profiler import tables
-    from litdeploy.records import descent
+    from litdeploy.storage.records import descent
 
     output.print(
         f"{report.student.name} against {report.teacher.name}, {report.environment.device_name}", highlight=False

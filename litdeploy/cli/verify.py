@@ -12,7 +12,7 @@ from litdeploy.cli.console import note, output, print_table, scored
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
-    from litdeploy.exporter.verify import Difference, Verification
+    from litdeploy.evaluation.verify import Difference, Verification
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Hold every exported file against the student, and the student against its teacher."""
-    from litdeploy.exporter.verify import verify_bundle
+    from litdeploy.evaluation.verify import verify_bundle
 
     found = verify_bundle(
         bundle,

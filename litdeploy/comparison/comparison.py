@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import write_whole
 from litdeploy.comparison.chart import accuracy_over_depth
 from litdeploy.comparison.grid import Cell, Grid, cells_of
 from litdeploy.comparison.page import render
 from litdeploy.comparison.result import MethodComparison, Outcome, as_csv, rows_of
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import BundleError, SettingsError, TrainingError
+from litdeploy.files import write_whole
 from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.breakdown import break_down, name_of
 from litdeploy.profiler.environment import look_around
-from litdeploy.recipe import Recipe
-from litdeploy.records import TeacherRecord
 from litdeploy.runtime import resolve_device
+from litdeploy.storage.records import TeacherRecord
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.resolve import resolve_recipe

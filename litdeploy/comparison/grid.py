@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from litdeploy.bundle import Bundle, write_whole
+from litdeploy.config.recipe import Recipe, read_recipe
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.recipe import Recipe, read_recipe
+from litdeploy.files import write_whole
+from litdeploy.storage.bundle import Bundle
 
 # What a cell sets itself, beside the method; the rest of the recipe is the same for all.
 _OF_A_CELL = {"student_depth", "student_blocks", "seed"}

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
+from litdeploy.config.recipe import Recipe
 from litdeploy.profiler.environment import Environment
 from litdeploy.profiler.statistics import mean_reach
-from litdeploy.recipe import Recipe
-from litdeploy.records import Accuracy, DataRecord, Record, TeacherRecord
+from litdeploy.storage.records import Accuracy, DataRecord, Record, TeacherRecord
 
 _COLUMNS = (
     *("method", "depth", "seed", "test_top1", "test_images", "validation_top1"),

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litdeploy.batch import Batch
+from litdeploy.config.recipe import Augmentation
+from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
 from litdeploy.data.domains import as_vectors, others
-from litdeploy.recipe import Augmentation
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
+from litdeploy.networks.batch import Batch
 
 # Stored for a character that is not ASCII.
 FOREIGN = 127

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from litdeploy.config.spec import CharacterInput, NetworkSpec, TokenInput, image_of
 from litdeploy.data.data import Data
 from litdeploy.errors import DataError
-from litdeploy.spec import CharacterInput, NetworkSpec, TokenInput, image_of
 
 
 def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import MOST_VALUES, NetworkSpec, Noun, TokenInput
 from litdeploy.data import sources
 from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import Packed
@@ -19,9 +21,7 @@ from litdeploy.data.table import Columns, holds_texts
 from litdeploy.data.texts import Characters, Encoder, Texts
 from litdeploy.data.tokens import Tokens
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
-from litdeploy.records import DataRecord
-from litdeploy.spec import MOST_VALUES, NetworkSpec, Noun, TokenInput
+from litdeploy.storage.records import DataRecord
 
 # Fixed: every run is tested on the same images, whatever its own seed.
 _TEST_SEED = 0

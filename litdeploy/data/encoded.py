@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, device
 
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import Noun
 from litdeploy.data.images import Images, find_shape
 from litdeploy.data.sources import Source
 from litdeploy.data.split import SPLITS, Split, Streamed
 from litdeploy.data.table import Columns, Table, class_names, find_columns, read_table
-from litdeploy.recipe import DataSettings
-from litdeploy.spec import Noun
 
 
 class Encoded:

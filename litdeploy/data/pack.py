@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from litdeploy.bundle import sha256_of, write_whole
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.settings import parse
 from litdeploy.data.data import Store, open_store
 from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import METADATA_KEY, SUFFIX, Header, images_key, labels_key
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
-from litdeploy.records import Record
-from litdeploy.settings import parse
+from litdeploy.files import sha256_of, write_whole
+from litdeploy.storage.records import Record
 
 _CPU = torch.device("cpu")
 

@@ -18,13 +18,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import safe_open
 from torch import Tensor
 
-from litdeploy.bundle import sha256_of
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import Noun
 from litdeploy.data.split import SPLITS, Mapped, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
-from litdeploy.records import Record
-from litdeploy.spec import Noun
+from litdeploy.files import sha256_of
+from litdeploy.storage.records import Record
 
 SUFFIX = ".safetensors"
 METADATA_KEY = "litdeploy-data"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from litdeploy.batch import Batch
+from litdeploy.config.spec import AnyInput
 from litdeploy.data.augment import prepared
 from litdeploy.errors import DataError
-from litdeploy.spec import AnyInput
+from litdeploy.networks.batch import Batch
 
 if TYPE_CHECKING:
     from litdeploy.data.images import Images

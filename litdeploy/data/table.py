@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from litdeploy.config.recipe import DataSettings
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
 
 _IMAGE_COLUMNS = ("image", "img", "images", "file_name", "filename", "file", "path", "image_path", "filepath", "pixels")
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "category", "class_name")

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import Noun
 from litdeploy.data.augment import FOREIGN
 from litdeploy.data.sources import Source
 from litdeploy.data.split import SPLITS, Picked, Split, copies
 from litdeploy.data.table import Columns, class_names, find_text_columns, read_labels
 from litdeploy.data.tokens import Tokens
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
-from litdeploy.spec import Noun
 
 DEFAULT_LENGTH = 1014
 # More in one cell is no text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import NetworkSpec, TokenInput
 from litdeploy.errors import DataError
 from litdeploy.networks import is_hub
 from litdeploy.networks.library import library
-from litdeploy.recipe import DataSettings
-from litdeploy.spec import NetworkSpec, TokenInput
 
 # Stored behind the end of a text: no id, so that a padding token written in a text is one of its tokens.
 NOTHING = -1

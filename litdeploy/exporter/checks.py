@@ -7,12 +7,12 @@ from typing import get_args
 
 import torch
 
+from litdeploy.config.target import Target
 from litdeploy.errors import SettingsError
 from litdeploy.exporter.forms import FORMS, Options
 from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from litdeploy.runtime import resolve_device
 from litdeploy.runtime.engine import HardwareCompatibility
-from litdeploy.target import Target
 
 _IO_PRECISIONS = ("fp32", "fp16", "bf16")
 

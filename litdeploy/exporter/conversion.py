@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from litdeploy.batch import Batch, forward
+from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, logits_of
+from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
-from litdeploy.target import Precision
 
 # Share of the type's largest number that a measured value may reach: other images than those measured go higher, and
 # a sum may be larger on its way than at its end.

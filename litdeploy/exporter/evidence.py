@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from litdeploy.batch import Batch, picked, size_of
-from litdeploy.bundle import TOKENIZER, carried_by
+from litdeploy.config.recipe import DataSettings
 from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import DataError
 from litdeploy.networks import Network
-from litdeploy.recipe import DataSettings
-from litdeploy.records import Manifest
+from litdeploy.networks.batch import Batch, picked, size_of
+from litdeploy.storage.bundle import TOKENIZER, carried_by
+from litdeploy.storage.records import Manifest
 
 # That an artefact is held against the student on, besides what its largest batch takes.
 LEAST_IMAGES = 1024

@@ -9,7 +9,9 @@ from typing import Literal, cast
 
 import torch
 
-from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import image_of
+from litdeploy.config.target import Precision, Target
 from litdeploy.errors import ParityError, SettingsError
 from litdeploy.exporter.checks import check_gpu, check_precisions, choice_for, device_for
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
@@ -17,13 +19,12 @@ from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, fil
 from litdeploy.exporter.parity import Parity, verify
 from litdeploy.exporter.staging import keep, reject, staged, tidy, write_sidecar
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network, NetworkName, load
-from litdeploy.recipe import DataSettings
-from litdeploy.records import Artefact, Manifest
 from litdeploy.runtime import open_runner, resolve_target
 from litdeploy.runtime.engine import HardwareCompatibility
-from litdeploy.spec import image_of
-from litdeploy.target import Precision, Target
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.storage.records import Artefact, Manifest
 
 
 def export(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from litdeploy.batch import Batch, in_parts, moved, size_of
+from litdeploy.config.target import Precision, Target
 from litdeploy.data import Data, prepared
 from litdeploy.errors import BundleError, DataError
 from litdeploy.exporter.conversion import Conversion, convert
@@ -23,10 +23,10 @@ from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice
 from litdeploy.exporter.timing import interleaved_ms
 from litdeploy.networks import Network
-from litdeploy.records import Artefact
+from litdeploy.networks.batch import Batch, in_parts, moved, size_of
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.engine import BatchProfile, HardwareCompatibility
-from litdeploy.target import Precision, Target
+from litdeploy.storage.records import Artefact
 
 _MEASURE_AT_ONCE = 64
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from litdeploy import __version__
-from litdeploy.batch import moved
+from litdeploy.config.spec import InputSpec
+from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.conversion import Conversion
 from litdeploy.exporter.ends import Ends
 from litdeploy.networks import Network
+from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.inductor import built_for
-from litdeploy.spec import InputSpec
-from litdeploy.target import Precision
 
 
 def export_aoti(

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from litdeploy import __version__
-from litdeploy.batch import moved
-from litdeploy.bundle import write_whole
+from litdeploy.config.spec import NetworkSpec
+from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.exporter.conversion import Conversion
 from litdeploy.exporter.ends import BATCH, Ends
+from litdeploy.files import write_whole
 from litdeploy.networks import Network
+from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.onnx_file import read_model
-from litdeploy.spec import NetworkSpec
-from litdeploy.target import Precision
 
 # The output's name: of one that tells classes apart, and of one that makes images.
 OUTPUT, IMAGES = "logits", "translated"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from litdeploy.batch import Batch, device_of, in_parts, picked, size_of
-from litdeploy.records import Accuracy, Likeness, Record
+from litdeploy.config.spec import InputSpec
+from litdeploy.config.target import Tolerance
+from litdeploy.networks.batch import Batch, device_of, in_parts, picked, size_of
 from litdeploy.runtime import Runner, accuracy
 from litdeploy.runtime.likeness import of_images
-from litdeploy.spec import InputSpec
-from litdeploy.target import Tolerance
+from litdeploy.storage.records import Accuracy, Likeness, Record
 
 # A batch size. Small batches compute what large ones do with other kernels: a few images tell, and 64 calls of one
 # image are minutes for a deep network on a busy processor.

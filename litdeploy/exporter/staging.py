@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from litdeploy.atomic import remove_partial, sync_folder
-from litdeploy.bundle import remove, sidecar_of
 from litdeploy.errors import BundleError
-from litdeploy.records import Artefact
+from litdeploy.files import remove, remove_partial, sync_folder
+from litdeploy.storage.bundle import sidecar_of
+from litdeploy.storage.records import Artefact
 
 # What an unfinished file's folder is called.
 _PARTIAL = ".partial-"

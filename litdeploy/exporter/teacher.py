@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litdeploy.bundle import CONFIG, Bundle, carried_by, sha256_of
 from litdeploy.errors import BundleError
-from litdeploy.files import is_file
+from litdeploy.files import is_file, sha256_of
 from litdeploy.networks import Network, NetworkName, describe, load, published
 from litdeploy.networks.registry import check_stored, is_code, request
-from litdeploy.records import Manifest
+from litdeploy.storage.bundle import CONFIG, Bundle, carried_by
+from litdeploy.storage.records import Manifest
 
 
 def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from litdeploy.bundle import sha256_of, sidecar_of, write_whole
 from litdeploy.errors import BundleError, RunnerError, SettingsError
 from litdeploy.exporter.engine_precision import check_precision_share, engine_precisions, network_precisions
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.exporter.tensorrt_choice import Choice, rtx_capabilities, versions
-from litdeploy.records import Artefact
+from litdeploy.files import sha256_of, write_whole
 from litdeploy.runtime.engine import (
     INSTALL,
     BatchProfile,
@@ -29,6 +28,8 @@ from litdeploy.runtime.engine import (
     load_library,
     logger_of,
 )
+from litdeploy.storage.bundle import sidecar_of
+from litdeploy.storage.records import Artefact
 
 _IO_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8"}
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from litdeploy.bundle import remove, sha256_of
+from litdeploy.config.spec import TranslationInput, input_of
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.records import Artefact
+from litdeploy.files import remove, sha256_of
 from litdeploy.runtime.inductor import inputs_of
 from litdeploy.runtime.onnx_file import read_model
-from litdeploy.spec import TranslationInput, input_of
+from litdeploy.storage.records import Artefact
 
 # Microseconds that a request may wait for others to share its batch.
 QUEUE_DELAY_US = 100

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from litdeploy.bundle import CONFIG
 from litdeploy.errors import CheckpointError, NetworkError
 from litdeploy.files import is_file, is_folder
 from litdeploy.networks.library import library
+from litdeploy.storage.bundle import CONFIG
 
 Asked = TypeVar("Asked")
 

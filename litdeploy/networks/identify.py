@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from litdeploy.errors import NetworkError
-from litdeploy.networks.family import Arguments, Reading, Weights
+from litdeploy.networks.families.family import Arguments, Reading, Weights
 from litdeploy.networks.registry import FAMILIES, Request
 
 

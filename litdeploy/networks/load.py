@@ -9,17 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from litdeploy.bundle import CONFIG, carried_by
-from litdeploy.checkpoint import Checkpoint, load_weights, read_checkpoint
-from litdeploy.errors import NetworkError
-from litdeploy.networks.hub import declared_classes, hub_weights, is_hub, published
-from litdeploy.networks.identify import describe, identify
-from litdeploy.networks.limit import BuildLimit
-from litdeploy.networks.network import Network
-from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
-from litdeploy.networks.student import shorten
-from litdeploy.networks.width import narrow
-from litdeploy.spec import (
+from litdeploy.config.spec import (
     AnyInput,
     InputSpec,
     NetworkSpec,
@@ -28,6 +18,16 @@ from litdeploy.spec import (
     override_input,
     parse_normalisation,
 )
+from litdeploy.errors import NetworkError
+from litdeploy.networks.hub import declared_classes, hub_weights, is_hub, published
+from litdeploy.networks.identify import describe, identify
+from litdeploy.networks.limit import BuildLimit
+from litdeploy.networks.network import Network
+from litdeploy.networks.registry import NetworkName, Request, check_stored, is_code, request
+from litdeploy.networks.student import shorten
+from litdeploy.networks.width import narrow
+from litdeploy.storage.bundle import CONFIG, carried_by
+from litdeploy.storage.checkpoint import Checkpoint, load_weights, read_checkpoint
 
 # Of a file that says itself what it takes.
 _MADE_UP = "; else it is damaged or made up"
@@ -51,7 +51,7 @@ class _Said:
                 raise NetworkError(
                     f"{source}: nothing says what images the network {name} takes; {lacking} must be given, as in "
                     "--input-shape 3,32,32 --normalise imagenet. Where it takes something else, its module says so in "
-                    "an attribute `input_spec` (litdeploy.spec.TokenInput, for one)."
+                    "an attribute `input_spec` (litdeploy.config.spec.TokenInput, for one)."
                 )
             shape = image_shape(self.input_shape, source)
             mean, std = parse_normalisation(self.normalise, shape[0])

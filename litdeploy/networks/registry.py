@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
 from litdeploy.errors import LitdeployError, NetworkError
-from litdeploy.networks import resnet, resnext, stargan, vdcnn
-from litdeploy.networks.family import Arguments, Family
+from litdeploy.networks.families import resnet, resnext, stargan, vdcnn
+from litdeploy.networks.families.family import Arguments, Family
 from litdeploy.networks.hub import absolute, hub_builder, is_hub
 from litdeploy.networks.library import library
-from litdeploy.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,

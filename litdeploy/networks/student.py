@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import nn
 
+from litdeploy.config.spec import DepthPlan
 from litdeploy.errors import StudentError
-from litdeploy.networks.family import Family, depths_of
+from litdeploy.networks.families.family import Family, depths_of
 from litdeploy.networks.sections import Section, container
-from litdeploy.spec import DepthPlan
 
 Init = Literal["copy", "fresh"]
 

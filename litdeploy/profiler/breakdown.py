@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from litdeploy.batch import forward
 from litdeploy.networks import FAMILIES, Network
+from litdeploy.networks.batch import forward
 from litdeploy.networks.flops import counting
 from litdeploy.networks.sections import container
-from litdeploy.records import Record
+from litdeploy.storage.records import Record
 
 REMAINDER = "stem and head"
 

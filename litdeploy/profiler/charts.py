@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from litdeploy.profiler.fidelity import Fidelity
     from litdeploy.profiler.report import Measurement, SideTiming
     from litdeploy.profiler.section_times import SectionTime
-    from litdeploy.records import Accuracy
+    from litdeploy.storage.records import Accuracy
 
 _LINES = 230  # height of a chart of lines
 _PLOT = 300  # width that is left to what is drawn, about

@@ -12,7 +12,7 @@ import torch
 
 from litdeploy.profiler import system
 from litdeploy.profiler.nvml import Gpu, open_nvml
-from litdeploy.records import Record
+from litdeploy.storage.records import Record
 
 # The kernel counts in hundredths of a second: over less than this, another's share cannot be told.
 _LEAST_SECONDS = 0.2

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from litdeploy.batch import Batch, device_of, mapped, tensors_of
+from litdeploy.networks.batch import Batch, device_of, mapped, tensors_of
 from litdeploy.profiler.nvml import Nvml, open_nvml
 from litdeploy.profiler.stopwatch import Call, DeviceStopwatch
 from litdeploy.runtime import Runner

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from litdeploy.profiler.breakdown import REMAINDER, depth_ratio
 from litdeploy.profiler.roofline import Rates, Work, roof
 from litdeploy.profiler.verdict import milliseconds, times
-from litdeploy.records import Record
+from litdeploy.storage.records import Record
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Side

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import litdeploy
-from litdeploy.records import Record
 from litdeploy.runtime import device_name
+from litdeploy.storage.records import Record
 
 # Distributions by the name that they are installed under; of each line the first that is there.
 _LIBRARIES = {

@@ -11,7 +11,7 @@ from litdeploy.profiler.verdict import decimals
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement
-    from litdeploy.records import Accuracy
+    from litdeploy.storage.records import Accuracy
 
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from litdeploy.batch import Batch, moved, size_of
+from litdeploy.config.target import Target
 from litdeploy.errors import LitdeployError, RunnerError
 from litdeploy.exporter import FORMS
 from litdeploy.networks import Network
+from litdeploy.networks.batch import Batch, moved, size_of
 from litdeploy.profiler.device_times import device_times
 from litdeploy.profiler.memory import MemoryMeter
 from litdeploy.profiler.report import Failure, Measurement, RawSamples, SideTiming
@@ -23,7 +24,6 @@ from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.timing import Samples, Timed, measure
 from litdeploy.profiler.verdict import milliseconds, times
 from litdeploy.runtime import Runner, open_runner
-from litdeploy.target import Target
 
 Progress = Callable[[str], None]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from litdeploy.records import Record
+from litdeploy.storage.records import Record
 
 # Of NVML's nvmlClocksEventReasons: those that hold the clocks down for another reason than having nothing to do.
 _THROTTLE_REASONS = {

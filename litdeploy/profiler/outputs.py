@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litdeploy.bundle import write_whole
 from litdeploy.errors import SettingsError
+from litdeploy.files import write_whole
 
 
 def check_output(path: Path, option: str) -> None:

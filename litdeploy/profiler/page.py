@@ -16,7 +16,7 @@ from markupsafe import Markup
 from litdeploy.profiler import detail_tables, tables
 from litdeploy.profiler.figures import percent, runner_of, short
 from litdeploy.profiler.verdict import accuracy_split, likeness_split, milliseconds, times
-from litdeploy.records import descent
+from litdeploy.storage.records import descent
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Report

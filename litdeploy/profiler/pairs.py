@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from litdeploy.bundle import DEFAULT_PATH, Bundle
 from litdeploy.errors import BundleError
 from litdeploy.exporter.forms import runs_here
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress
 from litdeploy.profiler.teacher import teacher_engine, teacher_onnx, teacher_package
-from litdeploy.records import Artefact, Manifest
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.storage.records import Artefact, Manifest
 
 _FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
 

@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 import torch
 
-from litdeploy.bundle import sha256_of
+from litdeploy.config.spec import DepthPlan, Noun
+from litdeploy.config.target import Target, with_timing
 from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import choose_library
+from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.breakdown import Breakdown, break_down, name_of
@@ -28,11 +30,9 @@ from litdeploy.profiler.environment import Environment, look_around
 from litdeploy.profiler.measuring import FORM_OF, Pair, Program, Progress, measure_runners
 from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.report import Failure, Measurement
-from litdeploy.records import Artefact, Record
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
-from litdeploy.spec import DepthPlan, Noun
-from litdeploy.target import Target, with_timing
+from litdeploy.storage.records import Artefact, Record
 
 
 class PredictedStudent(Record):

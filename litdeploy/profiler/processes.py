@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.target import Target
 from litdeploy.errors import LitdeployError, RunnerError, SettingsError
 from litdeploy.networks import NetworkName
 from litdeploy.profiler.measuring import Progress, Results, measure_runners
@@ -23,9 +23,9 @@ from litdeploy.profiler.merging import merge
 from litdeploy.profiler.pairs import BundlePairs, load_both
 from litdeploy.profiler.pinning import pinned
 from litdeploy.profiler.report import Failure, Measurement, RawSamples
-from litdeploy.records import Record
 from litdeploy.runtime import resolve_device
-from litdeploy.target import Target
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Record
 
 _TAIL = 2_000  # characters of what a child said before it died
 

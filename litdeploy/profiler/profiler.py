@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from litdeploy.batch import forward
-from litdeploy.bundle import DEFAULT_PATH, Bundle
+from litdeploy.config.target import Target, Timing, with_timing
 from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, sections_of
+from litdeploy.networks.batch import forward
 from litdeploy.networks.sections import container
 from litdeploy.profiler import roofline
 from litdeploy.profiler.breakdown import Breakdown, break_down, depth_ratio, name_of
@@ -32,9 +32,9 @@ from litdeploy.profiler.report_files import read_training, write_report
 from litdeploy.profiler.section_times import SectionTime, measure_sections
 from litdeploy.profiler.trace import check_trace_path, write_trace
 from litdeploy.profiler.verdict import sentence
-from litdeploy.records import Accuracy, Artefact, Likeness, Manifest
 from litdeploy.runtime import resolve_device, resolve_target
-from litdeploy.target import Target, Timing, with_timing
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.storage.records import Accuracy, Artefact, Likeness, Manifest
 
 # Whose ceilings are measured; ONNX Runtime's int8 has none in torch.
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import DepthPlan
+from litdeploy.config.target import Target
 from litdeploy.exporter import Parity
 from litdeploy.profiler.breakdown import Breakdown
 from litdeploy.profiler.conditions import Conditions
@@ -18,10 +21,7 @@ from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import Comparison, Summary
 from litdeploy.profiler.stopwatch import Clock
 from litdeploy.profiler.timing import Stopped, Timed
-from litdeploy.recipe import Recipe
-from litdeploy.records import Accuracy, Ancestor, DataRecord, Likeness, Record
-from litdeploy.spec import DepthPlan
-from litdeploy.target import Target
+from litdeploy.storage.records import Accuracy, Ancestor, DataRecord, Likeness, Record
 
 SCHEMA_VERSION: Literal[2] = 2
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from litdeploy.bundle import SAMPLES, write_whole
 from litdeploy.errors import BundleError
-from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small
+from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small, write_whole
 from litdeploy.profiler.figures import LARGEST
 from litdeploy.profiler.page import render
 from litdeploy.profiler.report import SCHEMA_VERSION, RawSamples, Report
+from litdeploy.storage.bundle import SAMPLES
 
 _REPORT = "report.json"
 _PNG = b"\x89PNG\r\n\x1a\n"

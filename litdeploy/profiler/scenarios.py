@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from litdeploy.config.target import Timing
 from litdeploy.profiler.stopwatch import Call, Stopwatch
-from litdeploy.target import Timing
 
 Scenario = Literal["warm", "cold cache", "paced"]
 

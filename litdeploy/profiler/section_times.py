@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from litdeploy.batch import Batch, device_of, forward, moved, size_of
 from litdeploy.networks import Network
+from litdeploy.networks.batch import Batch, device_of, forward, moved, size_of
 from litdeploy.networks.sections import container
 from litdeploy.profiler.breakdown import REMAINDER
-from litdeploy.records import Record
 from litdeploy.runtime.device import ieee_float32
 from litdeploy.runtime.eager import placed
+from litdeploy.storage.records import Record
 
 # Enough for a median that is looked at by eye, and no more time than that is worth.
 _WARM_UP = 5

@@ -12,7 +12,7 @@ from litdeploy.profiler.report import Measurement, Report
 from litdeploy.profiler.report_files import open_report
 from litdeploy.profiler.statistics import Verdict, contradicted, judge
 from litdeploy.profiler.verdict import milliseconds, times
-from litdeploy.records import Record
+from litdeploy.storage.records import Record
 
 # What is told apart from the rest, or says nothing of how it was measured.
 _NOT_COMPARED = ("date", "load_average")

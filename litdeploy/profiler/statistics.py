@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from litdeploy.records import Record
+from litdeploy.storage.records import Record
 
 Verdict = Literal["faster", "same", "slower", "unclear"]
 

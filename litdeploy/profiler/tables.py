@@ -12,7 +12,7 @@ from litdeploy.profiler.verdict import decimals, milliseconds, points, times
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Report, SideTiming
     from litdeploy.profiler.statistics import Comparison
-    from litdeploy.records import Accuracy
+    from litdeploy.storage.records import Accuracy
 
 NOTHING = "–"
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from litdeploy.bundle import Bundle, sha256_of, write_whole
 from litdeploy.errors import RunnerError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.staging import keep, staged
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import choose_library
-from litdeploy.files import is_file, read_small
+from litdeploy.files import is_file, read_small, sha256_of, write_whole
 from litdeploy.networks import Network
 from litdeploy.profiler.environment import versions
-from litdeploy.records import Artefact, Record
 from litdeploy.runtime.engine import BatchProfile, read_engine
 from litdeploy.runtime.inductor import package_details
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Artefact, Record
 
 
 class _Sidecar(Record):

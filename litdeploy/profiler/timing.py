@@ -12,14 +12,14 @@ from typing import Literal
 
 import torch
 
-from litdeploy.batch import Batch, device_of
+from litdeploy.config.target import Timing
+from litdeploy.networks.batch import Batch, device_of
 from litdeploy.profiler.conditions import Conditions, Watch
 from litdeploy.profiler.memory import MemoryMeter
 from litdeploy.profiler.scenarios import preparation
 from litdeploy.profiler.statistics import median_interval
 from litdeploy.profiler.stopwatch import Call, Clock, Reading, Stopwatch, overhead_ms, stopwatch_of
 from litdeploy.runtime import Runner
-from litdeploy.target import Timing
 
 Stopped = Literal["settled", "time limit", "samples"]
 

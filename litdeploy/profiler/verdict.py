@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from litdeploy.records import Accuracy, Likeness
+from litdeploy.storage.records import Accuracy, Likeness
 
 if TYPE_CHECKING:
     from litdeploy.profiler.report import Measurement, Side

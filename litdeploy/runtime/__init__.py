@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from litdeploy.config.target import CompileMode
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import (
     default_target,
@@ -21,7 +22,6 @@ from litdeploy.runtime.device import (
 )
 from litdeploy.runtime.evaluate import accuracy
 from litdeploy.runtime.runner import Description, Runner, Source
-from litdeploy.target import CompileMode
 
 if TYPE_CHECKING:
     from litdeploy.networks import Network

@@ -10,8 +10,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from litdeploy.config.target import CompileMode
 from litdeploy.errors import CompilationError
-from litdeploy.target import CompileMode
 
 P = ParamSpec("P")
 Result = TypeVar("Result")

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from litdeploy.config.target import Target, read_target
 from litdeploy.errors import DeviceError, SettingsError
-from litdeploy.target import Target, read_target
 
 
 def resolve_device(text: str) -> torch.device:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from litdeploy.bundle import read_sidecar, sidecar_of
 from litdeploy.errors import DependencyError, RunnerError
 from litdeploy.files import is_file
-from litdeploy.records import Artefact, Record
+from litdeploy.storage.bundle import read_sidecar, sidecar_of
+from litdeploy.storage.records import Artefact, Record
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litdeploy.batch import Batch
 from litdeploy.errors import DataError
-from litdeploy.records import Accuracy
+from litdeploy.networks.batch import Batch
+from litdeploy.storage.records import Accuracy
 
 
 def accuracy(run: Callable[[Batch], Tensor], batches: Iterable[tuple[Batch, Tensor]]) -> Accuracy:

@@ -13,15 +13,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from litdeploy.batch import Batch, forward
-from litdeploy.bundle import read_sidecar, sha256_of, sidecar_of
+from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError
-from litdeploy.files import is_file
-from litdeploy.records import Artefact
+from litdeploy.files import is_file, sha256_of
+from litdeploy.networks.batch import Batch, forward
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.spec import InputTensor, input_of
+from litdeploy.storage.bundle import read_sidecar, sidecar_of
+from litdeploy.storage.records import Artefact
 
 # Of torch.cpu.get_capabilities(): what the compiler may have used (`-march=native`).
 _PROCESSOR_FEATURES = ("avx", "avx2", "avx512", "amx", "fma", "f16c", "bmi", "neon", "sve", "sse", "vsx")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litdeploy.batch import Batch, size_of
+from litdeploy.config.spec import InputSpec
 from litdeploy.errors import DataError, RunnerError
-from litdeploy.records import MOST_DB, Likeness
-from litdeploy.spec import InputSpec
+from litdeploy.networks.batch import Batch, size_of
+from litdeploy.storage.records import MOST_DB, Likeness
 
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03

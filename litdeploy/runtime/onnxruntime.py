@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litdeploy.batch import Batch, size_of
+from litdeploy.config.spec import AnyInput, Free, InputTensor, TranslationInput, input_of
 from litdeploy.errors import RunnerError
 from litdeploy.files import is_file
+from litdeploy.networks.batch import Batch, size_of
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.spec import AnyInput, Free, InputTensor, TranslationInput, input_of
 
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.

@@ -10,13 +10,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from litdeploy.batch import Batch, size_of
+from litdeploy.config.spec import InputTensor, TranslationInput, input_of
 from litdeploy.errors import RunnerError
+from litdeploy.networks.batch import Batch, size_of
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
 from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.spec import InputTensor, TranslationInput, input_of
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.bundle import write_whole
 from litdeploy.errors import TrainingError
-from litdeploy.files import parse_json, read_small
+from litdeploy.files import parse_json, read_small, write_whole
 
 # Another one is not read.
 _SCHEMA = 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import BundleError, StudentError
 from litdeploy.networks import FAMILIES, Network, sections_of
-from litdeploy.networks.family import depth_of
+from litdeploy.networks.families.family import depth_of
 from litdeploy.networks.student import plan_for_depth
-from litdeploy.recipe import Recipe
-from litdeploy.records import Ancestor, Manifest, Score, TeacherRecord
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Ancestor, Manifest, Score, TeacherRecord
 from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.teacher import successor
 

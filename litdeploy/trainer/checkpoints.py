@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from litdeploy.atomic import remove, remove_partial, sha256_of, write_whole
 from litdeploy.errors import BundleError, SettingsError
+from litdeploy.files import remove, remove_partial, sha256_of, write_whole
 
 _VERSION = 2
 _METADATA_KEY = "litdeploy-run"

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import litdeploy
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.spec import TranslationInput
 from litdeploy.networks import Network, is_hub
-from litdeploy.records import Accuracy, Manifest, RunRecord, Score
 from litdeploy.runtime import device_name
-from litdeploy.spec import TranslationInput
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.records import Accuracy, Manifest, RunRecord, Score
 from litdeploy.trainer.chain import Teaching
 from litdeploy.trainer.faults import interrupted, resumable
 from litdeploy.trainer.loop import evaluate, fit

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from litdeploy.batch import moved
-from litdeploy.bundle import DEFAULT_PATH, Bundle, sha256_of
+from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import StudentError
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network, NetworkName
-from litdeploy.recipe import Recipe
-from litdeploy.records import TeacherRecord
+from litdeploy.networks.batch import moved
 from litdeploy.runtime import resolve_precision
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.storage.records import TeacherRecord
 from litdeploy.trainer.chain import Teaching, check_folder, students_of, succession
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.completion import complete

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litdeploy.batch import Batch
+from litdeploy.config.recipe import Augmentation, Recipe
+from litdeploy.config.spec import AnyInput, TranslationInput, image_of
 from litdeploy.data import Crops, Split, as_vectors, draw_crops, prepared, shuffled, swapped
-from litdeploy.recipe import Augmentation, Recipe
-from litdeploy.spec import AnyInput, TranslationInput, image_of
+from litdeploy.networks.batch import Batch
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured

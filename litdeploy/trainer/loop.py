@@ -10,14 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch, forward
+from litdeploy.config.spec import AnyInput, image_of
 from litdeploy.data import Split, normalised_batches
+from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
-from litdeploy.records import Score
 from litdeploy.runtime import accuracy
 from litdeploy.runtime.likeness import likeness
-from litdeploy.spec import AnyInput, image_of
+from litdeploy.storage.records import Score
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.faults import guarded

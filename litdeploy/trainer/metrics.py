@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from litdeploy.bundle import write_whole
+from litdeploy.config.spec import Noun
 from litdeploy.errors import BundleError, DependencyError
-from litdeploy.spec import Noun
+from litdeploy.files import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

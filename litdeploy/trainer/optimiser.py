@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from litdeploy.config.recipe import Phase
 from litdeploy.data import Split
 from litdeploy.errors import TrainingError
-from litdeploy.recipe import Phase
 from litdeploy.trainer.objectives import TrainingPhase
 from litdeploy.trainer.run import Run
 

@@ -22,8 +22,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import LitdeployError, TrainingError
-from litdeploy.recipe import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,10 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from litdeploy.config.recipe import Recipe, read_recipe
 from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.files import is_folder
 from litdeploy.networks.registry import is_code
-from litdeploy.recipe import Recipe, read_recipe
 
 
 def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:

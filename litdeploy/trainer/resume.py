@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import DepthPlan, NetworkSpec
 from litdeploy.data import Data
 from litdeploy.errors import BundleError
 from litdeploy.networks import Network
-from litdeploy.recipe import Recipe
-from litdeploy.records import Ancestor, TeacherRecord
-from litdeploy.spec import DepthPlan, NetworkSpec
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Ancestor, TeacherRecord
 from litdeploy.trainer.checkpoints import Checkpoints, Saved, differences
 from litdeploy.trainer.parallel import Ranks
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import forward
-from litdeploy.bundle import write_whole
+from litdeploy.config.spec import TranslationInput
 from litdeploy.data import Split, as_vectors, normalise
-from litdeploy.spec import TranslationInput
+from litdeploy.files import write_whole
+from litdeploy.networks.batch import forward
 
 _IMAGES = 6
 _LEAST_PIXELS = 64  # of an image on the sheet; smaller ones are enlarged by a whole factor

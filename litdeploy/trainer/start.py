@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import DepthPlan, InputSpec, image_of
 from litdeploy.data import Data
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import (
@@ -27,13 +27,13 @@ from litdeploy.networks import (
     request,
     sections_of,
 )
-from litdeploy.networks.family import depths_of
+from litdeploy.networks.families.family import depths_of
 from litdeploy.networks.registry import is_code
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
-from litdeploy.recipe import Recipe
-from litdeploy.records import TeacherRecord
-from litdeploy.spec import DepthPlan, InputSpec, image_of
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.storage.records import TeacherRecord
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.objectives import OBJECTIVES, Start, TrainingPhase
 from litdeploy.trainer.plan import AUTO_VIEWS, compiles_teacher, fallback, forward_flops, plan_cache

@@ -16,9 +16,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from litdeploy.config.spec import NetworkSpec
 from litdeploy.errors import BundleError, NetworkError, TrainingError
 from litdeploy.networks.width import narrow
-from litdeploy.spec import NetworkSpec
 from litdeploy.trainer.checkpoints import Saved, same_bits
 from litdeploy.trainer.live import Live
 from litdeploy.trainer.refill import refill

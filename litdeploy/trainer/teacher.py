@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch, cast, forward, moved, picked
-from litdeploy.checkpoint import load_weights, read_checkpoint
+from litdeploy.networks.batch import Batch, cast, forward, moved, picked
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import SectionCall, recording
 from litdeploy.runtime import compilation
+from litdeploy.storage.checkpoint import load_weights, read_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from litdeploy.batch import moved
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.lock import locked
 from litdeploy.networks import Network, NetworkName, new
-from litdeploy.recipe import Recipe
-from litdeploy.records import Accuracy
+from litdeploy.networks.batch import moved
 from litdeploy.runtime import resolve_precision
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.lock import locked
+from litdeploy.storage.records import Accuracy
 from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
 from litdeploy.trainer.faults import interrupted, resumable
 from litdeploy.trainer.launch import launched

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from litdeploy.checkpoint import write_checkpoint
 from litdeploy.cli import main
 from litdeploy.networks import new
+from litdeploy.storage.checkpoint import write_checkpoint
 
 # Its log goes to what sys.stderr is now, and not to a test's own, which is closed later.
 with suppress(ImportError):

@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network, new
-from litdeploy.networks.resnet import resnet
-from litdeploy.networks.stargan import discriminator, stargan
+from litdeploy.networks.families.resnet import resnet
+from litdeploy.networks.families.stargan import discriminator, stargan
 from tests.cli.conftest import Run
 
 Make = Callable[[Path], None]

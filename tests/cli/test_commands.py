@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import Bundle
+from litdeploy.storage.bundle import Bundle
 from tests.cli.conftest import Run
 
 COMPRESS = ("--recipe", "digits-resnet", "--student-depth", "8", "--epochs", "1")

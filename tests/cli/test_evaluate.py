@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import write_checkpoint
 from litdeploy.networks import new
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import write_checkpoint
 from tests.cli.conftest import Run
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from litdeploy.bundle import Bundle
 from litdeploy.comparison import commands, compare
+from litdeploy.config.recipe import SlimmingSettings, read_recipe
 from litdeploy.errors import BundleError, SettingsError, StudentError
-from litdeploy.recipe import SlimmingSettings, read_recipe
+from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, compress
 
 QUICK: dict[str, Any] = {

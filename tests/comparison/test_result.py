@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from litdeploy.comparison.result import Outcome, as_csv, headline, rows_of
-from litdeploy.records import Accuracy
+from litdeploy.storage.records import Accuracy
 
 
 def outcome(method: str, depth: int, seed: int, top1: float) -> Outcome:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from litdeploy.config.recipe import DataSettings
 from litdeploy.data import Data, open_data
-from litdeploy.recipe import DataSettings
 
 
 @pytest.fixture(autouse=True)

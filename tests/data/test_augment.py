@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from litdeploy.config.recipe import Augmentation
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import augment, draw_crops, normalise, pixel_scale
-from litdeploy.recipe import Augmentation
-from litdeploy.spec import InputSpec
 
 
 def images(count: int = 64, channels: int = 3, height: int = 6, width: int = 5) -> torch.Tensor:

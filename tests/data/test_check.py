@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from litdeploy.config.spec import InputSpec, NetworkSpec
 from litdeploy.data import Data, check_against
 from litdeploy.errors import DataError
-from litdeploy.spec import InputSpec, NetworkSpec
 
 Opened = Callable[..., Data]
 Parquet = Callable[..., Path]

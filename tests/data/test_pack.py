@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from litdeploy.checkpoint import read_checkpoint
+from litdeploy.config.recipe import DataSettings
 from litdeploy.data import Data, Packing, Split, pack, shuffled
 from litdeploy.data.data import open_store
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
+from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import train
 
 Opened = Callable[..., Data]

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from litdeploy.bundle import sha256_of
 from litdeploy.data import Data
 from litdeploy.data.packed import METADATA_KEY, Header
 from litdeploy.errors import DataError
+from litdeploy.files import sha256_of
 
 Opened = Callable[..., Data]
 HEADER: dict[str, Any] = {

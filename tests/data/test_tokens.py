@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from litdeploy.batch import Batch
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import CharacterInput, NetworkSpec, TokenInput
 from litdeploy.data import check_against, open_data, pack, prepared
 from litdeploy.data.data import Data
 from litdeploy.data.tokens import NOTHING, Tokens
 from litdeploy.errors import DataError
-from litdeploy.recipe import DataSettings
-from litdeploy.spec import CharacterInput, NetworkSpec, TokenInput
+from litdeploy.networks.batch import Batch
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.networks import Network, new
-from litdeploy.recipe import DataSettings, Recipe
-from litdeploy.records import DataRecord, Manifest, RunRecord, TeacherRecord
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.records import DataRecord, Manifest, RunRecord, TeacherRecord
 
 
 @pytest.fixture(scope="session")

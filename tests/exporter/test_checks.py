@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 import litdeploy
-from litdeploy.bundle import Bundle
+from litdeploy.config.target import Target
 from litdeploy.errors import SettingsError
-from litdeploy.target import Target
+from litdeploy.storage.bundle import Bundle
 
 
 @pytest.mark.parametrize(

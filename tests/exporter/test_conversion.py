@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from litdeploy.config.spec import InputSpec, NetworkSpec
+from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError
 from litdeploy.exporter.conversion import SAFE_SHARE, convert
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.spec import InputSpec, NetworkSpec
-from litdeploy.target import Precision
 
 CPU = torch.device("cpu")
 LARGE = 2.0**18

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import normalise
 from litdeploy.exporter.ends import Ends
-from litdeploy.spec import InputSpec
 
 SPEC = InputSpec(shape=(3, 4, 5), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 

@@ -12,16 +12,17 @@ import torch
 from onnx import numpy_helper
 
 import litdeploy
-from litdeploy.bundle import Bundle, sha256_of
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.target import Precision, Target, Tolerance, Tolerances
 from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
 from litdeploy.exporter import forms
 from litdeploy.exporter.onnx import export_onnx
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network
-from litdeploy.recipe import DataSettings
-from litdeploy.records import Artefact
 from litdeploy.runtime.engine import BatchProfile, read_engine
 from litdeploy.runtime.feed import read_feed
-from litdeploy.target import Precision, Target, Tolerance, Tolerances
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Artefact
 
 TARGET = Target(device="cpu", batch_sizes=(1, 16))
 CAPABILITIES = ("8.6", "8.9", "12.0")

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from litdeploy.config.recipe import DataSettings
 from litdeploy.data import open_data
 from litdeploy.errors import DataError
 from litdeploy.exporter.forms import FORMS, Calibration, file_of, form_of, kind_of
 from litdeploy.networks import Network
-from litdeploy.recipe import DataSettings
 from litdeploy.runtime import RUNNERS
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.target import Target
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
-from litdeploy.exporter import evaluate, export
+from litdeploy.evaluation import evaluate
+from litdeploy.exporter import export
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network
-from litdeploy.target import Target
+from litdeploy.storage.bundle import Bundle
 
 CPU = torch.device("cpu")
 

@@ -13,13 +13,13 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from litdeploy.config.target import Precision
 from litdeploy.data import normalise
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.onnx import describe_onnx, export_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.target import Precision
 
 CPU = torch.device("cpu")
 

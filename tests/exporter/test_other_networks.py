@@ -12,9 +12,12 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from litdeploy.bundle import Bundle, sha256_of
+from litdeploy.config.spec import InputSpec, TokenInput
+from litdeploy.config.target import Precision, Target, Tolerance
 from litdeploy.errors import RunnerError, SettingsError
-from litdeploy.exporter import evaluate, export
+from litdeploy.evaluation import evaluate
+from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.exporter import export
 from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
@@ -22,12 +25,11 @@ from litdeploy.exporter.onnx import describe_onnx, export_onnx
 from litdeploy.exporter.parity import Parity, compare_images, verify
 from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.exporter.staging import write_sidecar
-from litdeploy.exporter.verify import verify_bundle
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network, load
-from litdeploy.records import Artefact, Likeness
 from litdeploy.runtime import Runner, open_runner
-from litdeploy.spec import InputSpec, TokenInput
-from litdeploy.target import Precision, Target, Tolerance
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Artefact, Likeness
 
 CPU = torch.device("cpu")
 OWN_NETWORK = Path(__file__).parents[2] / "examples" / "own_network.py"

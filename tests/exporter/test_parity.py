@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.config.target import Tolerance
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.parity import compare, compare_accuracy, verify
 from litdeploy.networks import Network
-from litdeploy.records import Accuracy
 from litdeploy.runtime import open_runner
-from litdeploy.target import Tolerance
+from litdeploy.storage.records import Accuracy
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[1.0, 2.0], [4.0, -8.0]])

@@ -6,7 +6,7 @@ import pytest
 
 from litdeploy.errors import BundleError
 from litdeploy.exporter.staging import keep, reject, rejected_path, sidecar_of, staged, write_sidecar
-from litdeploy.records import Artefact
+from litdeploy.storage.records import Artefact
 
 ARTEFACT = Artefact(path="export/student.onnx", sha256="0" * 64, precision="fp32", versions={}, details={"bytes": 3})
 

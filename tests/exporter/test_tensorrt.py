@@ -16,16 +16,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from litdeploy.bundle import sha256_of
+from litdeploy.config.spec import InputSpec, NetworkSpec, TranslationInput
 from litdeploy.errors import BundleError, GateError, RunnerError, SettingsError
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice, choose_library
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network
-from litdeploy.networks.stargan import stargan
-from litdeploy.records import Artefact
+from litdeploy.networks.families.stargan import stargan
 from litdeploy.runtime.engine import BatchProfile, EngineDetails, read_engine
-from litdeploy.spec import InputSpec, NetworkSpec, TranslationInput
+from litdeploy.storage.records import Artefact
 
 pytestmark = pytest.mark.tensorrt
 

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.spec import TokenInput
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, DataError
-from litdeploy.exporter import evaluate, export
-from litdeploy.exporter.verify import verify_bundle
+from litdeploy.evaluation import evaluate
+from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.exporter import export
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load
 from litdeploy.pipeline import deploy
 from litdeploy.profiler import profile
-from litdeploy.records import Accuracy
-from litdeploy.spec import TokenInput
-from litdeploy.target import Target, Timing
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Accuracy
 from litdeploy.trainer import compress, train
 
 TARGET = Target(

@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from litdeploy.bundle import sha256_of
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.triton_repository import triton_repository
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network
-from litdeploy.records import Artefact
+from litdeploy.storage.records import Artefact
 
 model_config_pb2 = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason="Triton's protobuf is not installed: pip install tritonclient grpcio"

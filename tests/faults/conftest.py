@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import read_checkpoint
 from litdeploy.data import pack
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import Progress, compress
 
 QUICK: dict[str, Any] = {

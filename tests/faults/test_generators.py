@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from litdeploy.bundle import Bundle
 from litdeploy.errors import BundleError, InterruptedRun
+from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, compress
 from tests.faults.conftest import Watching, assert_same, result
 

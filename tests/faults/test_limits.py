@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from litdeploy.atomic import write_whole
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.target import Target
 from litdeploy.errors import BundleError, DataError, InterruptedRun, LitdeployError, TrainingError
 from litdeploy.exporter import export
+from litdeploy.files import write_whole
 from litdeploy.networks import new
-from litdeploy.target import Target
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import write_checkpoint
 from tests.faults.conftest import QUICK, STEPS, Compress, Watching, assert_same
 
 

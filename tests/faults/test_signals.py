@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from benchmarks.outcomes import torn
-from litdeploy.atomic import PARTIAL
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import read_checkpoint
 from litdeploy.cli import main
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, InterruptedRun
+from litdeploy.files import PARTIAL
 from litdeploy.pipeline import deploy
-from litdeploy.recipe import Recipe
-from litdeploy.target import Target, Timing
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import loop, train
 from tests.faults.conftest import QUICK, STEPS, Compress, Watching, assert_same, result
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from litdeploy.networks.families.resnet import resnet
+from litdeploy.networks.families.resnext import resnext
 from litdeploy.networks.folding import fold_batch_norms
-from litdeploy.networks.resnet import resnet
-from litdeploy.networks.resnext import resnext
 
 
 def used(module: nn.Module, example: Tensor) -> nn.Module:

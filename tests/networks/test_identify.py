@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from litdeploy.errors import NetworkError
+from litdeploy.networks.families.resnet import resnet
+from litdeploy.networks.families.resnext import resnext
 from litdeploy.networks.identify import describe, identify
 from litdeploy.networks.registry import _argument, request
-from litdeploy.networks.resnet import resnet
-from litdeploy.networks.resnext import resnext
 
 RESNETS: list[dict[str, Any]] = [
     {"depth": 20, "classes": 10, "shortcut": "A", "width": 16, "in_channels": 3},

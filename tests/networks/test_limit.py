@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from litdeploy.errors import CheckpointError, NetworkError
 from litdeploy.inspection import inspect
 from litdeploy.networks import load
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.limit import BuildLimit
-from litdeploy.networks.resnet import resnet
 
 _INPUT = {"shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.spec import InputSpec, NetworkSpec, TokenInput
 from litdeploy.errors import CheckpointError, NetworkError, SettingsError
 from litdeploy.networks import find_sections, load, new
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.student import shorten
-from litdeploy.spec import InputSpec, NetworkSpec, TokenInput
+from litdeploy.storage.checkpoint import write_checkpoint
 
 EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

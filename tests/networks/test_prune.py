@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from litdeploy.checkpoint import write_checkpoint
 from litdeploy.errors import CheckpointError, NetworkError, StudentError
 from litdeploy.networks import load, new
 from litdeploy.networks.prune import scales_of, slim
 from litdeploy.networks.width import narrow, widths_of
+from litdeploy.storage.checkpoint import write_checkpoint
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

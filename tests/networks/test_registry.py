@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, CLIPTextConfig, RobertaConfig, ViTConfig
 
+from litdeploy.config.spec import TokenInput
 from litdeploy.errors import DependencyError, NetworkError
 from litdeploy.networks import load
 from litdeploy.networks.registry import Request, check_stored, request
-from litdeploy.spec import TokenInput
 
 
 def test_names_and_arguments() -> None:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from litdeploy.errors import NetworkError
-from litdeploy.networks.resnet import resnet
-from litdeploy.networks.resnext import resnext
+from litdeploy.networks.families.resnet import resnet
+from litdeploy.networks.families.resnext import resnext
 from litdeploy.networks.sections import Section, container, find_sections, named_sections, recording, run_section
 
 

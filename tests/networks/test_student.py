@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from litdeploy.errors import StudentError
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.registry import FAMILIES
-from litdeploy.networks.resnet import resnet
 from litdeploy.networks.sections import Section, find_sections
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth, share_out, shorten, spaced
 from tests.networks.test_sections import TOKENS, bert

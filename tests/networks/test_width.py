@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.config.spec import InputSpec, NetworkSpec
 from litdeploy.errors import StudentError
 from litdeploy.networks import Network, new, new_like
 from litdeploy.networks.sections import recording
 from litdeploy.networks.width import match_sections
-from litdeploy.spec import InputSpec, NetworkSpec
 
 NAMES = ("layer1", "layer2", "layer3")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import litdeploy
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.recipe import DataSettings, Recipe
+from litdeploy.config.target import Target, Tolerance
 from litdeploy.exporter import BatchParity, Parity
 from litdeploy.networks import build, new
 from litdeploy.profiler.breakdown import Breakdown, Part
@@ -25,9 +25,9 @@ from litdeploy.profiler.report import Failure, Measurement, Report, Side, SideTi
 from litdeploy.profiler.section_times import SectionTime
 from litdeploy.profiler.statistics import compare, summarise
 from litdeploy.profiler.verdict import sentence
-from litdeploy.recipe import DataSettings, Recipe
-from litdeploy.records import Accuracy, DataRecord, Manifest, RunRecord, TeacherRecord
-from litdeploy.target import Target, Tolerance
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.records import Accuracy, DataRecord, Manifest, RunRecord, TeacherRecord
 
 
 @pytest.fixture(autouse=True)

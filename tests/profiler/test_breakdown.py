@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from litdeploy.config.spec import InputSpec, NetworkSpec
 from litdeploy.networks import Network, build, find_sections, new
 from litdeploy.profiler.breakdown import REMAINDER, break_down
-from litdeploy.spec import InputSpec, NetworkSpec
 
 
 class Convolutions(nn.Module):

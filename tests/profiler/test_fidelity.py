@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from litdeploy.config.recipe import DataSettings
 from litdeploy.errors import DataError
 from litdeploy.networks import Network, load
 from litdeploy.profiler.fidelity import Deviation, compare_sections, measure_fidelity
-from litdeploy.recipe import DataSettings
 
 from .conftest import Made
 

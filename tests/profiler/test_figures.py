@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from litdeploy.profiler.figures import accuracy_interval, in_bytes, percent, relative_error, runner_of, short
-from litdeploy.records import Accuracy
+from litdeploy.storage.records import Accuracy
 
 from .conftest import measurement
 

@@ -5,7 +5,7 @@ import pytest
 from litdeploy.errors import GateError
 from litdeploy.profiler.gates import check_gates
 from litdeploy.profiler.report import Report
-from litdeploy.records import Accuracy
+from litdeploy.storage.records import Accuracy
 
 
 def with_speedup(report: Report, speedup: float, low: float | None, high: float | None) -> Report:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, GateError
 from litdeploy.profiler import Report, check_gates, compare_reports, predict, profile
 from litdeploy.profiler.csv_export import to_csv
@@ -15,8 +15,8 @@ from litdeploy.profiler.page import render
 from litdeploy.profiler.report_files import open_report, write_report
 from litdeploy.profiler.side_by_side_page import render_side_by_side
 from litdeploy.profiler.tables import sizes
-from litdeploy.records import MOST_DB, Likeness
-from litdeploy.target import Target, Timing
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import MOST_DB, Likeness
 
 TARGET = Target(
     device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8, max_seconds=1)

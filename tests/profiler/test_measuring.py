@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network, load
 from litdeploy.profiler.measuring import Pair, Program, measure_runners
-from litdeploy.target import Target, Timing
 
 TARGET = Target(
     device="cpu", runners=("eager",), batch_sizes=(1, 2, 4), timing=Timing(warmup_ms=1, samples=32, max_seconds=2)

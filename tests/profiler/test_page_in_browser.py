@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.target import Target, Timing
 from litdeploy.profiler import profile
 from litdeploy.profiler.conditions import Conditions
 from litdeploy.profiler.nvml import Gpu
@@ -18,8 +18,8 @@ from litdeploy.profiler.prediction_page import render_prediction
 from litdeploy.profiler.report import Failure, Report
 from litdeploy.profiler.side_by_side import compare_reports
 from litdeploy.profiler.side_by_side_page import render_side_by_side
-from litdeploy.records import Accuracy
-from litdeploy.target import Target, Timing
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Accuracy
 
 from .conftest import HOSTILE, hostile, measurement, prediction, whole_report
 

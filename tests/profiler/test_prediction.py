@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import RunnerError, SettingsError, StudentError
 from litdeploy.networks import new
 from litdeploy.profiler import predict
 from litdeploy.profiler.prediction import Prediction
-from litdeploy.target import Target, Timing
 
 from .conftest import Made
 

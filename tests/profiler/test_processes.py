@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.profiler import profile
 from litdeploy.profiler.processes import measure_in_processes
-from litdeploy.target import Target, Timing
 
 from .conftest import Made
 

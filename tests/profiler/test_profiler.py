@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, RunnerError
 from litdeploy.exporter import export
 from litdeploy.networks import build, load
 from litdeploy.profiler import profile, read_report
-from litdeploy.recipe import DataSettings
-from litdeploy.records import Artefact
-from litdeploy.target import Target, Timing
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.records import Artefact
 
 from .conftest import Made
 

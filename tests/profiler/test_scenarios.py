@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from litdeploy.config.target import Timing
 from litdeploy.profiler.scenarios import cache_bytes, preparation, scenario_of
 from litdeploy.profiler.stopwatch import WallStopwatch
-from litdeploy.target import Timing
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from litdeploy.config.target import Timing
 from litdeploy.profiler.statistics import compare, median_interval
 from litdeploy.profiler.timing import Timed, measure
 from litdeploy.runtime import Description
-from litdeploy.target import Timing
 
 from .simulated import Machine, Simulated
 

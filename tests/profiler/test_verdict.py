@@ -4,7 +4,7 @@ import pytest
 
 from litdeploy.profiler.report import Side
 from litdeploy.profiler.verdict import milliseconds, sentence, times
-from litdeploy.records import Accuracy
+from litdeploy.storage.records import Accuracy
 
 from .conftest import measurement, side
 

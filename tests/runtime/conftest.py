@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from litdeploy.bundle import sha256_of, sidecar_of
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.exporter.staging import write_sidecar
+from litdeploy.files import sha256_of
 from litdeploy.networks import Network, new
-from litdeploy.records import Artefact
 from litdeploy.runtime.engine import BatchProfile, EngineDetails, Precisions
+from litdeploy.storage.bundle import sidecar_of
+from litdeploy.storage.records import Artefact
 
 
 @pytest.fixture(scope="session")

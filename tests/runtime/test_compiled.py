@@ -8,10 +8,10 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
+from litdeploy.config.target import CompileMode
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.target import CompileMode
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.config.target import Target, read_target
 from litdeploy.errors import DeviceError, SettingsError
 from litdeploy.runtime import default_target, device_name, resolve_device, resolve_precision, resolve_target
-from litdeploy.target import Target, read_target
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from litdeploy.bundle import sidecar_of
 from litdeploy.errors import DependencyError, RunnerError
-from litdeploy.records import Artefact
 from litdeploy.runtime.engine import (
     BatchProfile,
     Engine,
@@ -20,6 +18,8 @@ from litdeploy.runtime.engine import (
     logger_of,
     read_engine,
 )
+from litdeploy.storage.bundle import sidecar_of
+from litdeploy.storage.records import Artefact
 
 
 def checked(engine: Engine, version: str = "10.9.0.34", capability: str = "8.6", **changes: object) -> None:

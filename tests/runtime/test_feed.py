@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import normalise
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.feed import Feed, read_feed
-from litdeploy.spec import InputSpec
 
 SPEC = InputSpec(shape=(3, 4, 5), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.errors import DataError
 from litdeploy.runtime.likeness import MOST_DB, likeness, of_images, ssim
-from litdeploy.spec import InputSpec
 
 HALF = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
 

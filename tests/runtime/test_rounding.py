@@ -7,12 +7,12 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from litdeploy.config.target import Precision
 from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.runtime.rounding import rounded
-from litdeploy.target import Precision
 
 
 @pytest.mark.parametrize("io_precision", ["fp32", "bf16"])

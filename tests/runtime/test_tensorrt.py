@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from litdeploy.bundle import sidecar_of
 from litdeploy.data import normalise
 from litdeploy.errors import DependencyError, LitdeployError, RunnerError
 from litdeploy.exporter.onnx import export_onnx
@@ -18,6 +17,7 @@ from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.runtime.engine import BatchProfile
 from litdeploy.runtime.tensorrt import TensorRTRunner
+from litdeploy.storage.bundle import sidecar_of
 
 CUDA = torch.device("cuda", 0)
 NAMES = ("tensorrt", "tensorrt-graph")

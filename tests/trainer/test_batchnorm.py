@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.errors import SettingsError
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.trainer.batchnorm import SynchronisedBatchNorm, estimate_statistics, synchronised
 from litdeploy.trainer.parallel import ALONE
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from litdeploy.config.recipe import Augmentation
 from litdeploy.data import Crops, draw_crops
 from litdeploy.errors import TrainingError
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.sections import SectionCall
-from litdeploy.recipe import Augmentation
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.teacher import Features, Teacher
 

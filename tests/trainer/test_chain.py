@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 import litdeploy
-from litdeploy.bundle import Bundle, sha256_of
-from litdeploy.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.target import Target, Timing
 from litdeploy.data import open_data, pack
 from litdeploy.errors import BundleError, InterruptedRun, SettingsError, StudentError
+from litdeploy.files import sha256_of
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load, new
 from litdeploy.profiler import profile
-from litdeploy.recipe import DataSettings
-from litdeploy.records import descent
-from litdeploy.target import Target, Timing
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint, write_checkpoint
+from litdeploy.storage.records import descent
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.loop import evaluate
 from tests.faults.conftest import Watching, assert_same

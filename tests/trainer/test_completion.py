@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from litdeploy.bundle import Bundle
 from litdeploy.errors import InterruptedRun
 from litdeploy.networks import load
+from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, compress
 from tests.trainer.test_compress import QUICK
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import litdeploy
-from litdeploy.bundle import Bundle, sha256_of
-from litdeploy.checkpoint import read_checkpoint
 from litdeploy.errors import DataError, DependencyError, SettingsError, StudentError, TrainingError
+from litdeploy.files import sha256_of
 from litdeploy.networks import load
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.metrics import Row
 from litdeploy.trainer.resolve import resolve_recipe

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from litdeploy.config.recipe import Augmentation, Recipe
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import augment, draw_crops, normalise, shuffled
 from litdeploy.data.split import Resident
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.student import make_student
-from litdeploy.recipe import Augmentation, Recipe
-from litdeploy.spec import InputSpec
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.objectives import CrossEntropy, Lit, Objective

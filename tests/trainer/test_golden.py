@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litdeploy.config.recipe import Recipe
 from litdeploy.networks.student import make_student
-from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives import Lit
 from litdeploy.trainer.objectives.lit import LitSections
 from litdeploy.trainer.step import Step

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.config.recipe import Phase, Recipe, read_recipe
 from litdeploy.errors import SettingsError
-from litdeploy.recipe import Phase, Recipe, read_recipe
 from litdeploy.trainer.objectives import TrainingPhase
 from litdeploy.trainer.optimiser import new_optimiser
 from litdeploy.trainer.run import Run

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import read_checkpoint
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import SettingsError, TrainingError
 from litdeploy.pipeline import deploy
-from litdeploy.recipe import Recipe
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import compress, train
 from litdeploy.trainer.parallel import ALONE, Ranks, check_recipe, divide
 from tests.trainer.test_golden import networks, transcription

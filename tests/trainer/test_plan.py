@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litdeploy.errors import CompilationError, TrainingError
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.trainer import plan
 from litdeploy.trainer.cache import Layout
 from litdeploy.trainer.plan import compiles_step, compiles_teacher, fallback, forward_flops, plan_cache, section_flops

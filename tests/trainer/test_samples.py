@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.spec import InputSpec, TranslationInput
 from litdeploy.data import Split
 from litdeploy.data.split import Resident
 from litdeploy.networks import load
-from litdeploy.networks.stargan import stargan
-from litdeploy.records import Likeness
-from litdeploy.spec import InputSpec, TranslationInput
+from litdeploy.networks.families.stargan import stargan
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.records import Likeness
 from litdeploy.trainer.samples import write_samples
 
 SPEC = TranslationInput(images=InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3), domains=2)

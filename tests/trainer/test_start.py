@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.config.recipe import InDistillSettings, Recipe, read_recipe
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import new
-from litdeploy.recipe import InDistillSettings, Recipe, read_recipe
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.start import begin, load_teacher
 
 _CODE = """
 from pathlib import Path
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 
 def build():
     Path("was-run").touch()

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from litdeploy.networks.resnet import resnet
+from litdeploy.config.recipe import Recipe
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.student import make_student
-from litdeploy.recipe import Recipe
 from litdeploy.trainer.objectives import CrossEntropy, Distillation, Hint, Lit, LitSections, Objective
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher

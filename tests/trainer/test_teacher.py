@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litdeploy.networks.resnet import resnet
+from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.sections import recording
 from litdeploy.trainer.teacher import Teacher
 

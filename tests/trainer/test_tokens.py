@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from litdeploy.bundle import Bundle
-from litdeploy.checkpoint import read_checkpoint
+from litdeploy.config.spec import TokenInput
 from litdeploy.errors import BundleError, InterruptedRun, NetworkError, TrainingError
 from litdeploy.networks import load, new
-from litdeploy.spec import TokenInput
+from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import Progress, compress, train
 
 Compress = Callable[..., Bundle]

@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 import torch
 
+from litdeploy.config.recipe import Phase
 from litdeploy.errors import TrainingError
-from litdeploy.recipe import Phase
 from litdeploy.trainer.objectives import CrossEntropy, TrainingPhase
 from litdeploy.trainer.parallel import ALONE
 from litdeploy.trainer.run import Position, Run, Share

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from litdeploy.bundle import Bundle
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import BundleError, InterruptedRun
-from litdeploy.recipe import Recipe
+from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, compress, train
 from litdeploy.trainer.batchnorm import average_statistics, synchronised
 from litdeploy.trainer.launch import launched

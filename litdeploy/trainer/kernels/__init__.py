@@ -24,8 +24,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops
-from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels import reference
 
 __all__ = ["augmented", "distillation_loss", "fused_on", "section_losses"]

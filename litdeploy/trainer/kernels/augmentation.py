@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, pixel_scale
-from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels.scaling import OPTIONS
 
 BLOCK = 2048

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, augment, normalise
-from litdeploy.spec import InputSpec
 
 
 def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import TranslationInput
 from litdeploy.data import as_vectors
 from litdeploy.errors import NetworkError
 from litdeploy.networks import load
-from litdeploy.recipe import Recipe
-from litdeploy.spec import TranslationInput
 from litdeploy.trainer.objectives.objective import Objective, Outputs
 
 if TYPE_CHECKING:

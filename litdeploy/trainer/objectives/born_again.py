@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from litdeploy.checkpoint import write_checkpoint
+from litdeploy.config.recipe import BornAgainSettings, Recipe
 from litdeploy.errors import SettingsError
 from litdeploy.networks.sections import container
-from litdeploy.recipe import BornAgainSettings, Recipe
+from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.lit import Lit
 from litdeploy.trainer.objectives.objective import Init, Method, Start, Student, TrainingPhase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from litdeploy.recipe import Recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.trainer import kernels
 from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, TrainingPhase
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from litdeploy.recipe import Recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, TrainingPhase
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litdeploy.config.recipe import InDistillSettings, Recipe
 from litdeploy.errors import SettingsError
 from litdeploy.networks.width import Match
-from litdeploy.recipe import InDistillSettings, Recipe
 from litdeploy.trainer.objectives.distillation import Distillation
 from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, Student, TrainingPhase
 

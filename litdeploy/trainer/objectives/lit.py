@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from litdeploy.recipe import Recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.trainer import kernels
 from litdeploy.trainer.objectives.adversarial import Adversarial, load_discriminator
 from litdeploy.trainer.objectives.distillation import Distillation, distillation_loss

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch
+from litdeploy.config.recipe import Phase, Recipe
 from litdeploy.errors import StudentError
+from litdeploy.networks.batch import Batch
 from litdeploy.networks.width import Match
-from litdeploy.recipe import Phase, Recipe
 
 if TYPE_CHECKING:
     from litdeploy.networks import Network

@@ -6,9 +6,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton, which is for Linux and Windows only")
 
+from litdeploy.config.recipe import Augmentation
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import draw_crops, pixel_scale
-from litdeploy.recipe import Augmentation
-from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels import augmentation, reference
 
 # Triton's interpreter cuts bfloat16 off where a GPU rounds it.

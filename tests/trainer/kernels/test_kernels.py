@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from litdeploy.config.recipe import Augmentation
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, draw_crops
-from litdeploy.recipe import Augmentation
-from litdeploy.spec import InputSpec
 from litdeploy.trainer import kernels
 from litdeploy.trainer.graph import Captured
 from litdeploy.trainer.kernels import reference

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from litdeploy.config.recipe import Augmentation
+from litdeploy.config.spec import InputSpec
 from litdeploy.data import augment, draw_crops, normalise
-from litdeploy.recipe import Augmentation
-from litdeploy.spec import InputSpec
 from litdeploy.trainer.kernels.reference import augmented, distillation_loss, section_losses
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0]], requires_grad=True)

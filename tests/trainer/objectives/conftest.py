@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.data import open_data
 from litdeploy.networks import new
-from litdeploy.recipe import DataSettings, Recipe
 from litdeploy.trainer.metrics import MetricsLog, Progress
 from litdeploy.trainer.run import Run
 from litdeploy.trainer.teacher import Teacher

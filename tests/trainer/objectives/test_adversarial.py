@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import NetworkSpec, TranslationInput
 from litdeploy.data import as_vectors
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network
-from litdeploy.networks.stargan import FAMILY, discriminator, stargan
-from litdeploy.recipe import Recipe
-from litdeploy.spec import NetworkSpec, TranslationInput
+from litdeploy.networks.families.stargan import FAMILY, discriminator, stargan
 from litdeploy.trainer.objectives import Adversarial
 from litdeploy.trainer.objectives.adversarial import load_discriminator
 from litdeploy.trainer.step import Step

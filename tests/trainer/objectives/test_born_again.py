@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litdeploy.checkpoint import read_checkpoint
+from litdeploy.config.recipe import BornAgainSettings, Phase, Recipe
 from litdeploy.errors import SettingsError
 from litdeploy.networks import load, new
-from litdeploy.recipe import BornAgainSettings, Phase, Recipe
-from litdeploy.records import Accuracy
+from litdeploy.storage.checkpoint import read_checkpoint
+from litdeploy.storage.records import Accuracy
 from litdeploy.trainer import compress
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.objectives import BornAgain, Outputs, Start

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from litdeploy.recipe import Recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.trainer.objectives import Distillation, Outputs, Start
 
 STUDENT = [[2.0, 0.0, -1.0], [0.5, 0.25, 0.0], [-3.0, 8.0, 1.0]]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litdeploy.recipe import Recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.trainer.objectives import Distillation, Hint, Outputs, Start
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from litdeploy.bundle import sha256_of
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import SettingsError
-from litdeploy.exporter import evaluate_retrieval
+from litdeploy.evaluation import evaluate_retrieval
+from litdeploy.files import sha256_of
 from litdeploy.networks import load
 from litdeploy.networks.width import Match
-from litdeploy.recipe import Recipe
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives import InDistill, Outputs, Start
 from litdeploy.trainer.objectives.indistill import ProbabilisticTransfer, growing

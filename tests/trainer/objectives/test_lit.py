@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from litdeploy.recipe import Recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.trainer.objectives import Distillation, Lit, LitSections, Outputs, Start
 
 SECTIONS = ("layer1", "layer2", "layer3")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from litdeploy.config.recipe import read_recipe
 from litdeploy.networks.width import Match
-from litdeploy.recipe import read_recipe
 from litdeploy.trainer.objectives import OBJECTIVES, Start
 
 SECTIONS = ("layer1", "layer2", "layer3")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.exporter import export_onnx
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import build, load
 from litdeploy.networks.prune import scales_of
-from litdeploy.recipe import Recipe
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives import Outputs, Slimming, Start
 from litdeploy.trainer.objectives.slimming import Removal

@@ -1,0 +1,247 @@
+"""Recipes and targets as YAML files: found by name or path, read strictly, faults named with their line."""
+
+from __future__ import annotations
+
+import json
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from litdeploy.errors import SettingsError
+from litdeploy.files import is_file, read_small
+
+
+class Settings(BaseModel):
+    """Base of every settings model: immutable, unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+# The longest that comes with litdeploy has 40 lines.
+_MOST_BYTES = 2**20
+_MOST_NODES = 10_000
+_DEEPEST = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, no tags; and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
+
+    _levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # Told while it is read: the reader's time grows with the square of the depth.
+        self._levels += 1
+        if self._levels > _DEEPEST:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
+
+    def fetch_tag(self) -> None:
+        raise yaml.scanner.ScannerError(None, None, "tags (!…) are not taken: settings are plain data", self.get_mark())
+
+
+_Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def folder(kind: str) -> Path:
+    """The folder `recipes/` or `profiles/`: inside the package where it was installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / kind
+    return inside if inside.is_dir() else package.parent / kind
+
+
+def names(kind: str) -> list[str]:
+    """Names of the settings that come with litdeploy."""
+    return sorted(path.stem for path in folder(kind).glob("*.yaml"))
+
+
+def read(model: type[S], name_or_path: str | Path, kind: str, variants: tuple[str, ...] = ()) -> S:
+    """Reads one settings file.
+
+    Args:
+        model: what it must hold.
+        name_or_path: a file's path, or the name of one in `kind` without its ending; with `:VARIANT` behind it, the
+            settings that the file holds under that key are laid over its others, nested mappings too.
+        kind: `recipes` or `profiles`.
+        variants: the keys under which a file may hold such settings.
+
+    Raises:
+        SettingsError: no such file or variant, not YAML, an unknown key or a wrong value; it names the file and the
+            line.
+    """
+    name, variant = _split(str(name_or_path), variants)
+    path = _find(name, kind)
+    root = _compose(path)
+    changes = {key.value: node for key, node in root.value if key.value in variants}
+    root.value = [(key, node) for key, node in root.value if key.value not in variants]
+    for key, node in changes.items():
+        if not isinstance(node, yaml.MappingNode):
+            line = node.start_mark.line + 1
+            raise SettingsError(f"{path} line {line}: '{key}' is a mapping of the settings that it changes.")
+    if variant is not None:
+        if variant not in changes:
+            there = [name, *(f"{name}:{key}" for key in changes)]
+            raise SettingsError(f"{name_or_path}: holds no settings '{variant}'. Name {' or '.join(there)}.")
+        root = _laid_over(root, changes[variant])
+    return parse(model, _Loader("").construct_document(root), str(path), root)
+
+
+def _split(text: str, variants: tuple[str, ...]) -> tuple[str, str | None]:
+    """`cifar10-resnet:paper` → its two parts; a file of that very name, or a drive's letter, is no variant."""
+    name, _, variant = text.rpartition(":")
+    if not variants or not name or re.search(r"[/\\.]", variant) or is_file(Path(text)):
+        return text, None
+    return name, variant
+
+
+def _find(name: str, kind: str) -> Path:
+    path = Path(name)
+    if is_file(path):
+        return path
+    shipped = folder(kind) / f"{name}.yaml"
+    if path.suffix in {".yaml", ".yml"} or not is_file(shipped):
+        raise SettingsError(
+            f"{name}: no such file, and none of this name in {kind}/. Those that come with litdeploy: "
+            f"{', '.join(names(kind)) or 'none'}."
+        )
+    return shipped
+
+
+def _compose(path: Path) -> yaml.MappingNode:
+    """The document as nodes, which know their lines; it is sure to be plain data, and not much of it."""
+    try:
+        loader = _Loader(read_small(path, _MOST_BYTES).decode("utf-8"))
+        root = loader.get_single_node()
+        _check_size(root, path)
+        values = None if root is None else loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not a text file.") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise SettingsError(f"{path}: holds a value that cannot be read ({error}).") from None
+    if values is None:
+        return yaml.MappingNode("tag:yaml.org,2002:map", [])
+    if not isinstance(root, yaml.MappingNode):
+        raise SettingsError(f"{path}: holds a {type(values).__name__}; a mapping of keys to values is needed.")
+    return root
+
+
+def _check_size(root: yaml.Node | None, path: Path) -> None:
+    """Counts the values as they will be once every alias stands for what it names, which a few lines can make millions.
+
+    Raises:
+        SettingsError: too many, or nested too deeply, as an alias inside what it names is without end.
+    """
+    open_nodes = [(root, 1)]
+    count = 0
+    while open_nodes:
+        node, depth = open_nodes.pop()
+        count += 1
+        if count > _MOST_NODES:
+            raise SettingsError(f"{path}: holds more than {_MOST_NODES:,} values, its aliases written out.")
+        if depth > _DEEPEST:
+            raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.")
+        if isinstance(node, yaml.MappingNode):
+            open_nodes += [(each, depth + 1) for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            open_nodes += [(each, depth + 1) for each in node.value]
+
+
+def _laid_over(node: yaml.MappingNode, changes: yaml.MappingNode) -> yaml.MappingNode:
+    """The mapping with the changes in it. Nodes and not values, so that a fault is still told with its line."""
+    merged = {key.value: (key, value) for key, value in node.value}
+    for key, value in changes.value:
+        _, under = merged.get(key.value, (None, None))
+        if isinstance(under, yaml.MappingNode) and isinstance(value, yaml.MappingNode):
+            value = _laid_over(under, value)
+        merged[key.value] = (key, value)
+    return yaml.MappingNode(node.tag, list(merged.values()), node.start_mark, node.end_mark)
+
+
+def parse(model: type[S], values: dict[str, Any], source: str, root: yaml.Node | None = None) -> S:
+    """Checks `values` against `model`.
+
+    Args:
+        source: what a message calls the origin of the values.
+        root: the YAML document, for line numbers.
+
+    Raises:
+        SettingsError: names each fault, its line where known, and the nearest key for an unknown one.
+    """
+    try:
+        # JSON is the mode in which strict models take lists for tuples, as YAML writes them.
+        return model.model_validate_json(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise SettingsError(f"{source}: {error}.") from None
+        faults = [_fault(model, dict(detail), source, root) for detail in error.errors()]
+        raise SettingsError("\n".join(faults)) from None
+
+
+def _fault(model: type[Settings], detail: dict[str, Any], source: str, root: yaml.Node | None) -> str:
+    keys = detail["loc"]
+    line = _line(root, keys)
+    where = source + (f" line {line}" if line else "")
+    dotted = ".".join(str(key) for key in keys)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(model, keys[:-1])
+        near = get_close_matches(str(keys[-1]), known, n=1)
+        return f"{where}: unknown key '{dotted}'." + (
+            f" Did you mean '{near[0]}'?" if near else f" Known here: {', '.join(sorted(known))}."
+        )
+    if detail["type"] == "missing":
+        return f"{where}: '{dotted}' is missing."
+    message = detail["msg"].removeprefix("Value error, ")
+    at = f"{dotted}: " if dotted else ""
+    # A fault of several keys together names them itself.
+    found = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
+    return f"{where}: {at}{message[0].lower() + message[1:]}{found}."
+
+
+def _fields_at(model: type[BaseModel], keys: tuple[str | int, ...]) -> list[str]:
+    for key in keys:
+        field = model.model_fields.get(str(key))
+        if field is None:
+            return []
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _line(node: yaml.Node | None, keys: tuple[str | int, ...]) -> int | None:
+    """Line of the key (or item) that `keys` leads to; of the nearest one above it where it is not in the file."""
+    line = None
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(name, value) for name, value in node.value if name.value == str(key)]
+            if not found:
+                break
+            name, node = found[0]
+            line = name.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,377 @@
+"""What rebuilds a network: its name, arguments, input and, for a student, which of the teacher's blocks it kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+
+from litdeploy.config.settings import Settings
+from litdeploy.errors import SettingsError
+
+# Channel mean and standard deviation of RGB / 255 on the training images.
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+# 3 × 2364 × 2364; a header may say anything, and one image of it is made to look into a network.
+MOST_VALUES = 2**24
+MOST_DOMAINS = 2**16
+
+
+@dataclass(frozen=True)
+class Free:
+    """A size that differs from call to call: 1 to `most`; None: nothing says how much."""
+
+    name: str
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """One of the tensors that a network takes.
+
+    Attributes:
+        name: of the input in an exported file; where there are several, of the parameter of the network's forward too.
+        dtype: `float32` or `int64`.
+        shape: of one sample, without the batch.
+        below: for int64, the values are 0 to one less.
+    """
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | Free, ...]
+    below: int | None = None
+
+
+# What messages call what a network takes, and a dataset holds.
+Noun = Literal["image", "text"]
+
+
+class InputSpec(Settings):
+    """One image as the network takes it: float32, (value / 255 − mean) / std per channel, NCHW.
+
+    Attributes:
+        shape: (channels, height, width).
+        mean, std: one value a channel, on the scale 0–1.
+    """
+
+    # Not a field: a spec without a kind is an image's, as those are that were written before there were others.
+    kind: ClassVar[Literal["image"]] = "image"
+    noun: ClassVar[Noun] = "image"
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> InputSpec:
+        if min(self.shape) < 1:
+            raise ValueError("every size of an input shape is at least 1")
+        if math.prod(self.shape) > MOST_VALUES:
+            raise ValueError(f"an image has at most {MOST_VALUES:,} values")
+        if not len(self.mean) == len(self.std) == self.shape[0]:
+            raise ValueError(f"mean and std need one value for each of the {self.shape[0]} channels")
+        if min(self.std) <= 0:
+            raise ValueError("a standard deviation is above 0")
+        return self
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (InputTensor("images", "float32", self.shape),)
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        values = {"input_shape": self.shape, "mean": self.mean, "std": self.std}
+        return {key: json.dumps(value) for key, value in values.items()}
+
+    def told(self) -> str:
+        """For people."""
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{' × '.join(map(str, self.shape))}, mean ({mean}), std ({std})"
+
+
+class TokenInput(Settings):
+    """A text as token ids with an attention mask, int64 (N, length) both, as BERT's kin take them.
+
+    Attributes:
+        length: tokens of a text; the most, where it is not fixed.
+        vocabulary: ids are 0 to one less.
+        fixed: whether every text is padded to `length`; else any length up to it is taken.
+        pad: the id behind the end of a text; the attention mask is 0 there.
+    """
+
+    noun: ClassVar[Noun] = "text"
+    kind: Literal["tokens"] = "tokens"
+    length: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+    fixed: bool = False
+    pad: int = Field(0, ge=0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one tensor of one sample; of the longest."""
+        return (self.length,)
+
+    def within(self, most: int | None) -> TokenInput:
+        """The same for texts of at most so many tokens; where every text has one length, it stays."""
+        if most is None or self.fixed or most >= self.length:
+            return self
+        return self.model_copy(update={"length": most})
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        size = self.length if self.fixed else Free("length", self.length)
+        return (
+            InputTensor("input_ids", "int64", (size,), below=self.vocabulary),
+            InputTensor("attention_mask", "int64", (size,), below=2),
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{'' if self.fixed else 'up to '}{self.length} tokens of {self.vocabulary:,}"
+
+
+# Of Conneau et al. (EACL 2017), section 3, beside padding and what is not in it: 69 ids.
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:'\"/|_#$%^&*~`+=<>()[]{} "
+
+
+class CharacterInput(Settings):
+    """A text as character ids, int64 (N, length): 0 behind its end, 1 for what is not in the alphabet, then its places.
+
+    Attributes:
+        length: characters of a text; longer ones are cut.
+        alphabet: ASCII; capitals count as small letters where they are not in it.
+    """
+
+    noun: ClassVar[Noun] = "text"
+    kind: Literal["characters"] = "characters"
+    length: int = Field(1014, ge=1)
+    alphabet: str = Field(ALPHABET, min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> CharacterInput:
+        if not self.alphabet.isascii() or len(set(self.alphabet)) < len(self.alphabet) or "\0" in self.alphabet:
+            raise ValueError("an alphabet is of different ASCII characters")
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return len(self.alphabet) + 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one text."""
+        return (self.length,)
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (InputTensor("characters", "int64", (self.length,), below=self.vocabulary),)
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{self.length} characters of {self.vocabulary}"
+
+
+class TranslationInput(Settings):
+    """An image and the domains that it shall be translated to; such a network gives images like those that it takes.
+
+    Attributes:
+        images: as `InputSpec` has them.
+        domains: how many; the second tensor (N, domains) holds 1 for each that is wanted and else 0.
+    """
+
+    noun: ClassVar[Noun] = "image"
+    kind: Literal["translation"] = "translation"
+    images: InputSpec
+    domains: int = Field(ge=1, le=MOST_DOMAINS)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        return self.images.shape
+
+    @property
+    def tensors(self) -> tuple[InputTensor, ...]:
+        """What the network takes."""
+        return (*self.images.tensors, InputTensor("domains", "float32", (self.domains,)))
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its input; `input_of` reads it."""
+        return {"input": self.model_dump_json()}
+
+    def told(self) -> str:
+        """For people."""
+        return f"{self.images.told()}, and the {self.domains} domains"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", "image"))
+    return str(getattr(value, "kind", None))  # of what is no input: no kind that there is
+
+
+# What a network can take. Another kind is a class with `kind`, `noun`, `shape`, `tensors`, `metadata` and `told`, and
+# its place here; `Network.example` makes noise of its tensors.
+AnyInput = Annotated[
+    Annotated[InputSpec, Tag("image")]
+    | Annotated[TokenInput, Tag("tokens")]
+    | Annotated[CharacterInput, Tag("characters")]
+    | Annotated[TranslationInput, Tag("translation")],
+    Discriminator(_kind),
+]
+_ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
+
+
+def image_of(spec: AnyInput) -> InputSpec | None:
+    """What images a network takes; None where it takes none."""
+    if isinstance(spec, TranslationInput):
+        return spec.images
+    return spec if isinstance(spec, InputSpec) else None
+
+
+def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
+    """What the metadata of an exported file say of its input; None where they do not tell."""
+    stated = metadata.get("input")
+    if stated is None and {"input_shape", "mean", "std"} <= metadata.keys():
+        stated = f'{{"shape": {metadata["input_shape"]}, "mean": {metadata["mean"]}, "std": {metadata["std"]}}}'
+    try:
+        return None if stated is None else _ANY_INPUT.validate_json(stated)
+    except ValidationError:
+        return None
+
+
+# section → indices of the teacher's blocks that are kept, in order; a section named nowhere is kept whole.
+DepthPlan = dict[str, tuple[int, ...]]
+
+
+class NetworkSpec(Settings):
+    """A network without its weights.
+
+    Attributes:
+        name: as the registry knows it: `resnet`, `resnext`, `timm:NAME`, `hf:NAME`, `package.module:function`.
+        arguments: keyword arguments of the builder; those of the *teacher*, when there is a plan.
+        input: what it takes.
+        classes: names of the classes, in the order of the logits; empty where they are not known.
+        plan: for a student, what distinguishes it from its teacher.
+        widths: layer → shape of its weight, for layers that channels were taken out of.
+    """
+
+    name: str
+    arguments: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    input: AnyInput
+    classes: tuple[str, ...] = ()
+    plan: DepthPlan | None = None
+    widths: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    @property
+    def translates(self) -> bool:
+        """Whether it gives images in place of logits."""
+        return isinstance(self.input, TranslationInput)
+
+    def with_(self, **changes: Any) -> NetworkSpec:
+        """The same with some fields changed."""
+        return self.model_copy(update=changes)
+
+
+def parse_normalisation(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Reads `imagenet` or `m1,m2,m3:s1,s2,s3`.
+
+    Named statistics of three channels are averaged for a network of one channel.
+
+    Raises:
+        SettingsError: an unknown name, or not one number a channel on each side.
+    """
+    if text in NORMALISATIONS:
+        mean, std = NORMALISATIONS[text]
+        if channels == len(mean):
+            return mean, std
+        if channels == 1:
+            return (math.fsum(mean) / len(mean),), (math.fsum(std) / len(std),)
+        raise SettingsError(
+            f"--normalise {text} has {len(mean)} channels and the network takes {channels}. Give the numbers: "
+            f"--normalise m1,…,m{channels}:s1,…,s{channels}."
+        )
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split(":"))
+    except ValueError:
+        raise SettingsError(
+            f"--normalise {text}: neither a known name ({', '.join(NORMALISATIONS)}) nor means and standard deviations "
+            "on the scale 0–1, as in 0.49,0.48,0.45:0.25,0.24,0.26."
+        ) from None
+    if not len(mean) == len(std) == channels or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+        raise SettingsError(
+            f"--normalise {text}: needs {channels} means and {channels} standard deviations above 0, one a channel."
+        )
+    return mean, std
+
+
+def override_input(spec: AnyInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> AnyInput:
+    """The input with what the user said over what was known.
+
+    Raises:
+        SettingsError: another number of channels, no such normalisation, or what is for another kind of input.
+    """
+    if isinstance(spec, TranslationInput):
+        images = override_input(spec.images, normalise, input_shape, source)
+        return spec.model_copy(update={"images": images})
+    if not isinstance(spec, InputSpec):
+        return _override_text(spec, normalise, input_shape, source)
+    shape = spec.shape if input_shape is None else image_shape(input_shape, source)
+    if shape[0] != spec.shape[0]:
+        raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")
+    mean, std = parse_normalisation(normalise, shape[0]) if normalise else (spec.mean, spec.std)
+    return InputSpec(shape=shape, mean=mean, std=std)
+
+
+def image_shape(input_shape: tuple[int, ...], source: str) -> tuple[int, int, int]:
+    """The shape as that of an image.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if len(input_shape) != 3:
+        raise SettingsError(
+            f"{source}: takes images, and --input-shape {','.join(map(str, input_shape))} is none of one. Give "
+            "channels, height and width: --input-shape 3,32,32."
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def _override_text(
+    spec: TokenInput | CharacterInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str
+) -> TokenInput | CharacterInput:
+    if normalise is not None:
+        raise SettingsError(f"{source}: takes {spec.kind}, which nothing normalises. Leave --normalise out.")
+    if input_shape is None:
+        return spec
+    most = spec.length if isinstance(spec, TokenInput) else None
+    if len(input_shape) != 1 or not 1 <= input_shape[0] <= (most or input_shape[0]):
+        raise SettingsError(
+            f"{source}: takes texts of {f'up to {most} ' if most else ''}{spec.kind}, and --input-shape "
+            f"{','.join(map(str, input_shape))} is no such length. Give one number: --input-shape "
+            f"{min(128, spec.length)}."
+        )
+    changes = {"length": input_shape[0], **({"fixed": True} if isinstance(spec, TokenInput) else {})}
+    return spec.model_copy(update=changes)

@@ -1,0 +1,235 @@
+"""The verb `evaluate`: accuracy of any checkpoint or artefact, on any split of any dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.settings import parse
+from litdeploy.config.spec import (
+    InputSpec,
+    NetworkSpec,
+    TranslationInput,
+    image_of,
+    image_shape,
+    input_of,
+    override_input,
+)
+from litdeploy.data import check_against, normalised_batches, open_data
+from litdeploy.errors import DataError, RunnerError, SettingsError
+from litdeploy.evaluation.retrieval import METRICS, Retrieval, embeddings, retrieval
+from litdeploy.exporter.onnx import describe_onnx
+from litdeploy.exporter.teacher import load_teacher
+from litdeploy.files import is_folder
+from litdeploy.networks import Network, NetworkName, load, published
+from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.runtime.feed import read_names
+from litdeploy.runtime.inductor import package_details
+from litdeploy.runtime.likeness import likeness
+from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
+from litdeploy.storage.records import Score
+
+SPLITS = ("test", "validation", "train")
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    data: DataSettings | dict[str, Any] | str | None = None,
+    split: str = "test",
+    batch_size: int = 256,
+    precision: str = "fp32",
+    device: str = "auto",
+    seed: int | None = None,
+    network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    teacher: str | Path | None = None,
+) -> Score:
+    """Measures accuracy; of a network that makes images, how near they come to its teacher's.
+
+    Args:
+        path: weights, a folder as transformers saves a network in, an exported file (`.onnx`, `.pt2`), or a bundle,
+            whose student is taken.
+        data: the dataset; for a bundle, None is the one that its student was trained on.
+        split: `test`, `validation` or `train`.
+        batch_size: images a call.
+        precision: `fp32`, `bf16` or `auto`; an exported file has its own.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        seed: of the split that is held out, where the dataset has none of its own; None: 0, or the bundle's.
+        network, normalise, input_shape: see `networks.load`.
+        teacher: weights, where images are made; of a bundle None is the one that its student was made from.
+
+    Raises:
+        LitdeployError: one of its kinds.
+    """
+    path, network = published(path, network)
+    bundle = Bundle(path) if is_folder(path) else None
+    path, settings, seed = what_on(path, data, seed, split)
+    where = resolve_device(device)
+    runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
+    opened = open_data(settings, where, seed, spec)
+    check_against(opened, spec, classes)
+    batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
+    images = image_of(spec.input)
+    if not spec.translates or images is None:
+        if teacher is not None:
+            raise SettingsError(
+                f"--teacher {teacher}: is for networks that make images, and {path} does not. Leave it out."
+            )
+        with runner:
+            return accuracy(runner.run, batches)
+    reference = teacher_of(path, spec, bundle, teacher, network)
+    with runner, open_runner("eager", network=reference, device=where) as original:
+        return likeness(original.run, runner.run, (batch for batch, _ in batches), images)
+
+
+def teacher_of(
+    path: Path, spec: NetworkSpec, bundle: Bundle | None, teacher: str | Path | None, network: NetworkName | None
+) -> Network:
+    """Whose images the others are held against."""
+    if bundle is not None:
+        return load_teacher(bundle, bundle.read(), teacher, network)
+    if teacher is None:
+        raise SettingsError(
+            f"{path}: makes images, which are held against its teacher's. Say where it is: --teacher FILE"
+        )
+    return load(teacher, network=network, input=spec.input)
+
+
+def evaluate_retrieval(
+    path: str | Path,
+    *,
+    data: DataSettings | dict[str, Any] | str | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    seed: int | None = None,
+    network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> tuple[Retrieval, ...]:
+    """Measures how well the embeddings of the test images find training images of their class: by cosine and by L2.
+
+    Args:
+        path: weights, or a bundle, whose student is taken.
+        others: as for `evaluate`.
+
+    Raises:
+        LitdeployError: one of its kinds.
+    """
+    path, network = published(path, network)
+    path, settings, seed = what_on(path, data, seed)
+    if path.suffix in (".onnx", ".pt2"):
+        raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
+    where = resolve_device(device)
+    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+    if loaded.spec.translates:
+        raise SettingsError(f"--retrieval: {path} makes images, and has no embeddings of classes. Leave it out.")
+    opened = open_data(settings, where, seed, loaded.spec)
+    check_against(opened, loaded.spec, loaded.class_count())
+    module = loaded.module.to(where)
+    database, queries = (
+        embeddings(module, normalised_batches(split, loaded.spec.input, batch_size))
+        for split in (opened.train, opened.test)
+    )
+    return tuple(retrieval(*database, *queries, metric) for metric in METRICS)
+
+
+def what_on(
+    path: Path, data: DataSettings | dict[str, Any] | str | None, seed: int | None, split: str = "test"
+) -> tuple[Path, DataSettings, int]:
+    """The file, the dataset and the seed of its split, where some may be those of a bundle.
+
+    Raises:
+        SettingsError: there is no such split.
+        DataError: no dataset is named.
+    """
+    if split not in SPLITS:
+        raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
+    settings = DataSettings(source=data) if isinstance(data, str) else data
+    own = carried_by(path, TOKENIZER)
+    if is_folder(path):
+        bundle = Bundle(path)
+        manifest = bundle.read()
+        path = bundle.student_path
+        seed = manifest.recipe.seed if seed is None else seed
+        learned = manifest.recipe.data.model_copy(update={} if own is None else {"tokenizer": str(own)})
+        if isinstance(settings, dict):
+            settings = {**learned.model_dump(mode="json", exclude_defaults=True), **settings}
+        settings = settings or learned
+    if isinstance(settings, dict):
+        settings = parse(DataSettings, settings, "command line")
+    if own is not None and settings is not None and settings.tokenizer is None:
+        settings = settings.model_copy(update={"tokenizer": str(own)})
+    if settings is None or settings.source is None:
+        raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
+    return path, settings, seed or 0
+
+
+def open_file(
+    path: Path,
+    device: torch.device,
+    precision: str,
+    network: NetworkName | None,
+    normalise: str | None,
+    input_shape: tuple[int, ...] | None,
+) -> tuple[Runner, NetworkSpec, int]:
+    """A runner of weights or of an exported file, not yet entered; what it is, and how many classes it tells apart."""
+    if path.suffix == ".onnx":
+        spec, classes = _onnx_spec(path, normalise, input_shape)
+        return open_runner("onnxruntime", onnx_path=path, device=device), spec, classes
+    if path.suffix == ".pt2":
+        details = package_details(path, device)
+        spec = _exported_spec(path, details["metadata"], details.get("image_shape"), normalise, input_shape)
+        return open_runner("inductor", package_path=path, device=device), spec, details["classes"]
+    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+    runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
+    return runner, loaded.spec, loaded.class_count()
+
+
+def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:
+    """What an ONNX file says of its input and classes, and how many classes it tells apart.
+
+    Raises:
+        SettingsError: it says nothing of its normalisation, and none is given.
+    """
+    described = describe_onnx(path)
+    metadata, shape, output = described["metadata"], described["input_shape"][1:], described["output_shape"]
+    stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
+    spec = _exported_spec(path, metadata, stated, normalise, input_shape)
+    if isinstance(spec.input, TranslationInput):
+        return spec, spec.input.domains  # the runner holds its images against what it takes
+    if len(output) != 2 or not isinstance(output[1], int):
+        raise RunnerError(f"{path}: gives {output}, and not logits (N, classes): it is no classifier.")
+    return spec, output[1]
+
+
+def _exported_spec(
+    path: Path,
+    metadata: dict[str, str],
+    stated_shape: tuple[int, ...] | None,
+    normalise: str | None,
+    input_shape: tuple[int, ...] | None,
+) -> NetworkSpec:
+    # The metadata's shape, where there is one: a file that takes pixels has their channels last.
+    told = {**({} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}), **metadata}
+    known = input_of(told)
+    if known is None and ("input" in told or {"input_shape", "mean", "std"} <= told.keys()):
+        raise RunnerError(f"{path}: what its metadata say of its input is damaged. Make it again: litdeploy export")
+    shape = input_shape or stated_shape
+    if known is not None:
+        found = override_input(known, normalise, input_shape, str(path))
+    elif normalise is None or shape is None:
+        raise SettingsError(
+            f"{path}: does not say how its images are normalised, or of which size. Say it: --normalise imagenet "
+            "--input-shape 3,32,32"
+        )
+    else:
+        shape = image_shape(shape, str(path))
+        blank = InputSpec(shape=shape, mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
+        found = override_input(blank, normalise, None, str(path))
+    return NetworkSpec(name=path.name, input=found, classes=read_names(metadata, str(path)))

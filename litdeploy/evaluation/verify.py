@@ -1,0 +1,278 @@
+"""The verb `verify` of the command line: what compressing changed, and what exporting changed after that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import image_of
+from litdeploy.config.target import Target, Tolerance
+from litdeploy.data import Data, normalised_batches
+from litdeploy.errors import BundleError
+from litdeploy.evaluation.bisect import Parting, first_parting
+from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
+from litdeploy.exporter.forms import form_of, runs_here
+from litdeploy.exporter.parity import (
+    BatchParity,
+    Parity,
+    compare,
+    compare_accuracy,
+    compare_images,
+    same_class,
+    verify,
+)
+from litdeploy.exporter.staging import reject, rejected_path
+from litdeploy.exporter.teacher import load_teacher
+from litdeploy.files import remove
+from litdeploy.networks import Network, NetworkName, load
+from litdeploy.networks.batch import Batch, in_parts, mapped, moved, picked
+from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_target
+from litdeploy.runtime.likeness import likeness
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar, sidecar_of
+from litdeploy.storage.records import Accuracy, Artefact, Likeness, Record
+
+_ANYTHING = Tolerance(atol=float(torch.finfo(torch.float64).max), top1=0, psnr=0, ssim=0)
+_BISECT_IMAGES = 8
+
+
+class Difference(Record):
+    """One side against another, on the same test images.
+
+    Attributes:
+        error: of `compression` (teacher → student) or of `conversion` (student → artefact).
+        reference, candidate: `teacher`, `student` or an artefact's key.
+        precision: of the candidate.
+        max_absolute, max_relative: largest difference of two logits, and that over the largest logit; over all batch
+            sizes; None where a logit is NaN or infinite.
+        top1: share of images on which both give the same class; None where they make images.
+        likeness: how near the candidate's images come to the reference's; None where they tell classes apart.
+        reference_accuracy, candidate_accuracy: on the whole test split; likewise None.
+        parity: figures at each batch size, and the limits; None for compression, which has none.
+    """
+
+    error: Literal["compression", "conversion"]
+    reference: str
+    candidate: str
+    precision: str
+    max_absolute: float | None
+    max_relative: float | None
+    top1: float | None
+    likeness: Likeness | None = None
+    reference_accuracy: Accuracy | None
+    candidate_accuracy: Accuracy | None
+    parity: Parity | None = None
+
+
+class Verification(Record):
+    """All differences, what was set aside, and for each file that was bisected the layer that parts.
+
+    Attributes:
+        not_run: keys of the artefacts that were built ahead of time for GPUs elsewhere.
+        rejected: artefact's key → where its file is kept now.
+        partings: file name → the first layer whose outputs part; None where none does.
+    """
+
+    differences: tuple[Difference, ...]
+    rejected: dict[str, str]
+    partings: dict[str, Parting | None]
+    not_run: tuple[str, ...] = ()
+
+    @property
+    def within(self) -> bool:
+        """Whether every artefact keeps its limits."""
+        return not self.rejected
+
+
+def verify_bundle(
+    bundle: Bundle | str | Path = DEFAULT_PATH,
+    *,
+    artefacts: Sequence[str] | None = None,
+    teacher: str | Path | None = None,
+    target: Target | str | None = None,
+    data: DataSettings | str | None = None,
+    network: NetworkName | None = None,
+    bisect: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Holds each artefact against the student, and the student against its teacher, on the test images.
+
+    An artefact beyond the target's tolerance is set aside as `.rejected` and struck out of the manifest.
+
+    Args:
+        bundle: with its student exported.
+        artefacts: keys of the manifest (`onnx-fp16`); None: all.
+        teacher: the teacher's file, where it is no longer where it was. Where it is nowhere, only its accuracy is told.
+        target, data, network: as for `export`.
+        bisect: whether the first layer that parts is looked for, in ONNX files beyond the tolerance, now or before.
+        progress: is given a line for each step.
+
+    Raises:
+        BundleError: no whole bundle, no such artefact, one that was altered, or another teacher.
+        LitdeployError: as the stages raise it.
+    """
+    say = progress or (lambda line: None)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    manifest = bundle.read_complete()
+    chosen = resolve_target(target)
+    device = resolve_device(chosen.device)
+    everything = _asked(bundle, manifest.artefacts, artefacts)
+    asked = {kind: artefact for kind, artefact in everything.items() if runs_here(artefact)}
+    paths = {kind: bundle.artefact_path(artefact) for kind, artefact in asked.items()}
+    student = load(bundle.student_path, network=network)
+    opened = open_test_data(manifest, data, student, device)
+    bench = _Bench(student, opened, chosen, device)
+
+    differences: list[Difference] = []
+    rejected: dict[str, str] = {}
+    with open_runner("eager", network=student, device=device) as reference:
+        say("student")
+        of_student = bench.accuracy(reference)
+        original = _teacher(bundle, teacher, network, say)
+        if original is not None:
+            say("teacher")
+            differences.append(bench.compression(original, reference, of_student))
+        for kind, artefact in asked.items():
+            say(kind)
+            found = bench.conversion(kind, artefact, paths[kind], reference, of_student)
+            differences.append(found)
+            if found.parity is not None and not found.parity.within:
+                rejected[kind] = str(_set_aside(bundle, kind, artefact, paths[kind], found.parity))
+    partings = _bisect(bundle, student, bench, say) if bisect else {}
+    not_run = tuple(kind for kind in everything if kind not in asked)
+    return Verification(differences=tuple(differences), rejected=rejected, partings=partings, not_run=not_run)
+
+
+class _Bench:
+    """What every artefact of a bundle is held against."""
+
+    def __init__(self, student: Network, data: Data, target: Target, device: torch.device) -> None:
+        self.target, self.device = target, device
+        self._data, self._spec = data, student.spec.input
+        self._images = image_of(student.spec.input) if student.spec.translates else None
+        self.evidence = Evidence.of(data, student, max(LEAST_IMAGES, target.batch_sizes[-1]))
+
+    def accuracy(self, runner: Runner) -> Accuracy | None:
+        return None if self._images else accuracy(runner.run, self._labelled())
+
+    def likeness(self, reference: Runner, candidate: Runner) -> Likeness | None:
+        """Of the candidate's images on the whole test split, where images are made."""
+        if self._images is None:
+            return None
+        return likeness(reference.run, candidate.run, (batch for batch, _ in self._labelled()), self._images)
+
+    def compression(self, teacher: Network, student: Runner, of_student: Accuracy | None) -> Difference:
+        with open_runner("eager", network=teacher, device=self.device) as runner:
+            size = self.target.batch_sizes[-1]
+            outputs = [
+                torch.cat([side.run(batch) for batch in in_parts(self.evidence.inputs, size)])
+                for side in (runner, student)
+            ]
+            if self._images is None:
+                found = compare(outputs[0], outputs[1], size, _ANYTHING)
+            else:
+                found = compare_images(outputs[0], outputs[1], size, _ANYTHING, self._images)
+            told = _difference("compression", "teacher", "student", "fp32", [found], self.accuracy(runner), of_student)
+            return told.model_copy(update={"likeness": self.likeness(runner, student)})
+
+    def conversion(
+        self, kind: str, artefact: Artefact, path: Path, student: Runner, of_student: Accuracy | None
+    ) -> Difference:
+        tolerance = getattr(self.target.tolerance, artefact.precision)
+        sizes = sorted(set(self.target.batch_profile))
+        with form_of(kind).open(path, self.device, self.target) as runner:
+            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance, images=self._images)
+            of_artefact = self.accuracy(runner)
+            near = self.likeness(student, runner)
+        if of_student and of_artefact:
+            parity = parity.with_accuracy(compare_accuracy(of_student, of_artefact, tolerance))
+        found = _difference("conversion", "student", kind, artefact.precision, parity.batches, of_student, of_artefact)
+        return found.model_copy(update={"parity": parity, "likeness": near})
+
+    def _labelled(self) -> Iterator[tuple[Batch, Tensor]]:
+        return normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
+
+
+def _difference(
+    error: Literal["compression", "conversion"],
+    reference: str,
+    candidate: str,
+    precision: str,
+    batches: Sequence[BatchParity],
+    reference_accuracy: Accuracy | None,
+    candidate_accuracy: Accuracy | None,
+) -> Difference:
+    absolute = [batch.max_absolute for batch in batches]
+    relative = [batch.max_relative for batch in batches]
+    return Difference(
+        error=error,
+        reference=reference,
+        candidate=candidate,
+        precision=precision,
+        max_absolute=None if None in absolute else max(each for each in absolute if each is not None),
+        max_relative=None if None in relative else max(each for each in relative if each is not None),
+        top1=same_class(batches),
+        reference_accuracy=reference_accuracy,
+        candidate_accuracy=candidate_accuracy,
+    )
+
+
+def _asked(bundle: Bundle, there: dict[str, Artefact], asked: Sequence[str] | None) -> dict[str, Artefact]:
+    if not there:
+        raise BundleError(
+            f"{bundle.path}: holds no exported student. Run `litdeploy export {bundle.path} --onnx` first."
+        )
+    for kind in asked or ():
+        if kind not in there:
+            raise BundleError(f"--artefact {kind}: {bundle.path} holds none of that name. It holds {', '.join(there)}.")
+    return {kind: artefact for kind, artefact in there.items() if asked is None or kind in asked}
+
+
+def _teacher(
+    bundle: Bundle, path: str | Path | None, network: NetworkName | None, say: Callable[[str], None]
+) -> Network | None:
+    """The teacher; None where its file is gone and nobody said where to."""
+    manifest = bundle.read()
+    if path is None and not Path(manifest.teacher.path).is_file():
+        say(f"{manifest.teacher.path}: no such file; without it, what compressing changed is not told (--teacher FILE)")
+        return None
+    return load_teacher(bundle, manifest, path, network)
+
+
+def _set_aside(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: Parity) -> Path:
+    with bundle.lock():
+        if bundle.read().artefacts.get(kind) != artefact:
+            raise BundleError(f"{path}: was exported anew while it was verified. Verify it again.")
+        return _reject(bundle, kind, artefact, path, parity)
+
+
+def _reject(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: Parity) -> Path:
+    bundle.drop_artefact(kind)
+    details = {**artefact.details, "parity": parity.model_dump(mode="json")}
+    kept = reject(path, path, artefact.model_copy(update={"details": details}))
+    remove(sidecar_of(path))
+    return kept
+
+
+def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str], None]) -> dict[str, Parting | None]:
+    """Bisects every ONNX file that was set aside, by its sidecar's precision."""
+    few = moved(picked(bench.evidence.inputs, slice(_BISECT_IMAGES)), torch.device("cpu"))
+    inputs = mapped(lambda tensor: tensor.contiguous(), few)
+    partings = {}
+    for path in sorted(bundle.export_path.glob(rejected_path(Path("*.onnx")).name)):
+        try:
+            artefact = read_sidecar(path)
+        except (OSError, ValidationError):
+            raise BundleError(
+                f"{sidecar_of(path)}: missing or torn, so that the precision of {path.name} is not known. Remove "
+                f"{path.name}, or export it again."
+            ) from None
+        say(f"bisecting {path.name}")
+        tolerance = getattr(bench.target.tolerance, artefact.precision)
+        partings[path.name] = first_parting(student, path, inputs, tolerance)
+    return partings

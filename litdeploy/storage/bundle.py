@@ -1,0 +1,357 @@
+"""The folder `deploy/`: manifest, hashes, atomic writes.
+
+manifest.json          what this folder holds; written last
+student.safetensors    weights; the header's metadata rebuilds the network without the manifest
+transformers/          of a network of transformers: its teacher's configuration; where it takes tokens, the tokeniser
+metrics.jsonl          one line an epoch
+checkpoints/           of a run under way, to resume from
+samples.png            of a generator: images in every domain, the teacher's above the student's
+generations/           born-again: the networks that taught the next, by number
+chain/                 of a chain: a bundle of each student that taught the next, by depth
+export/                artefacts, each with a sidecar NAME.json
+profile/               report.json, report.html, samples.json
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from litdeploy.errors import BundleError
+from litdeploy.files import (
+    PARTIAL,
+    is_file,
+    is_inside,
+    read_small,
+    remove,
+    remove_partial,
+    sha256_of,
+    sync_folder,
+    write_whole,
+)
+from litdeploy.storage.lock import locked
+from litdeploy.storage.records import SCHEMA_VERSION, Artefact, Manifest
+
+DEFAULT_PATH = Path("deploy")
+SAMPLES = "samples.png"
+# A folder, and those of its files by which transformers knows a network and a tokeniser.
+TRANSFORMERS, CONFIG, TOKENIZER = "transformers", "config.json", "tokenizer_config.json"
+_OURS = (
+    "manifest.json",
+    "student.safetensors",
+    TRANSFORMERS,
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "features",
+    SAMPLES,
+    "generations",
+    "chain",
+    "export",
+    "profile",
+)
+# Never removed: a lock that is held, and a teacher that may be the very file that the next run is given.
+_KEPT = (".lock", ".lock.json", "teacher.safetensors")
+
+
+class Bundle:
+    """A folder that holds a student and all that was made of it. Paths are properties; nothing is read until asked."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def student_path(self) -> Path:
+        return self.path / "student.safetensors"
+
+    @property
+    def teacher_path(self) -> Path:
+        return self.path / "teacher.safetensors"
+
+    @property
+    def transformers_path(self) -> Path:
+        return self.path / TRANSFORMERS
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / SAMPLES
+
+    @property
+    def export_path(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def profile_path(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def chain_path(self) -> Path:
+        return self.path / "chain"
+
+    def in_chain(self, depth: int) -> Bundle:
+        """That of the student of this depth, in a chain that ends with this one."""
+        return Bundle(self.chain_path / str(depth))
+
+    def exists(self) -> bool:
+        """Whether anything of a bundle is there, whole or not."""
+        return any((self.path / name).exists() for name in _OURS)
+
+    def read(self) -> Manifest:
+        """Reads the manifest and holds the student's file against its hash.
+
+        Raises:
+            BundleError: no bundle here, another schema, an unreadable manifest, or an altered student.
+        """
+        if not self.path.exists():
+            raise BundleError(
+                f"{self.path}: no such folder. Make a bundle first: litdeploy compress teacher.pt --student-depth 20"
+                + ("" if self.path == DEFAULT_PATH else f" --out {self.path}")
+            )
+        if not is_file(self.manifest_path):
+            unfinished = "holds a run that did not finish" if self.exists() else "is no bundle"
+            raise BundleError(
+                f"{self.path}: {unfinished} (there is no manifest.json). Run `litdeploy compress … --out {self.path}"
+                f"{' --resume' if self.exists() else ''}`."
+            )
+        self._check_links()
+        try:
+            manifest = Manifest.model_validate_json(read_small(self.manifest_path))
+        except OSError as error:
+            raise BundleError(f"{self.manifest_path}: cannot be read ({error.strerror}).") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(key) for key in first["loc"])
+            raise BundleError(
+                f"{self.manifest_path}: not a manifest that this version reads ({at}: {first['msg']}). "
+                "Compress again with --overwrite."
+            ) from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{self.manifest_path}: schema version {manifest.schema_version}; this one reads {SCHEMA_VERSION}."
+            )
+        if not is_file(self.student_path) or sha256_of(self.student_path) != manifest.student_sha256:
+            raise BundleError(
+                f"{self.student_path}: missing, or altered since the manifest was written (its SHA-256 differs). "
+                "Restore it, or compress again with --overwrite."
+            )
+        for name, sha256 in manifest.carried.items():
+            path = self.transformers_path / name
+            if not is_inside(path, self.transformers_path) or not is_file(path) or sha256_of(path) != sha256:
+                raise BundleError(
+                    f"{path}: missing, or altered since the manifest was written (its SHA-256 differs). The student is "
+                    "not what it was without it. Restore it, or compress again with --overwrite."
+                )
+        return manifest
+
+    def carry(self, write: Callable[[Path], None]) -> dict[str, str]:
+        """Replaces what is kept for transformers, the folder as a whole.
+
+        Args:
+            write: puts files into a folder that there is; none where there is nothing to keep.
+
+        Returns:
+            Name → SHA-256 of each file.
+
+        Raises:
+            BundleError: they cannot be written.
+        """
+        temporary = self.path / f".{TRANSFORMERS}.{os.getpid()}.partial"
+        remove(temporary)
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            written = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            for path in temporary.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            remove(self.transformers_path)
+            if written:
+                temporary.replace(self.transformers_path)
+                sync_folder(self.path)
+        except OSError as error:
+            raise BundleError(
+                f"{self.transformers_path}: cannot be written ({error.strerror or error}). Make room there, or choose "
+                "another folder with --out."
+            ) from error
+        finally:
+            remove(temporary)
+        return written
+
+    def _check_links(self) -> None:
+        """Nothing is read or written through a link that leaves the bundle, which a stranger may have packed into it.
+
+        Raises:
+            BundleError: there is one.
+        """
+        for name in _OURS:
+            if not is_inside(self.path / name, self.path):
+                raise BundleError(
+                    f"{self.path / name}: is a link that leaves the bundle. Put the file or folder itself there."
+                )
+
+    def read_complete(self) -> Manifest:
+        """Like `read`, for the stages after training.
+
+        Raises:
+            BundleError: also when the training was interrupted.
+        """
+        manifest = self.read()
+        if manifest.status == "interrupted":
+            raise BundleError(
+                f"{self.path}: its training was interrupted after {manifest.run.epochs} of {manifest.recipe.epochs} "
+                "epochs. Go on with it: the same `litdeploy compress …` with --resume. Its weights so far can be "
+                f"measured: `litdeploy evaluate {self.student_path}`."
+            )
+        return manifest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps all other processes from writing here; the folder is made where it is missing.
+
+        Raises:
+            BundleError: another process is at work here, the folder cannot be written, or it is somebody else's.
+        """
+        self._check_ours()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+        with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
+            yield
+
+    def claim(self, overwrite: bool, keep: str | None = None) -> None:
+        """Makes the folder ready for a new run.
+
+        Args:
+            keep: what is the new run's already.
+
+        Raises:
+            BundleError: the folder holds another run and `overwrite` is not given, or holds files of somebody else's.
+        """
+        self._check_ours()
+        if self.exists() and not overwrite:
+            raise BundleError(
+                f"{self.path}: holds a run that is not finished; it is kept. Go on with it: the same command with "
+                "--resume. Or choose another folder with --out, or --overwrite it."
+                if self.unfinished()
+                else f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
+            )
+        for name in _OURS:
+            if name != keep:
+                remove(self.path / name)
+        self.tidy()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+
+    def unfinished(self) -> bool:
+        """Whether the folder holds a run that did not come to its end: killed, or interrupted by its user."""
+        if not self.manifest_path.is_file():
+            return self.exists()
+        if self.checkpoints_path.is_dir():
+            return True
+        try:
+            return self.read().status == "interrupted"
+        except BundleError:
+            return False
+
+    def tidy(self) -> None:
+        """Removes what processes that were killed had begun to write. Under the lock only: nobody is writing then."""
+        remove_partial(self.path)
+
+    def _check_ours(self) -> None:
+        if self.path.is_dir():
+            strange = sorted(
+                path.name
+                for path in self.path.iterdir()
+                if path.name not in {*_OURS, *_KEPT} and not path.match(PARTIAL)
+            )
+            if strange and not self.exists():
+                raise BundleError(
+                    f"{self.path}: holds files that are not litdeploy's ({', '.join(strange[:3])}). "
+                    "Choose another folder with --out."
+                )
+        elif self.path.exists():
+            raise BundleError(f"{self.path}: is a file; --out names a folder.")
+
+    def write(self, manifest: Manifest) -> None:
+        """Writes the manifest; everything that it names is there already."""
+        with write_whole(self.manifest_path) as temporary:
+            temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def add_artefact(self, kind: str, artefact: Artefact) -> Manifest:
+        """Enters an exported file in the manifest and returns the new manifest."""
+        manifest = self.read()
+        manifest = manifest.model_copy(update={"artefacts": {**manifest.artefacts, kind: artefact}})
+        self.write(manifest)
+        return manifest
+
+    def drop_artefact(self, kind: str) -> None:
+        """Strikes an exported file out of the manifest, if it is there; the file itself is the caller's."""
+        manifest = self.read()
+        if kind not in manifest.artefacts:
+            return
+        left = {name: artefact for name, artefact in manifest.artefacts.items() if name != kind}
+        self.write(manifest.model_copy(update={"artefacts": left}))
+
+    def artefact_path(self, artefact: Artefact) -> Path:
+        """Path of an exported file, once it was held against its hash.
+
+        Raises:
+            BundleError: the file is missing, was altered, or lies outside the bundle.
+        """
+        path = self.path / artefact.path
+        if not is_inside(path, self.path):
+            raise BundleError(f"{self.manifest_path}: names {artefact.path!r}, which lies outside the bundle.")
+        if not is_file(path) or sha256_of(path) != artefact.sha256:
+            raise BundleError(
+                f"{path}: missing, or altered since it was exported (its SHA-256 differs). Export it again."
+            )
+        return path
+
+
+def read_sidecar(path: Path) -> Artefact:
+    """What the sidecar of an exported file says of it.
+
+    Raises:
+        OSError: there is none, it cannot be read, or it is a link that leaves its folder.
+        ValidationError: it is no sidecar.
+    """
+    sidecar = sidecar_of(path)
+    if not is_inside(sidecar, path.parent):
+        raise OSError(errno.ELOOP, "a link that leaves its folder", str(sidecar))
+    return Artefact.model_validate_json(read_small(sidecar))
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of an exported file is."""
+    return path.with_name(f"{path.name}.json")
+
+
+def carried_by(path: str | Path, name: str) -> Path | None:
+    """The folder in which the bundle that a file lies in keeps what transformers opens; None where there is none.
+
+    Args:
+        path: the bundle, its student's weights, or an exported file.
+        name: of the file that is looked for: `CONFIG` or `TOKENIZER`.
+    """
+    folders = [parent / TRANSFORMERS for parent in (Path(path), *Path(path).parents[:2])]
+    return next((folder for folder in folders if is_file(folder / name)), None)

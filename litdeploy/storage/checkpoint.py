@@ -1,0 +1,175 @@
+"""Weights in (`.pt .pth .th .ckpt .bin .safetensors`; never code), weights out (`.safetensors`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from litdeploy.config.spec import NetworkSpec
+from litdeploy.errors import CheckpointError
+from litdeploy.files import is_file, is_folder, sha256_of, write_whole
+from litdeploy.storage.pickled import first_line, read_pickled, told
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
+_PREFIXES = ("module.", "_orig_mod.")
+_METADATA_KEY = "litdeploy"
+_FLOAT32_BYTES = 4
+# float8 becomes four times as large; tensors that are tied have several names.
+_MOST_TIMES_FILE, _ALWAYS_ALLOWED = 16, 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights as they were found.
+
+    Attributes:
+        path: the file.
+        sha256: of the whole file.
+        weights: name → tensor on the CPU; floating-point tensors in float32, prefixes removed.
+        spec: the network, where the file says it (those written by litdeploy do).
+    """
+
+    path: Path
+    sha256: str
+    weights: dict[str, Tensor]
+    spec: NetworkSpec | None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a file of weights.
+
+    Takes a bare state dict or one wrapped under `state_dict`, `model`, `model_state_dict`, `net` or `ema`, keys with or
+    without `module.` and `_orig_mod.`, saved on any device, in any floating-point type.
+
+    Raises:
+        CheckpointError: missing, empty, torn, no checkpoint, a pickle that would have to run code, or sizes that the
+            file cannot hold.
+    """
+    path = Path(path)
+    if is_folder(path):
+        raise CheckpointError(f"{path}: is a folder; a file of weights is needed ({' '.join(SUFFIXES)}).")
+    if not is_file(path):
+        raise CheckpointError(f"{path}: no such file.")
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f"{path}: cannot be read (permission denied). Allow it: chmod u+r {path}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: is empty (0 bytes). Copy or save it again.")
+    if path.suffix == ".safetensors":
+        weights, spec = _read_safetensors(path)
+    elif path.suffix in SUFFIXES:
+        weights, spec = read_pickled(path), None
+    else:
+        raise CheckpointError(
+            f"{path}: the ending '{path.suffix}' is not one of a file of weights ({' '.join(SUFFIXES)})."
+        )
+    return Checkpoint(path, sha256_of(path), _normalised(weights, path), spec)
+
+
+def write_checkpoint(path: Path, weights: Mapping[str, Tensor], spec: NetworkSpec) -> str:
+    """Writes `.safetensors` whose header rebuilds the network. Returns the file's SHA-256. Raises as `write_whole`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with write_whole(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"format": "pt", _METADATA_KEY: spec.model_dump_json()})
+        except SafetensorError as error:  # of the disk, which it tells in words
+            raise OSError(errno.EIO, str(error)) from error
+    return sha256_of(path)
+
+
+def load_weights(module: Any, weights: Mapping[str, Tensor], source: str, network: str) -> None:
+    """Loads `weights` into `module`, all of them or none.
+
+    Raises:
+        CheckpointError: names the missing and unexpected keys and the shapes that differ.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    extra = [key for key in weights if key not in own and not key.endswith("num_batches_tracked")]
+    differing = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or extra or differing:
+        lines = [f"{source}: these are not the weights of {network}."]
+        if missing:
+            lines.append(f"  missing: {_some(missing)}")
+        if extra:
+            lines.append(f"  unexpected: {_some(extra)}")
+        lines += [
+            f"  {key}: shape {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+            for key in differing[:3]
+        ]
+        lines.append("Name the network that they belong to with --network, or see `litdeploy inspect`.")
+        raise CheckpointError("\n".join(lines))
+    module.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(map(told, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
+    from safetensors import safe_open
+
+    try:
+        # Its header is held against the file's length there, before a tensor is made.
+        with safe_open(path, framework="pt", device="cpu") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata = file.metadata() or {}
+    except Exception as error:  # SafetensorError, and what torch says of a type that it does not have
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({first_line(error)}). Copy or save it again."
+        ) from None
+    if _METADATA_KEY not in metadata:
+        return weights, None
+    try:
+        return weights, NetworkSpec.model_validate_json(metadata[_METADATA_KEY])
+    except ValidationError:
+        raise CheckpointError(
+            f"{path}: its header's description of the network is damaged, or of another litdeploy version. Name the "
+            "network with --network after removing that metadata, or compress again."
+        ) from None
+
+
+def _normalised(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Names without the prefixes of wrappers; floating-point numbers in float32.
+
+    Raises:
+        CheckpointError: there are none, or names that are no text, or they would take far more memory than the file.
+    """
+    if not weights:
+        raise CheckpointError(f"{path}: holds no tensors.")
+    for name, tensor in weights.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: a tensor is named by {told(name)}, and not by text. Save a state dict.")
+        if tensor.is_meta:
+            raise CheckpointError(f"{path}: tensor '{told(name)}' has a shape and no values. Save the weights.")
+    # Many tensors may be views of the same few bytes, of which each would be converted into memory of its own.
+    needed, length = sum(tensor.numel() * _FLOAT32_BYTES for tensor in weights.values()), path.stat().st_size
+    if needed > _MOST_TIMES_FILE * length + _ALWAYS_ALLOWED:
+        raise CheckpointError(
+            f"{path}: its {len(weights)} tensors come to {needed:,} bytes in float32, and the file has {length:,}. "
+            "Save each once."
+        )
+    names = list(weights)
+    for prefix in _PREFIXES * 2:  # either may be outside the other
+        if all(name.startswith(prefix) for name in names):
+            names = [name.removeprefix(prefix) for name in names]
+    try:
+        return {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in zip(names, weights.values(), strict=True)
+        }
+    except RuntimeError as error:  # a type that torch has and does not convert
+        raise CheckpointError(
+            f"{path}: not all of its tensors can be had in float32 ({first_line(error)}). Save them in float32."
+        ) from None
