@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.interleaved import Interval
-from litdeploy.profiler.statistics import mean_reach
+from litdeploy.profiler.measure.statistics import mean_reach
 from litdeploy.runtime import device_name, resolve_device
 from litdeploy.storage.records import Accuracy
 from litdeploy.trainer import compress

@@ -31,7 +31,7 @@ from benchmarks import interleaved
 from litdeploy.config.recipe import Augmentation
 from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, augment, draw_crops, pixel_scale, standardise
-from litdeploy.profiler import roofline
+from litdeploy.profiler.machine import roofline
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.runtime.compilation import compiled
 from litdeploy.trainer import kernels

@@ -31,9 +31,9 @@ from litdeploy.files import sha256_of
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network, load, new
 from litdeploy.networks.width import narrow
-from litdeploy.profiler.page import render
-from litdeploy.profiler.profiler import profile
-from litdeploy.profiler.report_files import read_report, read_training, write_report
+from litdeploy.profiler.profile import profile
+from litdeploy.profiler.report.page import render
+from litdeploy.profiler.report.report_files import read_report, read_training, write_report
 from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details
 from litdeploy.storage.bundle import Bundle, sidecar_of

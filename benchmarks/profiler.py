@@ -26,10 +26,10 @@ from torch.utils import benchmark
 from litdeploy.config.target import Timing
 from litdeploy.networks import new
 from litdeploy.networks.batch import Batch, device_of, moved
-from litdeploy.profiler.environment import look_around
-from litdeploy.profiler.pinning import pinned
-from litdeploy.profiler.statistics import compare, summarise
-from litdeploy.profiler.timing import Timed, measure
+from litdeploy.profiler.machine.environment import look_around
+from litdeploy.profiler.machine.pinning import pinned
+from litdeploy.profiler.measure.statistics import compare, summarise
+from litdeploy.profiler.measure.timing import Timed, measure
 from litdeploy.runtime import Runner, open_runner, resolve_device
 
 WITHIN = 0.02

@@ -36,7 +36,7 @@ from litdeploy.networks import FAMILIES, find_sections, new
 from litdeploy.networks.batch import moved
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
-from litdeploy.profiler.roofline import as_json, count, measure, roof
+from litdeploy.profiler.machine.roofline import as_json, count, measure, roof
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs

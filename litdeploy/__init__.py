@@ -19,8 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from litdeploy.exporter.exporter import export as export
     from litdeploy.networks.load import load as load
-    from litdeploy.profiler.prediction import predict as predict
-    from litdeploy.profiler.profiler import profile as profile
+    from litdeploy.profiler.predict import predict as predict
+    from litdeploy.profiler.profile import profile as profile
     from litdeploy.trainer.compress import compress as compress
 
 _VERBS = {

@@ -13,7 +13,7 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.tables import Table
+    from litdeploy.profiler.report.tables import Table
     from litdeploy.storage.records import Score
     from litdeploy.trainer import Progress
 

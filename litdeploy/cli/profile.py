@@ -115,8 +115,8 @@ def command(
 
 def _profile(bundle: Path, csv: Path | None, json: bool, gates: dict[str, float | None], **how: Any) -> None:
     from litdeploy.profiler import check_gates, profile
-    from litdeploy.profiler.csv_export import to_csv
-    from litdeploy.profiler.outputs import check_output, write_output
+    from litdeploy.profiler.report.csv_export import to_csv
+    from litdeploy.profiler.report.outputs import check_output, write_output
 
     if csv is not None:
         check_output(csv, "--csv")
@@ -132,8 +132,8 @@ def _profile(bundle: Path, csv: Path | None, json: bool, gates: dict[str, float 
 
 def _predict(teacher: Path, depths: tuple[int, ...], html: Path | None, json: bool, **how: Any) -> None:
     from litdeploy.profiler import predict
-    from litdeploy.profiler.outputs import check_output, write_output
-    from litdeploy.profiler.prediction_page import render_prediction
+    from litdeploy.profiler.report.outputs import check_output, write_output
+    from litdeploy.profiler.report.prediction_page import render_prediction
 
     if html is not None:
         check_output(html, "--html")
@@ -197,7 +197,7 @@ def _refuse_without_predict(options: dict[str, object]) -> None:
 
 def show(report: Report, bundle: Path) -> None:
     """Prints the verdict, the table, and where the page is."""
-    from litdeploy.profiler import tables
+    from litdeploy.profiler.report import tables
     from litdeploy.storage.records import descent
 
     output.print(
@@ -222,7 +222,7 @@ def show(report: Report, bundle: Path) -> None:
 
 def show_prediction(prediction: Prediction) -> None:
     """Prints what each depth would gain."""
-    from litdeploy.profiler.prediction_page import latencies
+    from litdeploy.profiler.report.prediction_page import latencies
 
     output.print(f"Students of {prediction.teacher}, {prediction.environment.device_name}", highlight=False)
     print_table(latencies(prediction))

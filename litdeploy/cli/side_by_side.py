@@ -15,9 +15,9 @@ def side_by_side(
 ) -> None:
     """Holds two reports side by side, and the second against the gates."""
     from litdeploy.profiler import check_gates, compare_reports
-    from litdeploy.profiler import side_by_side_page as page
-    from litdeploy.profiler.csv_export import to_csv
-    from litdeploy.profiler.outputs import write_output
+    from litdeploy.profiler.report import side_by_side_page as page
+    from litdeploy.profiler.report.csv_export import to_csv
+    from litdeploy.profiler.report.outputs import write_output
 
     found = compare_reports(a, b)
     if csv is not None:

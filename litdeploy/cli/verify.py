@@ -58,7 +58,7 @@ def command(
 
 
 def _show(found: Verification, bisect: bool) -> None:
-    from litdeploy.profiler.tables import Cell, Table, columns
+    from litdeploy.profiler.report.tables import Cell, Table, columns
 
     score = "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness"
     print_table(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from litdeploy.comparison.result import MethodComparison, headline
-from litdeploy.profiler.drawing import FIRST, MUTED, SECOND, SERIES, panel, standalone_svg, svg
+from litdeploy.profiler.report.drawing import FIRST, MUTED, SECOND, SERIES, panel, standalone_svg, svg
 
 # LIT comes first, in the student's colour. Told apart without colour by their markers.
 _COLOURS = (SECOND, *SERIES)

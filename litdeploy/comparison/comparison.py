@@ -15,8 +15,8 @@ from litdeploy.config.recipe import Recipe
 from litdeploy.errors import BundleError, SettingsError, TrainingError
 from litdeploy.files import write_whole
 from litdeploy.networks import Network, sections_of
-from litdeploy.profiler.breakdown import break_down, name_of
-from litdeploy.profiler.environment import look_around
+from litdeploy.profiler.analysis.breakdown import break_down, name_of
+from litdeploy.profiler.machine.environment import look_around
 from litdeploy.runtime import resolve_device
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.trainer import Progress, compress

@@ -8,8 +8,8 @@ import yaml
 from markupsafe import Markup
 
 from litdeploy.comparison.result import headline
-from litdeploy.profiler.page import fill
-from litdeploy.profiler.tables import NOTHING, Cell, Table, columns
+from litdeploy.profiler.report.page import fill
+from litdeploy.profiler.report.tables import NOTHING, Cell, Table, columns
 
 if TYPE_CHECKING:
     from litdeploy.comparison.result import MethodComparison, Row

@@ -1,0 +1,1 @@
+"""What the measurements mean: sections, fidelity, diagnosis, verdict, limits, two reports compared."""

@@ -1,0 +1,1 @@
+"""The machine that measures: its description, its conditions meanwhile, its ceilings."""

@@ -1,0 +1,1 @@
+"""Timing teacher and student in turn: calls, samples, statistics, processes."""

@@ -1,0 +1,128 @@
+"""Where the time goes: each section of teacher and student in eager PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from litdeploy.networks import Network
+from litdeploy.networks.batch import Batch, device_of, forward, moved, size_of
+from litdeploy.networks.sections import container
+from litdeploy.profiler.analysis.breakdown import REMAINDER
+from litdeploy.runtime.device import ieee_float32
+from litdeploy.runtime.eager import placed
+from litdeploy.storage.records import Record
+
+# Enough for a median that is looked at by eye, and no more time than that is worth.
+_WARM_UP = 5
+_BLOCKS = 32
+_SECONDS = 2.0
+
+
+class SectionTime(Record):
+    """The time of one section in a call, or of all that is outside of the sections.
+
+    Attributes:
+        name: as of `breakdown.Part`: the section's container, or `stem and head`.
+        batch_size: images a call.
+        teacher_ms, student_ms: medians, measured side by side in eager PyTorch.
+    """
+
+    name: str
+    batch_size: int
+    teacher_ms: float
+    student_ms: float
+
+
+def measure_sections(
+    teacher: Network, student: Network, sections: Sequence[str], batch_sizes: Sequence[int], device: torch.device
+) -> tuple[SectionTime, ...]:
+    """Times each section of both, by hooks before its first block and after its last.
+
+    Args:
+        sections: names of the teacher's containers, which the student has too.
+        batch_sizes: images a call.
+
+    Returns:
+        By batch size: the sections in the order given, then stem and head.
+    """
+    with torch.inference_mode(), ieee_float32(device):
+        modules = [placed(network, device, "fp32") for network in (teacher, student)]
+        with _marking(modules[0], sections, device) as first, _marking(modules[1], sections, device) as second:
+            found: list[SectionTime] = []
+            for batch_size in batch_sizes:
+                batch = moved(teacher.example(batch_size), device)
+                found += _at(batch, [(modules[0], first), (modules[1], second)], sections)
+    return tuple(found)
+
+
+def _at(batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequence[str]) -> Iterator[SectionTime]:
+    """Both sides in turn, TSST, on one batch."""
+    for side in sides:
+        for _ in range(_WARM_UP):
+            _call(*side, batch)
+    calls: list[list[list[Any]]] = [[], []]
+    started = time.perf_counter()
+    for _ in range(_BLOCKS):
+        for place in (0, 1, 1, 0):
+            calls[place].append(_call(*sides[place], batch))
+        if time.perf_counter() - started > _SECONDS:
+            break
+    device = device_of(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    teacher, student = (np.median([_durations(marks) for marks in each], axis=0) for each in calls)
+    for place, name in enumerate((*sections, REMAINDER)):
+        yield SectionTime(
+            name=name, batch_size=size_of(batch), teacher_ms=float(teacher[place]), student_ms=float(student[place])
+        )
+
+
+def _call(module: nn.Module, marks: list[Any], batch: Batch) -> list[Any]:
+    """Marks in the order in which they were made: start, then start and end of each section, then end."""
+    marks.clear()
+    marks.append(_mark(device_of(batch)))
+    forward(module, batch)
+    marks.append(_mark(device_of(batch)))
+    return list(marks)
+
+
+def _durations(marks: list[Any]) -> list[float]:
+    """Milliseconds of each section, then of all the rest."""
+    inside = [_between(start, end) for start, end in zip(marks[1:-1:2], marks[2:-1:2], strict=True)]
+    return [*inside, _between(marks[0], marks[-1]) - sum(inside)]
+
+
+@contextmanager
+def _marking(module: nn.Module, sections: Sequence[str], device: torch.device) -> Iterator[list[Any]]:
+    """While it is open, each forward pass adds two marks for each section to the list."""
+    marks: list[Any] = []
+    handles = []
+    for name in sections:
+        blocks = container(module, name)
+        handles.append(blocks[0].register_forward_pre_hook(lambda *_: marks.append(_mark(device))))
+        handles.append(blocks[-1].register_forward_hook(lambda *_: marks.append(_mark(device))))
+    try:
+        yield marks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mark(device: torch.device) -> Any:
+    """A point in time: on a CPU nanoseconds, on CUDA an event on the current stream."""
+    if device.type != "cuda":
+        return time.perf_counter_ns()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    return (end - start) / 1e6 if isinstance(start, int) else float(start.elapsed_time(end))

@@ -1,0 +1,208 @@
+"""The verb `predict`: what students of several depths would gain in speed, before one of them is trained.
+
+Time depends on the shapes of a network and not on its weights, so the blocks of the teacher serve as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+
+from litdeploy.config.spec import DepthPlan, Noun
+from litdeploy.config.target import Target, with_timing
+from litdeploy.errors import SettingsError, StudentError
+from litdeploy.exporter import FORMS, export_onnx
+from litdeploy.exporter.inductor import export_aoti
+from litdeploy.exporter.staging import write_sidecar
+from litdeploy.exporter.tensorrt import EngineOptions, build_engine
+from litdeploy.exporter.tensorrt_choice import choose_library
+from litdeploy.files import sha256_of
+from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
+from litdeploy.networks.student import make_student, plan_for_depth
+from litdeploy.profiler.analysis.breakdown import Breakdown, break_down, name_of
+from litdeploy.profiler.machine.environment import Environment, look_around
+from litdeploy.profiler.machine.pinning import pinned
+from litdeploy.profiler.measure.measuring import FORM_OF, Pair, Program, Progress, measure_runners
+from litdeploy.profiler.schema import Failure, Measurement
+from litdeploy.runtime import resolve_device, resolve_target
+from litdeploy.runtime.engine import BatchProfile
+from litdeploy.storage.records import Artefact, Record
+
+
+class PredictedStudent(Record):
+    """One student that could be.
+
+    Attributes:
+        name: for people: `ResNet-20`.
+        depth: as `--student-depth` takes it.
+        plan: the teacher's blocks that it would keep.
+        breakdown: its depth, parameters, FLOPs.
+        depth_ratio, parameter_ratio, flop_ratio: teacher over student.
+        measurements: beside the teacher, as in a report; `teacher` in them is the teacher.
+        failures: runners and batch sizes that could not be measured.
+    """
+
+    name: str
+    depth: int
+    plan: DepthPlan
+    breakdown: Breakdown
+    depth_ratio: float
+    parameter_ratio: float
+    flop_ratio: float
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]
+
+
+class Prediction(Record):
+    """Students of several depths, not trained, timed beside their teacher.
+
+    Attributes:
+        teacher: for people: `ResNet-56`.
+        path: the teacher's file.
+        noun: what it takes.
+        breakdown: the teacher's.
+        students: shallowest first.
+        target: with all its values.
+    """
+
+    schema_version: Literal[1] = 1
+    teacher: str
+    path: str
+    noun: Noun = "image"
+    breakdown: Breakdown
+    students: tuple[PredictedStudent, ...]
+    environment: Environment
+    target: Target
+
+
+def predict(
+    teacher: str | Path | Network,
+    depths: Sequence[int],
+    *,
+    target: Target | str | Path | None = None,
+    network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    progress: Progress | None = None,
+    **timing: Any,
+) -> Prediction:
+    """Times students of these depths in the target's runners, each beside the teacher; none of them is trained.
+
+    Args:
+        teacher: a file of weights, or a network.
+        depths: as `--student-depth` takes them.
+        target: a target, or the name or path of one; None: the one for this machine.
+        network, normalise, input_shape: as for `load`.
+        progress: is given a line for each step.
+        **timing: fields of `target.Timing` in place of the target's own; None: its own.
+
+    Raises:
+        CheckpointError, NetworkError: the teacher is not loaded, or has no repeated blocks.
+        StudentError: no such depth, or none given.
+        SettingsError, DeviceError: no such target, wrong `timing`, or the target's device is not there.
+        RunnerError: nothing could be measured.
+    """
+    say = progress or (lambda line: None)
+    if not depths:
+        raise StudentError("no depth to predict. Say which: --student-depth 8,14,20")
+    if (timing.get("processes") or 1) > 1:
+        raise SettingsError("--processes is for a bundle; a prediction is made in one process. Leave it out.")
+    if not isinstance(teacher, Network):
+        teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape)
+    chosen = with_timing(resolve_target(target), timing)
+    device = resolve_device(chosen.device)
+    environment = look_around(device)
+    sections = sections_of(teacher)
+    names = [section.name for section in sections]
+    plans = {depth: plan_for_depth(sections, depth, FAMILIES.get(teacher.spec.name)) for depth in sorted(set(depths))}
+    whole = break_down(teacher, names)
+    students = []
+    with TemporaryDirectory(prefix="litdeploy-") as folder, pinned(torch.get_num_threads()):
+        files = _Files(Path(folder), teacher, chosen, device)
+        for depth, plan in plans.items():
+            student = _student(teacher, plan)
+            size = break_down(student, names)
+            say(f"{name_of(student, size)}, not trained")
+            results = measure_runners(partial(files.pair, student=student), chosen, device, say)
+            results.check()
+            students.append(
+                PredictedStudent(
+                    name=name_of(student, size),
+                    depth=depth,
+                    plan=plan,
+                    breakdown=size,
+                    depth_ratio=whole.depth / size.depth,
+                    parameter_ratio=whole.parameters / size.parameters,
+                    flop_ratio=whole.flops / size.flops,
+                    measurements=tuple(results.measurements),
+                    failures=tuple(results.failures),
+                )
+            )
+    return Prediction(
+        teacher=name_of(teacher, whole),
+        path=teacher.source,
+        noun=teacher.spec.input.noun,
+        breakdown=whole,
+        students=tuple(students),
+        environment=environment,
+        target=chosen,
+    )
+
+
+def _student(teacher: Network, plan: DepthPlan) -> Network:
+    module = make_student(teacher.module, plan).eval().requires_grad_(False)
+    return Network(module, teacher.spec.with_(plan=plan), teacher.source)
+
+
+class _Files:
+    """Exported files of teacher and students, in a folder that is thrown away."""
+
+    def __init__(self, folder: Path, teacher: Network, target: Target, device: torch.device) -> None:
+        self._folder, self._teacher = folder, teacher
+        self._target, self._device = target, device
+        self._teachers: dict[str, Program] = {}
+
+    def pair(self, runner: str, student: Network) -> Pair:
+        """Both sides for a runner; the teacher's file is made once."""
+        form = FORM_OF.get(runner)
+        if form is None:
+            return Pair(Program(self._teacher), Program(student))
+        if form not in self._teachers:
+            self._teachers[form] = self._exported(self._teacher, "teacher", form)
+        return Pair(self._teachers[form], self._exported(student, "student", form))
+
+    def _exported(self, network: Network, name: str, form: str) -> Program:
+        path = self._folder / f"{name}{FORMS[form].suffix}"
+        started = time.perf_counter()
+        match form:
+            case "onnx":
+                export_onnx(network, path, self._target.opset)
+            case "aoti":
+                details = export_aoti(network, path, self._device)
+                sha256 = sha256_of(path)
+                versions = FORMS[form].versions()
+                write_sidecar(
+                    path,
+                    Artefact(path=path.name, sha256=sha256, precision="fp32", versions=versions, details=details),
+                )
+            case "trt":
+                write_sidecar(path, self._engine(network, path))
+        return Program(network, path, time.perf_counter() - started)
+
+    def _engine(self, network: Network, path: Path) -> Artefact:
+        onnx_path = path.with_suffix(".onnx")
+        export_onnx(network, onnx_path, self._target.opset)
+        limit = self._target.memory_limit
+        options = EngineOptions(
+            "fp32",
+            BatchProfile.of(self._target.batch_sizes),
+            memory_limit=None if limit is None else int(limit * 2**30),
+            command="litdeploy profile --predict",
+        )
+        return build_engine(onnx_path, path, choose_library(self._device), options)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from types import TracebackType
+from typing import Self
+
+import pytest
+import torch
+from torch import Tensor
+
+from litdeploy.config.target import Timing
+from litdeploy.profiler.measure.statistics import compare, median_interval
+from litdeploy.profiler.measure.timing import Timed, measure
+from litdeploy.runtime import Description
+
+from .simulated import Machine, Simulated
+
+
+class Sleeper:
+    """A runner that computes nothing for so long, and notes each call in a list that it may share."""
+
+    name = "sleeper"
+
+    def __init__(self, letter: str, seconds: float, calls: list[str], device: str = "cpu") -> None:
+        self.letter, self.seconds, self.calls = letter, seconds, calls
+        self.device = torch.device(device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        self.calls.append(self.letter)
+        time.sleep(self.seconds)
+        return batch_NCHW.sum((2, 3))
+
+    def describe(self) -> Description:
+        return Description(self.name, str(self.device), "fp32", "asleep", {}, 0.0)
+
+
+def pair(calls: list[str], teacher: float, student: float) -> tuple[Sleeper, Sleeper]:
+    return Sleeper("T", teacher, calls), Sleeper("S", student, calls)
+
+
+BATCH = torch.zeros(1, 1, 2, 2)
+
+
+class Diary(Sleeper):
+    """One that notes by itself how long each of its sleeps was."""
+
+    def run(self, batch_NCHW: Tensor) -> Tensor:
+        start = time.perf_counter_ns()
+        time.sleep(self.seconds)
+        self.slept.append((time.perf_counter_ns() - start) / 1e6)
+        return batch_NCHW
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("", seconds, [])
+        self.slept: list[float] = []
+
+
+def test_a_runner_that_sleeps_is_measured_as_long_as_it_slept() -> None:
+    """How long a sleep of 5 ms is, the machine decides; what the profiler adds to it must be within 2 % of 5 ms."""
+    teacher, student = Diary(0.005), Diary(0.001)
+    timed = measure(teacher, student, BATCH, Timing(warmup_ms=0, samples=32, max_seconds=5))
+    assert timed.clock == "wall"
+    assert min(timed.teacher.milliseconds) >= 5
+    assert timed.teacher.first_run_ms >= 5
+    added = [
+        measured - slept
+        for measured, slept in zip(
+            timed.teacher.milliseconds, teacher.slept[-len(timed.teacher.milliseconds) :], strict=True
+        )
+    ]
+    assert 0 <= statistics.median(added) < 0.02 * 5
+    # The timer says itself what it adds.
+    assert 0 < timed.overhead_ms < 0.02 * 5
+    # Asleep it had no processor.
+    assert statistics.median(timed.teacher.cpu_ms) < 1
+
+
+SETTLING = Timing(warmup_ms=50, half_width=0.01, min_samples=64, min_seconds=0, samples=400, max_seconds=1_000)
+MACHINES = {
+    "quiet": {"noise": 0.02},
+    "wandering": {"noise": 0.03, "wander": 0.05},
+    "drifting": {"noise": 0.02, "drift": 2.0},
+    "interrupted": {"noise": 0.03, "wander": 0.03, "spikes": 0.1},
+}
+
+
+@pytest.fixture
+def _quick_collection() -> Iterator[None]:
+    """Each measurement collects garbage before it begins; that of all libraries is looked through only once."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def simulated(seed: int, ratio: float, timing: Timing = SETTLING, **machine: float) -> Timed:
+    """A program of 5 ms, and one that takes `ratio` times as long, measured on a computed machine."""
+    on = Machine(seed, **machine)
+    sides = Simulated(on, 0.005 * ratio), Simulated(on, 0.005)
+    return measure(*sides, BATCH, timing, seed=seed, stopwatch=on.stopwatch)
+
+
+@pytest.mark.usefixtures("_quick_collection")
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "same"), (1.06, "faster"), (1 / 1.06, "slower")])
+def test_what_is_said_of_programs_on_a_computed_machine(machine: str, ratio: float, verdict: str) -> None:
+    """Over 1,000 seeds each machine gave `same` for a program against itself every time."""
+    said = []
+    for seed in range(20):
+        timed = simulated(seed, ratio, **MACHINES[machine])
+        said.append(compare(timed.teacher.milliseconds, timed.student.milliseconds).verdict)
+    assert said.count(verdict) >= 19
+
+
+def test_ends_when_the_medians_are_known_well_enough() -> None:
+    quiet = simulated(1, 2.0, noise=0.02)
+    assert quiet.stopped == "settled"
+    assert len(quiet.teacher.milliseconds) == 64
+    for side in (quiet.teacher, quiet.student):
+        interval = median_interval(side.milliseconds)
+        assert interval is not None
+        assert interval[1] - interval[0] <= 0.02 * statistics.median(side.milliseconds) * 1.01
+    noisy = simulated(1, 2.0, noise=0.02, wander=0.2)
+    assert noisy.stopped == "samples"
+    assert len(noisy.teacher.milliseconds) == 400
+    late = simulated(1, 2.0, SETTLING.model_copy(update={"max_seconds": 3.0}), noise=0.02, wander=0.2)
+    assert late.stopped == "time limit"
+    never = simulated(1, 2.0, SETTLING.model_copy(update={"half_width": 0.0}), noise=0.02)
+    assert never.stopped == "samples"
+
+
+def test_takes_its_least_time_even_when_it_is_settled() -> None:
+    timed = simulated(1, 1.0, SETTLING.model_copy(update={"min_seconds": 1.5}), noise=0.02)
+    assert timed.stopped == "settled"
+    assert timed.starts_ms[0] == 0
+    assert timed.starts_ms[-1] >= 1_400
+    assert list(timed.starts_ms) == sorted(timed.starts_ms)
+
+
+def test_paced_calls_begin_at_even_times() -> None:
+    timing = Timing(warmup_ms=0, samples=16, max_seconds=1_000, pace=50.0)
+    timed = simulated(1, 1.0, timing)
+    gaps = [after - before for before, after in pairwise(timed.starts_ms)]
+    assert gaps == pytest.approx([20.0] * len(gaps), rel=0.01)
+    behind = simulated(1, 1.0, timing.model_copy(update={"pace": 500.0}))
+    assert statistics.median(after - before for before, after in pairwise(behind.starts_ms)) >= 5
+
+
+def test_the_sides_alternate_in_blocks_of_both_orders() -> None:
+    calls: list[str] = []
+    timed = measure(*pair(calls, 0, 0), BATCH, Timing(warmup_ms=0, samples=64, max_seconds=5))
+    blocks = [timed.order[index : index + 4] for index in range(0, len(timed.order), 4)]
+    assert set(blocks) == {"TSST", "STTS"}
+    assert len(timed.teacher.milliseconds) == len(timed.student.milliseconds) == 64
+    assert "".join(calls).endswith(timed.order)  # what is said is what was done
+
+
+def test_the_order_is_the_same_for_the_same_seed() -> None:
+    timing = Timing(warmup_ms=0, samples=64, max_seconds=5)
+    orders = [measure(*pair([], 0, 0), BATCH, timing, seed=seed).order for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_samples_keep_the_order_in_which_they_were_taken() -> None:
+    teacher, student = Diary(0), Diary(0)
+    run = teacher.run
+
+    def longer_each_time(batch_NCHW: Tensor) -> Tensor:
+        teacher.seconds += 0.0005
+        return run(batch_NCHW)
+
+    teacher.run = longer_each_time  # type: ignore[method-assign]
+    times = measure(teacher, student, BATCH, Timing(warmup_ms=0, samples=8, max_seconds=10)).teacher.milliseconds
+    slept = teacher.slept[-len(times) :]
+    # What a sample is of lies within it, however long the machine lets both wait.
+    assert all(time >= asleep for time, asleep in zip(times, slept, strict=True))
+
+
+def test_one_block_is_timed_whatever_the_limit() -> None:
+    timed = measure(*pair([], 0.002, 0.002), BATCH, Timing(warmup_ms=0, samples=1000, max_seconds=0.001))
+    assert len(timed.order) == 4
+    assert len(timed.teacher.milliseconds) == 2
+
+
+def test_warms_up_for_as_long_as_it_is_told() -> None:
+    calls: list[str] = []
+    measure(*pair(calls, 0.001, 0.001), BATCH, Timing(warmup_ms=50, samples=8, max_seconds=0.1))
+    warm = "".join(calls)[2:-16]
+    assert warm == "T" * warm.count("T") + "S" * warm.count("S")
+    assert min(warm.count("T"), warm.count("S")) > 2
+
+
+@pytest.mark.gpu
+def test_device_time_leaves_the_host_out() -> None:
+    calls: list[str] = []
+    batch = torch.randn(8, 3, 256, 256, device="cuda")
+    teacher, student = Sleeper("T", 0, calls, "cuda"), Sleeper("S", 0, calls, "cuda")
+    timed = measure(teacher, student, batch, Timing(warmup_ms=20, samples=40, max_seconds=5))
+    assert timed.clock == "device"
+    assert len(timed.teacher.milliseconds) == len(timed.student.milliseconds) == 40
+    assert min(timed.teacher.milliseconds) > 0
