@@ -71,7 +71,7 @@ def render(report: Report, sample_sheet: bytes | None = None) -> str:
     )
 
 
-def fill(template: str, package: str = "litdeploy.profiler", /, **values: Any) -> str:
+def fill(template: str, package: str = "litdeploy.profiler.report", /, **values: Any) -> str:
     """A template with its values, each escaped unless it is `Markup`.
 
     Args:
