@@ -29,7 +29,8 @@ from litdeploy.networks.batch import Batch, device_of, moved
 from litdeploy.profiler.machine.environment import look_around
 from litdeploy.profiler.machine.pinning import pinned
 from litdeploy.profiler.measure.statistics import compare, summarise
-from litdeploy.profiler.measure.timing import Timed, measure
+from litdeploy.profiler.measure.timing import measure
+from litdeploy.profiler.schema import Timed
 from litdeploy.runtime import Runner, open_runner, resolve_device
 
 WITHIN = 0.02

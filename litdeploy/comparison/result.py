@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from litdeploy.config.recipe import Recipe
-from litdeploy.profiler.machine.environment import Environment
 from litdeploy.profiler.measure.statistics import mean_reach
+from litdeploy.profiler.schema import Environment
 from litdeploy.storage.records import Accuracy, DataRecord, Record, TeacherRecord
 
 _COLUMNS = (

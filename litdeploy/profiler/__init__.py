@@ -2,9 +2,8 @@
 
 from litdeploy.profiler.analysis.gates import check_gates
 from litdeploy.profiler.analysis.side_by_side import SideBySide, compare_reports
-from litdeploy.profiler.predict import Prediction, predict
+from litdeploy.profiler.predict import predict
 from litdeploy.profiler.profile import profile
-from litdeploy.profiler.report.report_files import read_report
-from litdeploy.profiler.schema import Report
+from litdeploy.profiler.schema import Prediction, Report, read_report
 
 __all__ = ["Prediction", "Report", "SideBySide", "check_gates", "compare_reports", "predict", "profile", "read_report"]

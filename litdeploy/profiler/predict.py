@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from litdeploy.config.spec import DepthPlan, Noun
+from litdeploy.config.spec import DepthPlan
 from litdeploy.config.target import Target, with_timing
 from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter import FORMS, export_onnx
@@ -25,60 +25,14 @@ from litdeploy.exporter.tensorrt_choice import choose_library
 from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
 from litdeploy.networks.student import make_student, plan_for_depth
-from litdeploy.profiler.analysis.breakdown import Breakdown, break_down, name_of
-from litdeploy.profiler.machine.environment import Environment, look_around
+from litdeploy.profiler.analysis.breakdown import break_down, name_of
+from litdeploy.profiler.machine.environment import look_around
 from litdeploy.profiler.machine.pinning import pinned
 from litdeploy.profiler.measure.measuring import FORM_OF, Pair, Program, Progress, measure_runners
-from litdeploy.profiler.schema import Failure, Measurement
+from litdeploy.profiler.schema import PredictedStudent, Prediction
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
-from litdeploy.storage.records import Artefact, Record
-
-
-class PredictedStudent(Record):
-    """One student that could be.
-
-    Attributes:
-        name: for people: `ResNet-20`.
-        depth: as `--student-depth` takes it.
-        plan: the teacher's blocks that it would keep.
-        breakdown: its depth, parameters, FLOPs.
-        depth_ratio, parameter_ratio, flop_ratio: teacher over student.
-        measurements: beside the teacher, as in a report; `teacher` in them is the teacher.
-        failures: runners and batch sizes that could not be measured.
-    """
-
-    name: str
-    depth: int
-    plan: DepthPlan
-    breakdown: Breakdown
-    depth_ratio: float
-    parameter_ratio: float
-    flop_ratio: float
-    measurements: tuple[Measurement, ...]
-    failures: tuple[Failure, ...]
-
-
-class Prediction(Record):
-    """Students of several depths, not trained, timed beside their teacher.
-
-    Attributes:
-        teacher: for people: `ResNet-56`.
-        path: the teacher's file.
-        noun: what it takes.
-        breakdown: the teacher's.
-        students: shallowest first.
-        target: with all its values.
-    """
-
-    schema_version: Literal[1] = 1
-    teacher: str
-    path: str
-    noun: Noun = "image"
-    breakdown: Breakdown
-    students: tuple[PredictedStudent, ...]
-    environment: Environment
-    target: Target
+from litdeploy.storage.records import Artefact
 
 
 def predict(

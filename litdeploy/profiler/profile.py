@@ -17,21 +17,21 @@ from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, sections_of
 from litdeploy.networks.batch import forward
 from litdeploy.networks.sections import container
-from litdeploy.profiler.analysis.breakdown import Breakdown, break_down, depth_ratio, name_of
-from litdeploy.profiler.analysis.diagnosis import Finding, bounds, copy_bound, ideal_ratio, launch_bound
+from litdeploy.profiler.analysis.breakdown import break_down, depth_ratio, name_of
+from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, ideal_ratio, launch_bound
 from litdeploy.profiler.analysis.disturbances import disturbances
 from litdeploy.profiler.analysis.fidelity import comparable, measure_fidelity
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.machine import roofline
-from litdeploy.profiler.machine.environment import Environment, look_around
+from litdeploy.profiler.machine.environment import look_around
 from litdeploy.profiler.machine.pinning import pinned
 from litdeploy.profiler.measure.measuring import Progress, Results, measure_runners
 from litdeploy.profiler.measure.pairs import BundlePairs, folder_argument, load_both
 from litdeploy.profiler.measure.processes import measure_in_processes
-from litdeploy.profiler.measure.section_times import SectionTime, measure_sections
+from litdeploy.profiler.measure.section_times import measure_sections
 from litdeploy.profiler.report.report_files import read_training, write_report
 from litdeploy.profiler.report.trace import check_trace_path, write_trace
-from litdeploy.profiler.schema import Measurement, Report, Side, headline
+from litdeploy.profiler.schema import Breakdown, Environment, Finding, Measurement, Report, SectionTime, Side, headline
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.records import Accuracy, Artefact, Likeness, Manifest

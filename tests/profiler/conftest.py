@@ -15,16 +15,25 @@ from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.exporter import BatchParity, Parity
 from litdeploy.networks import build, new
-from litdeploy.profiler.analysis.breakdown import Breakdown, Part
-from litdeploy.profiler.analysis.diagnosis import Finding
-from litdeploy.profiler.analysis.fidelity import Deviation, Fidelity
 from litdeploy.profiler.analysis.verdict import sentence
-from litdeploy.profiler.machine.conditions import Conditions
-from litdeploy.profiler.machine.environment import Environment
-from litdeploy.profiler.measure.section_times import SectionTime
 from litdeploy.profiler.measure.statistics import compare, summarise
-from litdeploy.profiler.predict import PredictedStudent, Prediction
-from litdeploy.profiler.schema import Failure, Measurement, Report, Side, SideTiming
+from litdeploy.profiler.schema import (
+    Breakdown,
+    Conditions,
+    Deviation,
+    Environment,
+    Failure,
+    Fidelity,
+    Finding,
+    Measurement,
+    Part,
+    PredictedStudent,
+    Prediction,
+    Report,
+    SectionTime,
+    Side,
+    SideTiming,
+)
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.records import Accuracy, DataRecord, Manifest, RunRecord, TeacherRecord

@@ -12,9 +12,10 @@ from litdeploy.errors import BundleError, GateError
 from litdeploy.profiler import Report, check_gates, compare_reports, predict, profile
 from litdeploy.profiler.report.csv_export import to_csv
 from litdeploy.profiler.report.page import render
-from litdeploy.profiler.report.report_files import open_report, write_report
+from litdeploy.profiler.report.report_files import write_report
 from litdeploy.profiler.report.side_by_side_page import render_side_by_side
 from litdeploy.profiler.report.tables import sizes
+from litdeploy.profiler.schema import open_report
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import MOST_DB, Likeness
 

@@ -6,7 +6,7 @@ from litdeploy.config.target import Target, Timing
 from litdeploy.errors import RunnerError, SettingsError, StudentError
 from litdeploy.networks import new
 from litdeploy.profiler import predict
-from litdeploy.profiler.predict import Prediction
+from litdeploy.profiler.schema import Prediction
 
 from .conftest import Made
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,43 +11,7 @@ from litdeploy.networks import FAMILIES, Network
 from litdeploy.networks.batch import forward
 from litdeploy.networks.flops import counting
 from litdeploy.networks.sections import container
-from litdeploy.storage.records import Record
-
-REMAINDER = "stem and head"
-
-
-class Part(Record):
-    """One section, or what is left outside of all sections.
-
-    Attributes:
-        name: of the section's container, or `stem and head`.
-        blocks: how many blocks it has; None for the remainder.
-        parameters: numbers that are trained.
-        flops: floating-point operations for one image.
-    """
-
-    name: str
-    blocks: int | None
-    parameters: int
-    flops: int
-
-
-class Breakdown(Record):
-    """Size of a network.
-
-    Attributes:
-        depth: weighted layers by the family's own count (`depth_unit` layers), elsewhere blocks in all sections.
-        parameters: numbers that are trained.
-        flops: floating-point operations for one image: two for each multiply-add of convolutions, matrix products and
-            attention; everything elementwise (batch norm, activations, additions) is left out, as is usual.
-        parts: the sections in the network's order, then the remainder; their sums are the totals.
-    """
-
-    depth: int
-    depth_unit: Literal["layers", "blocks"]
-    parameters: int
-    flops: int
-    parts: tuple[Part, ...]
+from litdeploy.profiler.schema import REMAINDER, Breakdown, Part
 
 
 def break_down(network: Network, sections: Sequence[str]) -> Breakdown:

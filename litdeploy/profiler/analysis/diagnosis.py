@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from litdeploy.profiler.analysis.breakdown import REMAINDER, depth_ratio
-from litdeploy.profiler.analysis.verdict import milliseconds, times
+from litdeploy.profiler.analysis.breakdown import depth_ratio
+from litdeploy.profiler.figures import milliseconds, times
 from litdeploy.profiler.machine.roofline import Rates, Work, roof
-from litdeploy.storage.records import Record
+from litdeploy.profiler.schema import REMAINDER, Finding, Kind
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.measure.section_times import SectionTime
-    from litdeploy.profiler.schema import Measurement, Side
+    from litdeploy.profiler.schema import Measurement, SectionTime, Side
 
-Kind = Literal[
-    "ideal ratio",
-    "arithmetic-bound",
-    "memory-bound",
-    "overhead-bound",
-    "launch-bound",
-    "copy-bound",
-    "throttled",
-    "noisy neighbour",
-    "drift",
-    "behind pace",
-]
 
 _BOUND_FROM = 0.5  # of the time that a call takes, at a ceiling: then it is what the call is bound by
 _LAUNCH_BOUND_FROM = 1.5  # times as long as captured, or as compiled at a batch so large that launching is nothing
 _COPY_BOUND_FROM = 0.3  # of the time from host memory to host memory
-
-
-class Finding(Record):
-    """One sentence of the diagnosis.
-
-    Attributes:
-        kind: what it is about.
-        sentence: for people, with its figures.
-        figures: those of the sentence and what they were computed from, by name; the unit is the name's last word,
-            and what has none is a ratio.
-        runner, batch_size: what it was found of; None where it is of several.
-    """
-
-    kind: Kind
-    sentence: str
-    figures: dict[str, float]
-    runner: str | None = None
-    batch_size: int | None = None
 
 
 def found(kind: Kind, measurement: Measurement, sentence: str, figures: dict[str, float]) -> Finding:

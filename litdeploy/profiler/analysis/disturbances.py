@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from litdeploy.profiler.analysis.diagnosis import Finding, found
-from litdeploy.profiler.analysis.verdict import times
+from litdeploy.profiler.analysis.diagnosis import found
+from litdeploy.profiler.figures import times
+from litdeploy.profiler.schema import Finding
 
 if TYPE_CHECKING:
     from litdeploy.profiler.schema import Measurement, RawSamples

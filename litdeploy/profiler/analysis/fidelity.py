@@ -17,49 +17,15 @@ from litdeploy.exporter.evidence import open_test_data
 from litdeploy.networks import Network, logits_of
 from litdeploy.networks.batch import Batch, forward, size_of
 from litdeploy.networks.sections import container, recording, run_section
+from litdeploy.profiler.schema import Deviation, Fidelity
 from litdeploy.runtime.eager import placed
-from litdeploy.storage.records import Manifest, Record
+from litdeploy.storage.records import Manifest
 
 STEM = "stem"
 LOGITS, IMAGES = "logits", "images"
 
 _IMAGES = 256
 _BATCH_SIZE = 64
-
-
-class Deviation(Record):
-    """How far the student's output is from its teacher's at one place, over all elements of all images.
-
-    Both are relative RMS errors (also: relative L2 errors), √(Σ(s − t)² / Σt²): 0 is equal, 1 as far off as zeros are.
-
-    Attributes:
-        name: a section; `stem` for what enters the first section; `logits`, or `images` where such are made, for the
-            network's output.
-        on_teacher: of this part alone, on the teacher's input to it: S_i(T_{i−1}) against T_i. None where it is not
-            finite, or where the teacher's output is zero throughout.
-        on_own: of the student's own chain up to here: S_i(S_{i−1}(…)) against T_i. None likewise.
-    """
-
-    name: str
-    on_teacher: float | None
-    on_own: float | None
-
-
-class Fidelity(Record):
-    """How closely the student's parts follow their teacher's, in float32, on images of the test split.
-
-    Attributes:
-        images: how many, evenly spaced over the split.
-        deviations: in the data's way: the stem, the sections, the logits.
-        same_class_on_teacher: share of images on which the student's head, given the teacher's last section, names the
-            teacher's class, 0–1; None where images are made.
-        same_class_on_own: share of images on which the student names the teacher's class, 0–1; None likewise.
-    """
-
-    images: int
-    deviations: tuple[Deviation, ...]
-    same_class_on_teacher: float | None
-    same_class_on_own: float | None
 
 
 def measure_fidelity(

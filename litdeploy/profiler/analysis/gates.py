@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from litdeploy.errors import GateError
-from litdeploy.profiler.analysis.verdict import accuracy_split, decimals, points
+from litdeploy.profiler.analysis.verdict import accuracy_split
+from litdeploy.profiler.figures import decimals, percent, points, runner_of
 from litdeploy.profiler.measure.statistics import contradicted
-from litdeploy.profiler.report.figures import percent, runner_of
 
 if TYPE_CHECKING:
     from litdeploy.profiler.schema import Report

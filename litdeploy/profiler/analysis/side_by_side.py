@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from litdeploy.profiler.analysis.verdict import milliseconds, times
-from litdeploy.profiler.measure.statistics import Verdict, contradicted, judge
-from litdeploy.profiler.report.figures import runner_of
-from litdeploy.profiler.report.report_files import open_report
-from litdeploy.profiler.schema import Measurement, Report
+from litdeploy.profiler.figures import milliseconds, runner_of, times
+from litdeploy.profiler.measure.statistics import contradicted, judge
+from litdeploy.profiler.schema import Measurement, Report, Verdict, open_report
 from litdeploy.storage.records import Record
 
 # What is told apart from the rest, or says nothing of how it was measured.

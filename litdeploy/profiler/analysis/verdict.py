@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from litdeploy.profiler.figures import decimals, points, times
 from litdeploy.storage.records import Accuracy, Likeness
 
 if TYPE_CHECKING:
     from litdeploy.profiler.schema import Measurement, Side
-
-# With fewer images a second decimal would be below the weight of one image.
-_IMAGES_FOR_TWO_DECIMALS = 10_000
 
 
 def sentence(teacher: Side, student: Side, measurement: Measurement, device: str) -> str:
@@ -38,22 +36,6 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
     return f"{speed}, {_cost(teacher.accuracy, student.accuracy)}."
 
 
-def times(ratio: float) -> str:
-    """A ratio for people: `2.6×`, `0.83×`."""
-    return f"{ratio:.1f}×" if ratio >= 2 else f"{ratio:.2f}×"
-
-
-def decimals(images: int) -> int:
-    """Decimals of a percentage of that many images."""
-    return 2 if images >= _IMAGES_FOR_TWO_DECIMALS else 1
-
-
-def points(teacher: Accuracy, student: Accuracy) -> float:
-    """Percentage points from teacher to student, between the two numbers as they are shown."""
-    places = decimals(min(teacher.images, student.images))
-    return round(round(100 * student.top1, places) - round(100 * teacher.top1, places), places)
-
-
 def accuracy_split(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str | None:
     """The split by which both are judged: `test`, else `validation`; None where no split has both accuracies."""
     return next((name for name in ("test", "validation") if name in teacher and name in student), None)
@@ -75,8 +57,3 @@ def _cost(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str:
     if change == 0:
         return f"at the same accuracy ({shown})"
     return f"at {abs(change):.{places}f} points {'more' if change > 0 else 'less'} accuracy ({shown})"
-
-
-def milliseconds(value: float) -> str:
-    """Milliseconds with three significant digits and no exponent: `0.512`, `12.3`, `1,234`."""
-    return f"{value:.{2 if value >= 1 else 3}f}" if value < 10 else f"{value:,.{1 if value < 100 else 0}f}"

@@ -11,50 +11,12 @@ from typing import Self
 import torch
 
 from litdeploy.profiler.machine import system
-from litdeploy.profiler.machine.nvml import Gpu, open_nvml
-from litdeploy.storage.records import Record
+from litdeploy.profiler.machine.nvml import open_nvml
+from litdeploy.profiler.schema import Conditions
 
 # The kernel counts in hundredths of a second: over less than this, another's share cannot be told.
 _LEAST_SECONDS = 0.2
 _LOOK_AGAIN_SECONDS = 0.25
-_MUCH = 0.1
-
-
-class Conditions(Record):
-    """What else happened in the seconds of one measurement. None stands where the system does not tell.
-
-    Attributes:
-        seconds: that it took, without warm-up.
-        cores: those that this process was on; more than its threads where it was not pinned.
-        other_load: cores' worth of work that other processes did on these cores.
-        machine_load: the same on all cores of the machine; they share memory and the last cache with these.
-        stolen: share of these cores' time that the hypervisor gave to other machines.
-        preemptions: times that another process took the core in the midst of work (involuntary context switches).
-        cpu_seconds: of processor time that this process had, in all its threads.
-        waiting_seconds: that this process's threads were ready to run and had no core.
-        quota_seconds: that the process was stopped for, having used up its quota of processor time (cgroup).
-        clock_mhz, clock_low_mhz: of these cores, the median and the least.
-        gpu: of the GPU that it ran on; None on a CPU, and without NVML.
-    """
-
-    seconds: float
-    cores: tuple[int, ...] | None = None
-    other_load: float | None = None
-    machine_load: float | None = None
-    stolen: float | None = None
-    preemptions: int | None = None
-    cpu_seconds: float | None = None
-    waiting_seconds: float | None = None
-    quota_seconds: float | None = None
-    clock_mhz: float | None = None
-    clock_low_mhz: float | None = None
-    gpu: Gpu | None = None
-
-    @property
-    def contended(self) -> bool:
-        """Whether its threads waited for a core in much of the time that they could have run; sleep does not count."""
-        waited, worked = self.waiting_seconds or 0.0, self.cpu_seconds or 0.0
-        return waited >= _MUCH * (waited + worked) > 0 and waited + worked >= (1 - _MUCH) * self.seconds
 
 
 class Watch:

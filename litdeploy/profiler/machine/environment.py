@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import litdeploy
+from litdeploy.profiler.schema import Environment
 from litdeploy.runtime import device_name
-from litdeploy.storage.records import Record
 
 # Distributions by the name that they are installed under; of each line the first that is there.
 _LIBRARIES = {
@@ -21,31 +21,6 @@ _LIBRARIES = {
     "onnxscript": ("onnxscript",),
     "numpy": ("numpy",),
 }
-
-
-class Environment(Record):
-    """The machine and its software when the measurement began.
-
-    Attributes:
-        device: `cpu`, `cuda:0`, …
-        device_name: of the processor or GPU.
-        cores: that this process may use.
-        threads: that PyTorch computes with on the CPU.
-        load_average: runnable processes in the last minute, just before; None where the system does not tell.
-        date: ISO 8601, UTC.
-        versions: library → version.
-    """
-
-    device: str
-    device_name: str
-    cores: int
-    threads: int
-    load_average: float | None
-    system: str
-    python: str
-    litdeploy: str
-    versions: dict[str, str]
-    date: str
 
 
 def look_around(device: torch.device) -> Environment:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from litdeploy.storage.records import Record
+from litdeploy.profiler.schema import Gpu
 
 # Of NVML's nvmlClocksEventReasons: those that hold the clocks down for another reason than having nothing to do.
 _THROTTLE_REASONS = {
@@ -18,27 +18,6 @@ _THROTTLE_REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "hardware power brake",
 }
-
-
-class Gpu(Record):
-    """A GPU while something was measured on it.
-
-    Attributes:
-        clock_mhz, clock_low_mhz: of its multiprocessors, the median and the least.
-        max_clock_mhz: that it can have.
-        memory_clock_mhz: the median.
-        temperature_c: the highest.
-        power_watts: the median.
-        throttle_reasons: why its clocks were held down; empty where they were not.
-    """
-
-    clock_mhz: float
-    clock_low_mhz: float
-    max_clock_mhz: float
-    memory_clock_mhz: float
-    temperature_c: float
-    power_watts: float
-    throttle_reasons: tuple[str, ...]
 
 
 class Nvml:

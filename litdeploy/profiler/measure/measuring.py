@@ -16,13 +16,13 @@ from litdeploy.errors import LitdeployError, RunnerError
 from litdeploy.exporter import FORMS
 from litdeploy.networks import Network
 from litdeploy.networks.batch import Batch, moved, size_of
-from litdeploy.profiler.analysis.verdict import milliseconds, times
+from litdeploy.profiler.figures import milliseconds, times
 from litdeploy.profiler.measure.device_times import device_times
 from litdeploy.profiler.measure.memory import MemoryMeter
 from litdeploy.profiler.measure.scenarios import scenario_of
 from litdeploy.profiler.measure.statistics import compare, summarise
-from litdeploy.profiler.measure.timing import Samples, Timed, measure
-from litdeploy.profiler.schema import Failure, Measurement, RawSamples, SideTiming
+from litdeploy.profiler.measure.timing import measure
+from litdeploy.profiler.schema import Failure, Measurement, RawSamples, Samples, SideTiming, Timed
 from litdeploy.runtime import Runner, open_runner
 
 Progress = Callable[[str], None]

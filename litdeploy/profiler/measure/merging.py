@@ -7,11 +7,18 @@ from operator import attrgetter
 from statistics import median
 from typing import TypeVar
 
-from litdeploy.profiler.machine.conditions import Conditions
 from litdeploy.profiler.measure.measuring import Results
-from litdeploy.profiler.measure.statistics import Comparison, across_processes, judge, summarise
-from litdeploy.profiler.measure.timing import Samples, Stopped
-from litdeploy.profiler.schema import Failure, Measurement, RawSamples, SideTiming
+from litdeploy.profiler.measure.statistics import across_processes, judge, summarise
+from litdeploy.profiler.schema import (
+    Comparison,
+    Conditions,
+    Failure,
+    Measurement,
+    RawSamples,
+    Samples,
+    SideTiming,
+    Stopped,
+)
 
 Value = TypeVar("Value")
 

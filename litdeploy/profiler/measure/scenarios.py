@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from litdeploy.config.target import Timing
 from litdeploy.profiler.measure.stopwatch import Call, Stopwatch
-
-Scenario = Literal["warm", "cold cache", "paced"]
+from litdeploy.profiler.schema import Scenario
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CACHE_WHERE_UNKNOWN = 64 * 2**20

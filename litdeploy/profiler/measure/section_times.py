@@ -14,30 +14,14 @@ from torch import nn
 from litdeploy.networks import Network
 from litdeploy.networks.batch import Batch, device_of, forward, moved, size_of
 from litdeploy.networks.sections import container
-from litdeploy.profiler.analysis.breakdown import REMAINDER
+from litdeploy.profiler.schema import REMAINDER, SectionTime
 from litdeploy.runtime.device import ieee_float32
 from litdeploy.runtime.eager import placed
-from litdeploy.storage.records import Record
 
 # Enough for a median that is looked at by eye, and no more time than that is worth.
 _WARM_UP = 5
 _BLOCKS = 32
 _SECONDS = 2.0
-
-
-class SectionTime(Record):
-    """The time of one section in a call, or of all that is outside of the sections.
-
-    Attributes:
-        name: as of `breakdown.Part`: the section's container, or `stem and head`.
-        batch_size: images a call.
-        teacher_ms, student_ms: medians, measured side by side in eager PyTorch.
-    """
-
-    name: str
-    batch_size: int
-    teacher_ms: float
-    student_ms: float
 
 
 def measure_sections(

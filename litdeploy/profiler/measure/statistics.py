@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from litdeploy.storage.records import Record
-
-Verdict = Literal["faster", "same", "slower", "unclear"]
+from litdeploy.profiler.schema import Comparison, Summary, Verdict
 
 # Fewest samples from which a percentile is told: with them, some lie beyond it, and not one freak alone.
 _SAMPLES_FOR: dict[float, int] = {90: 64, 95: 130, 99: 662, 99.9: 6_636}
@@ -30,60 +27,6 @@ _FAR_FROM_CPU = 1.25
 
 _RESAMPLES = 2_000
 _CONFIDENCE = 0.95
-
-
-class Summary(Record):
-    """Times of one side, in milliseconds a call.
-
-    Attributes:
-        samples: how many calls were timed.
-        median_ms: of all samples.
-        median_low_ms, median_high_ms: 95 % interval of the median; None from fewer than 6 samples. See
-            `median_interval`.
-        q1_ms, q3_ms: the quartiles; between them lies the middle half of the samples.
-        p90_ms, p95_ms, p99_ms, p99_9_ms: percentiles; None from fewer than 64, 130, 662 or 6,636 samples.
-        images_per_second: batch size over median.
-    """
-
-    samples: int
-    median_ms: float
-    median_low_ms: float | None
-    median_high_ms: float | None
-    q1_ms: float
-    q3_ms: float
-    p90_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    p99_9_ms: float | None
-    images_per_second: float
-
-
-class Comparison(Record):
-    """Teacher against student.
-
-    Attributes:
-        speedup: median of the teacher over median of the student; above 1 the student is faster. The headline. Of
-            several processes, their geometric mean.
-        speedup_low, speedup_high: its 95 % interval, by bootstrap over blocks of calls that were made side by side; of
-            several processes it holds the spread between them too. None from fewer than 4 blocks.
-        paired_speedup: the same ratio within each block, the median over the blocks. Where it is far from `speedup`,
-            the machine did not hold still.
-        cpu_speedup: the ratio of the medians of processor time; None on the device's clock.
-        verdict: `faster` or `slower` where all of the interval is 2 % or more from 1; `same` where all of it is within
-            5 % of 1; else `unclear`. So is a speed-up that is far from that in processor time, where calls waited for a
-            core that other work had: long ones lose it more often than short ones.
-        reason: why it is `unclear`; None elsewhere.
-        processes: the speed-up in each fresh process; empty where there was one process.
-    """
-
-    speedup: float
-    speedup_low: float | None
-    speedup_high: float | None
-    paired_speedup: float
-    cpu_speedup: float | None = None
-    verdict: Verdict
-    reason: str | None
-    processes: tuple[float, ...] = ()
 
 
 def summarise(milliseconds: Sequence[float], batch_size: int) -> Summary:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
-Clock = Literal["wall", "device"]
+from litdeploy.profiler.schema import Clock
+
 Call = Callable[[], object]
 
 # What the timer itself takes is the median of so many calls that do nothing.

@@ -6,22 +6,19 @@ import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 import torch
 
 from litdeploy.config.target import Timing
 from litdeploy.networks.batch import Batch, device_of
-from litdeploy.profiler.machine.conditions import Conditions, Watch
+from litdeploy.profiler.machine.conditions import Watch
 from litdeploy.profiler.measure.memory import MemoryMeter
 from litdeploy.profiler.measure.scenarios import preparation
 from litdeploy.profiler.measure.statistics import median_interval
-from litdeploy.profiler.measure.stopwatch import Call, Clock, Reading, Stopwatch, overhead_ms, stopwatch_of
+from litdeploy.profiler.measure.stopwatch import Call, Reading, Stopwatch, overhead_ms, stopwatch_of
+from litdeploy.profiler.schema import Samples, Stopped, Timed
 from litdeploy.runtime import Runner
-
-Stopped = Literal["settled", "time limit", "samples"]
 
 # A block is one of these; each side has the same mean position in both, so that a steady drift cancels out.
 _BLOCKS = ("TSST", "STTS")
@@ -34,47 +31,6 @@ _WARM_UP_SHARE = 0.1  # of `max_seconds`, for each side: a noisy machine never s
 # The intervals are looked at each time that there are so many times as many samples: looking after each block, one
 # would end at the moment when they happen to be narrow.
 _LOOK_AGAIN = 1.25
-
-
-@dataclass(frozen=True)
-class Samples:
-    """One side's times.
-
-    Attributes:
-        first_run_ms: the very first call with this batch, in milliseconds; compiles, plans or allocates.
-        milliseconds: one a timed call, in the order in which they were made.
-        launch_ms: host time until each of them returned; empty where they return when they are done.
-        cpu_ms: processor time of each of them; empty on the device's clock.
-    """
-
-    first_run_ms: float
-    milliseconds: tuple[float, ...]
-    launch_ms: tuple[float, ...] = ()
-    cpu_ms: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Both sides' times.
-
-    Attributes:
-        clock: `wall` (the host's clock round each call) or `device` (between two events on the device).
-        order: T (teacher) or S (student) for each timed call; blocks of four, two calls a side.
-        starts_ms: when the host made each of them, from the first one on.
-        teacher, student: as many samples each.
-        stopped: why it ended; see `report.Measurement`.
-        overhead_ms: what the timer measures of a call that does nothing.
-        conditions: of the machine meanwhile.
-    """
-
-    clock: Clock
-    order: str
-    starts_ms: tuple[float, ...]
-    teacher: Samples
-    student: Samples
-    stopped: Stopped
-    overhead_ms: float
-    conditions: Conditions
 
 
 def measure(

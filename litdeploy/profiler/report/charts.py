@@ -11,15 +11,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from litdeploy.profiler.analysis.verdict import milliseconds
+from litdeploy.profiler.figures import accuracy_interval, milliseconds, relative_error, runner_of, short
 from litdeploy.profiler.report.drawing import FIRST, LETTER, MUTED, SECOND, TEXT, Bar, pairs, panel, svg
-from litdeploy.profiler.report.figures import accuracy_interval, relative_error, runner_of, short
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.analysis.breakdown import Part
-    from litdeploy.profiler.analysis.fidelity import Fidelity
-    from litdeploy.profiler.measure.section_times import SectionTime
-    from litdeploy.profiler.schema import Measurement, SideTiming
+    from litdeploy.profiler.schema import Fidelity, Measurement, Part, SectionTime, SideTiming
     from litdeploy.storage.records import Accuracy
 
 _LINES = 230  # height of a chart of lines

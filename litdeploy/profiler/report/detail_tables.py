@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from litdeploy.profiler.analysis.verdict import milliseconds
-from litdeploy.profiler.report.figures import in_bytes, runner_of
+from litdeploy.profiler.figures import in_bytes, milliseconds, runner_of
 from litdeploy.profiler.report.tables import NOTHING, Cell, Table, columns, grouped
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.machine.conditions import Conditions
-    from litdeploy.profiler.machine.nvml import Gpu
-    from litdeploy.profiler.schema import Measurement, Report, SideTiming
+    from litdeploy.profiler.schema import Conditions, Gpu, Measurement, Report, SideTiming
 
 T = TypeVar("T")
 Column = tuple[str, Callable[[T], str | None]]

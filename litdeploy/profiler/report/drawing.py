@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from litdeploy.profiler.report.figures import LARGEST
+from litdeploy.profiler.figures import LARGEST
 
 # Colours that stand for the page's own: an SVG is drawn once and must follow the page from light to dark.
 TEXT, MUTED, RULE, FIRST, SECOND = (f"#0a0b0{number}" for number in range(1, 6))

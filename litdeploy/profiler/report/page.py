@@ -13,9 +13,9 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from litdeploy.profiler.analysis.verdict import accuracy_split, likeness_split, milliseconds, times
+from litdeploy.profiler.analysis.verdict import accuracy_split, likeness_split
+from litdeploy.profiler.figures import milliseconds, percent, runner_of, short, times
 from litdeploy.profiler.report import detail_tables, tables
-from litdeploy.profiler.report.figures import percent, runner_of, short
 from litdeploy.storage.records import descent
 
 if TYPE_CHECKING:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from litdeploy.profiler.predict import Prediction
+from litdeploy.profiler.figures import runner_of, short
 from litdeploy.profiler.report import tables
-from litdeploy.profiler.report.figures import runner_of, short
 from litdeploy.profiler.report.page import Drawn, chart_module, fill
 from litdeploy.profiler.report.tables import Cell, Table, columns
-from litdeploy.profiler.schema import Failure, Measurement
+from litdeploy.profiler.schema import Failure, Measurement, Prediction
 
 
 def render_prediction(prediction: Prediction) -> str:

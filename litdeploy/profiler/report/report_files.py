@@ -7,60 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from litdeploy.errors import BundleError
 from litdeploy.files import MOST_RECORD_BYTES, is_file, parse_json, read_small, write_whole
-from litdeploy.profiler.report.figures import LARGEST
+from litdeploy.profiler.figures import LARGEST
 from litdeploy.profiler.report.page import render
-from litdeploy.profiler.schema import SCHEMA_VERSION, RawSamples, Report
+from litdeploy.profiler.schema import REPORT_NAME, RawSamples, Report
 from litdeploy.storage.bundle import SAMPLES
 
-_REPORT = "report.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def read_report(folder: Path) -> Report | None:
-    """The report in a bundle's `profile/`; None where there is none that this version reads."""
-    try:
-        return Report.model_validate_json(read_small(folder / _REPORT, MOST_RECORD_BYTES))
-    except (OSError, ValidationError):
-        return None
-
-
-def open_report(path: Path) -> Report:
-    """The report in a file, or in a bundle.
-
-    Raises:
-        BundleError: there is none, or none that this version reads; it says what to type.
-    """
-    file = path
-    if path.is_dir():
-        file = next((at / _REPORT for at in (path, path / "profile") if (at / _REPORT).is_file()), path / _REPORT)
-    try:
-        text = read_small(file, MOST_RECORD_BYTES)
-        content = parse_json(text)
-        if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
-            raise BundleError(
-                f"{file}: a report of schema version {content.get('schema_version')}, and this litdeploy reads "
-                f"{SCHEMA_VERSION}. Profile its bundle again: litdeploy profile"
-            )
-        return Report.model_validate_json(text)
-    except FileNotFoundError:
-        raise BundleError(
-            f"{path}: holds no report. Give a report.json, or a bundle that was profiled: litdeploy profile {path}"
-            if path.is_dir()
-            else f"{path}: no such file. Give a report.json, or a bundle that was profiled."
-        ) from None
-    except OSError as error:
-        raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None
-    except (ValueError, ValidationError) as error:
-        what = (
-            f"{error.errors()[0]['msg']} at {error.errors()[0]['loc']}"
-            if isinstance(error, ValidationError)
-            else "no JSON"
-        )
-        raise BundleError(f"{file}: not a report of litdeploy ({what}). Give a report.json, or a bundle.") from None
 
 
 def read_training(path: Path) -> tuple[dict[str, Any], ...]:
@@ -117,7 +71,7 @@ def write_report(report: Report, samples: Sequence[RawSamples], folder: Path) ->
             {"schema_version": 2, "measurements": [raw.model_dump(mode="json") for raw in samples]}
         ),
         "report.html": render(report, _sample_sheet(folder.parent / SAMPLES)),
-        _REPORT: report.model_dump_json(indent=2),
+        REPORT_NAME: report.model_dump_json(indent=2),
     }
     for name, text in texts.items():
         with write_whole(folder / name) as temporary:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from litdeploy.profiler.analysis.side_by_side import Ratio, Row, SideBySide
-from litdeploy.profiler.analysis.verdict import times
+from litdeploy.profiler.figures import percent, runner_of, times
 from litdeploy.profiler.report import tables
-from litdeploy.profiler.report.figures import percent, runner_of
 from litdeploy.profiler.report.page import Drawn, chart_module, fill
 from litdeploy.profiler.report.tables import NOTHING, Cell, Table, columns
 

@@ -6,12 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from litdeploy.profiler.analysis.verdict import decimals, milliseconds, points, times
-from litdeploy.profiler.report.figures import in_bytes, percent, relative_error, runner_of, short
+from litdeploy.profiler.figures import (
+    decimals,
+    in_bytes,
+    milliseconds,
+    percent,
+    points,
+    relative_error,
+    runner_of,
+    short,
+    times,
+)
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.measure.statistics import Comparison
-    from litdeploy.profiler.schema import Measurement, Report, SideTiming
+    from litdeploy.profiler.schema import Comparison, Measurement, Report, SideTiming
     from litdeploy.storage.records import Accuracy
 
 NOTHING = "–"

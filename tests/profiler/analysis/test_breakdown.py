@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from litdeploy.config.spec import InputSpec, NetworkSpec
 from litdeploy.networks import Network, build, find_sections, new
-from litdeploy.profiler.analysis.breakdown import REMAINDER, break_down
+from litdeploy.profiler.analysis.breakdown import break_down
+from litdeploy.profiler.schema import REMAINDER
 
 
 class Convolutions(nn.Module):

@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 
 from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, ideal_ratio, launch_bound
-from litdeploy.profiler.machine.conditions import Conditions
 from litdeploy.profiler.machine.roofline import Rates, Work
-from litdeploy.profiler.measure.section_times import SectionTime
-from litdeploy.profiler.schema import Measurement
+from litdeploy.profiler.schema import Conditions, Measurement, SectionTime
 
 from .conftest import measurement, side
 

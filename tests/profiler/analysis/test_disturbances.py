@@ -5,10 +5,7 @@ from typing import Any
 import pytest
 
 from litdeploy.profiler.analysis.disturbances import disturbances
-from litdeploy.profiler.machine.conditions import Conditions
-from litdeploy.profiler.machine.nvml import Gpu
-from litdeploy.profiler.measure.timing import Samples, Timed
-from litdeploy.profiler.schema import Measurement, RawSamples
+from litdeploy.profiler.schema import Conditions, Gpu, Measurement, RawSamples, Samples, Timed
 
 from .conftest import measurement
 

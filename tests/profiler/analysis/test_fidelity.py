@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from litdeploy.config.recipe import DataSettings
 from litdeploy.errors import DataError
 from litdeploy.networks import Network, load
-from litdeploy.profiler.analysis.fidelity import Deviation, compare_sections, measure_fidelity
+from litdeploy.profiler.analysis.fidelity import compare_sections, measure_fidelity
+from litdeploy.profiler.schema import Deviation
 
 from .conftest import Made
 

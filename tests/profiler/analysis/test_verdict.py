@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.profiler.analysis.verdict import milliseconds, sentence, times
+from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.schema import Side
 from litdeploy.storage.records import Accuracy
 
@@ -60,14 +60,3 @@ def test_the_same_is_said() -> None:
 def test_accuracy(teacher: dict[str, float], student: dict[str, float], said: str) -> None:
     roles = with_accuracy(TEACHER, **teacher), with_accuracy(STUDENT, **student)
     assert sentence(*roles, measurement("eager", 1, 2.0, 1.0), "a processor").endswith(f", {said}")
-
-
-def test_numbers_for_people() -> None:
-    assert [times(ratio) for ratio in (0.834, 1.049, 1.96, 2.64)] == ["0.83×", "1.05×", "1.96×", "2.6×"]
-    assert [milliseconds(value) for value in (0.5123, 5.123, 51.23, 512.3, 5123.4)] == [
-        "0.512",
-        "5.12",
-        "51.2",
-        "512",
-        "5,123",
-    ]

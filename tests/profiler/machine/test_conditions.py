@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from litdeploy.profiler.machine import system
-from litdeploy.profiler.machine.conditions import Conditions, Watch
+from litdeploy.profiler.machine.conditions import Watch
 from litdeploy.profiler.machine.pinning import pinned
+from litdeploy.profiler.schema import Conditions
 
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litdeploy.profiler.machine.nvml import Gpu, Nvml, open_nvml
+from litdeploy.profiler.machine.nvml import Nvml, open_nvml
+from litdeploy.profiler.schema import Gpu
 
 
 class Library:

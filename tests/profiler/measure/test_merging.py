@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.profiler.machine.conditions import Conditions
 from litdeploy.profiler.measure.measuring import Results
 from litdeploy.profiler.measure.merging import merge
-from litdeploy.profiler.measure.timing import Samples, Timed
-from litdeploy.profiler.schema import Failure, RawSamples
+from litdeploy.profiler.schema import Conditions, Failure, RawSamples, Samples, Timed
 
 from .conftest import measurement
 

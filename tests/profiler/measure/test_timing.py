@@ -14,7 +14,8 @@ from torch import Tensor
 
 from litdeploy.config.target import Timing
 from litdeploy.profiler.measure.statistics import compare, median_interval
-from litdeploy.profiler.measure.timing import Timed, measure
+from litdeploy.profiler.measure.timing import measure
+from litdeploy.profiler.schema import Timed
 from litdeploy.runtime import Description
 
 from .simulated import Machine, Simulated

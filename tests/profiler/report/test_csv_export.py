@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import csv
 
-from litdeploy.profiler.machine.conditions import Conditions
-from litdeploy.profiler.machine.nvml import Gpu
 from litdeploy.profiler.report.csv_export import to_csv
-from litdeploy.profiler.schema import Report
+from litdeploy.profiler.schema import Conditions, Gpu, Report
 
 
 def test_a_row_for_each_side_of_each_measurement(report: Report) -> None:

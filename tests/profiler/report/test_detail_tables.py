@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from litdeploy.profiler.machine.conditions import Conditions
-from litdeploy.profiler.machine.nvml import Gpu
 from litdeploy.profiler.report.detail_tables import calls, conditions, gpu, start
 from litdeploy.profiler.report.tables import Table
-from litdeploy.profiler.schema import Report
+from litdeploy.profiler.schema import Conditions, Gpu, Report
 
 
 def heads(table: Table) -> list[str]:

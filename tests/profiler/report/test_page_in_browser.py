@@ -12,12 +12,10 @@ import pytest
 from litdeploy.config.target import Target, Timing
 from litdeploy.profiler import profile
 from litdeploy.profiler.analysis.side_by_side import compare_reports
-from litdeploy.profiler.machine.conditions import Conditions
-from litdeploy.profiler.machine.nvml import Gpu
 from litdeploy.profiler.report.page import render
 from litdeploy.profiler.report.prediction_page import render_prediction
 from litdeploy.profiler.report.side_by_side_page import render_side_by_side
-from litdeploy.profiler.schema import Failure, Report
+from litdeploy.profiler.schema import Conditions, Failure, Gpu, Report
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Accuracy
 

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from litdeploy.errors import BundleError
-from litdeploy.profiler.machine.conditions import Conditions
-from litdeploy.profiler.measure.timing import Samples, Timed
-from litdeploy.profiler.report.report_files import read_report, read_training, write_report
-from litdeploy.profiler.schema import RawSamples, Report
+from litdeploy.profiler.report.report_files import read_training, write_report
+from litdeploy.profiler.schema import Conditions, RawSamples, Report, Samples, Timed, read_report
 
 
 def test_files_are_written_whole_and_nothing_beside_them(report: Report, tmp_path: Path) -> None:

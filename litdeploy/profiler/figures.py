@@ -1,4 +1,4 @@
-"""How figures are told to people, on the page and in charts; sentences have theirs in `verdict`."""
+"""Numbers as text for people: times, ratios, counts, bytes, percentages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 from scipy.special import ndtri
-
-from litdeploy.profiler.analysis.verdict import decimals
 
 if TYPE_CHECKING:
     from litdeploy.profiler.schema import Measurement
@@ -17,6 +15,18 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 # Beyond it, and for what is not finite, a chart has no place; a file may claim any number.
 LARGEST = 1e15
+# With fewer images a second decimal would be below the weight of one image.
+_IMAGES_FOR_TWO_DECIMALS = 10_000
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three significant digits and no exponent: `0.512`, `12.3`, `1,234`."""
+    return f"{value:.{2 if value >= 1 else 3}f}" if value < 10 else f"{value:,.{1 if value < 100 else 0}f}"
+
+
+def times(ratio: float) -> str:
+    """A ratio for people: `2.6×`, `0.83×`."""
+    return f"{ratio:.1f}×" if ratio >= 2 else f"{ratio:.2f}×"
 
 
 def short(number: float) -> str:
@@ -32,6 +42,11 @@ def in_bytes(number: int) -> str:
     """Bytes for people, in powers of 1000: `3.45 MB`."""
     text = short(number)
     return f"{text}B" if _SPACE in text else f"{text}{_SPACE}B"
+
+
+def decimals(images: int) -> int:
+    """Decimals of a percentage of that many images."""
+    return 2 if images >= _IMAGES_FOR_TWO_DECIMALS else 1
 
 
 def percent(accuracy: Accuracy | None) -> str:
@@ -58,3 +73,9 @@ def accuracy_interval(accuracy: Accuracy) -> tuple[float, float]:
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def points(teacher: Accuracy, student: Accuracy) -> float:
+    """Percentage points from teacher to student, between the two numbers as they are shown."""
+    places = decimals(min(teacher.images, student.images))
+    return round(round(100 * student.top1, places) - round(100 * teacher.top1, places), places)

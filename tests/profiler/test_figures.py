@@ -2,10 +2,30 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.profiler.report.figures import accuracy_interval, in_bytes, percent, relative_error, runner_of, short
+from litdeploy.profiler.figures import (
+    accuracy_interval,
+    in_bytes,
+    milliseconds,
+    percent,
+    relative_error,
+    runner_of,
+    short,
+    times,
+)
 from litdeploy.storage.records import Accuracy
 
 from .conftest import measurement
+
+
+def test_numbers_for_people() -> None:
+    assert [times(ratio) for ratio in (0.834, 1.049, 1.96, 2.64)] == ["0.83×", "1.05×", "1.96×", "2.6×"]
+    assert [milliseconds(value) for value in (0.5123, 5.123, 51.23, 512.3, 5123.4)] == [
+        "0.512",
+        "5.12",
+        "51.2",
+        "512",
+        "5,123",
+    ]
 
 
 def test_counts_for_people() -> None:
