@@ -7,8 +7,7 @@ import pytest
 from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, ideal_ratio, launch_bound
 from litdeploy.profiler.machine.roofline import Rates, Work
 from litdeploy.profiler.schema import Conditions, Measurement, SectionTime
-
-from .conftest import measurement, side
+from tests.profiler.conftest import measurement, side
 
 TEACHER, STUDENT = side("ResNet-56", 56, 9, 0.8944), side("ResNet-20", 20, 3, 0.8906)
 FLOP_RATIO = TEACHER.breakdown.flops / STUDENT.breakdown.flops

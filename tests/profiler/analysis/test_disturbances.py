@@ -6,8 +6,7 @@ import pytest
 
 from litdeploy.profiler.analysis.disturbances import disturbances
 from litdeploy.profiler.schema import Conditions, Gpu, Measurement, RawSamples, Samples, Timed
-
-from .conftest import measurement
+from tests.profiler.conftest import measurement
 
 QUIET = Conditions(seconds=2.0, cores=(0,), other_load=0.01, stolen=0.0, preemptions=2)
 

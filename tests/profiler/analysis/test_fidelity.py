@@ -12,8 +12,7 @@ from litdeploy.errors import DataError
 from litdeploy.networks import Network, load
 from litdeploy.profiler.analysis.fidelity import compare_sections, measure_fidelity
 from litdeploy.profiler.schema import Deviation
-
-from .conftest import Made
+from tests.profiler.conftest import Made
 
 SECTIONS = ["first", "second"]
 

@@ -11,8 +11,7 @@ from litdeploy.errors import BundleError
 from litdeploy.profiler.analysis.side_by_side import SideBySide, compare_reports, ratio_of
 from litdeploy.profiler.measure.statistics import median_interval
 from litdeploy.profiler.schema import Report
-
-from .conftest import measurement
+from tests.profiler.conftest import measurement
 
 
 def stored(report: Report, path: Path) -> Path:

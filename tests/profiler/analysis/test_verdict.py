@@ -5,8 +5,7 @@ import pytest
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.schema import Side
 from litdeploy.storage.records import Accuracy
-
-from .conftest import measurement, side
+from tests.profiler.conftest import measurement, side
 
 TEACHER, STUDENT = side("ResNet-56", 56, 9, 0.8944), side("ResNet-20", 20, 3, 0.8906)
 

@@ -5,8 +5,7 @@ import pytest
 from litdeploy.profiler.measure.measuring import Results
 from litdeploy.profiler.measure.merging import merge
 from litdeploy.profiler.schema import Conditions, Failure, RawSamples, Samples, Timed
-
-from .conftest import measurement
+from tests.profiler.conftest import measurement
 
 
 def results(teacher_ms: float, student_ms: float, stopped: str = "settled", load: float = 0.0) -> Results:

@@ -7,8 +7,7 @@ from litdeploy.config.target import Target, Timing
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.profiler import profile
 from litdeploy.profiler.measure.processes import measure_in_processes
-
-from .conftest import Made
+from tests.profiler.conftest import Made
 
 SHORT = Timing(warmup_ms=1, samples=16, max_seconds=2, processes=2)
 TARGET = Target(device="cpu", runners=("eager", "onnxruntime"), batch_sizes=(1,), timing=SHORT)

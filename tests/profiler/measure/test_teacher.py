@@ -9,8 +9,7 @@ from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network
 from litdeploy.profiler.measure import teacher as module
 from litdeploy.profiler.measure.teacher import teacher_onnx
-
-from .conftest import Made
+from tests.profiler.conftest import Made
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from litdeploy.profiler.measure.statistics import compare, median_interval
 from litdeploy.profiler.measure.timing import measure
 from litdeploy.profiler.schema import Timed
 from litdeploy.runtime import Description
-
-from .simulated import Machine, Simulated
+from tests.profiler.simulated import Machine, Simulated
 
 
 class Sleeper:

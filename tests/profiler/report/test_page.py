@@ -10,8 +10,7 @@ from pydantic import BaseModel
 
 from litdeploy.profiler.report.page import render
 from litdeploy.profiler.schema import Report
-
-from .conftest import HOSTILE, hostile
+from tests.profiler.conftest import HOSTILE, hostile
 
 
 class Outline(HTMLParser):

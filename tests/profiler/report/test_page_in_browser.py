@@ -18,8 +18,7 @@ from litdeploy.profiler.report.side_by_side_page import render_side_by_side
 from litdeploy.profiler.schema import Conditions, Failure, Gpu, Report
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Accuracy
-
-from .conftest import HOSTILE, hostile, measurement, prediction, whole_report
+from tests.profiler.conftest import HOSTILE, hostile, measurement, prediction, whole_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 from litdeploy.profiler.report.prediction_page import latencies, render_prediction
-
-from .conftest import HOSTILE, prediction
+from tests.profiler.conftest import HOSTILE, prediction
 
 
 def test_each_runner_and_batch_size_has_a_curve_and_a_group_of_rows() -> None:

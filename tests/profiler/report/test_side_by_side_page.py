@@ -7,8 +7,7 @@ import pytest
 from litdeploy.profiler.analysis.side_by_side import SideBySide, compare_reports
 from litdeploy.profiler.report.side_by_side_page import accuracies, differing, measurements, render_side_by_side
 from litdeploy.profiler.schema import Failure, Report
-
-from .conftest import HOSTILE, hostile, measurement
+from tests.profiler.conftest import HOSTILE, hostile, measurement
 
 
 def compared(a: Report, b: Report, folder: Path) -> SideBySide:

@@ -11,8 +11,7 @@ import torch
 from litdeploy.errors import SettingsError
 from litdeploy.networks import load
 from litdeploy.profiler.report.trace import write_trace
-
-from .conftest import Made
+from tests.profiler.conftest import Made
 
 SECTIONS = ["layer1", "layer2", "layer3"]
 
