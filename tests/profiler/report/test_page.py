@@ -116,8 +116,8 @@ def test_a_page_of_little(report: Report) -> None:
 def test_a_page_where_matplotlib_is_missing(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in ("charts", "drawing", "training_charts"):
-        monkeypatch.delitem(sys.modules, f"litdeploy.profiler.{name}", raising=False)
-        monkeypatch.delattr(f"litdeploy.profiler.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"litdeploy.profiler.report.{name}", raising=False)
+        monkeypatch.delattr(f"litdeploy.profiler.report.{name}", raising=False)
     page = render(report)
     assert "There are no charts" in page
     assert "metrics.jsonl" in page
