@@ -22,7 +22,7 @@ from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.exporter.forms import form_of
 from litdeploy.networks import load
 from litdeploy.networks.batch import moved
-from litdeploy.profiler.machine.environment import look_around
+from litdeploy.profiler.machine.conditions import look_around
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.storage.bundle import Bundle
 

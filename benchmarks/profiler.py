@@ -26,8 +26,8 @@ from torch.utils import benchmark
 from litdeploy.config.target import Timing
 from litdeploy.networks import new
 from litdeploy.networks.batch import Batch, device_of, moved
-from litdeploy.profiler.machine.environment import look_around
-from litdeploy.profiler.machine.pinning import pinned
+from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.measure.statistics import compare, summarise
 from litdeploy.profiler.measure.timing import measure
 from litdeploy.profiler.schema import Timed

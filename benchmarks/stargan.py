@@ -24,7 +24,7 @@ from litdeploy.config.recipe import read_recipe
 from litdeploy.data import as_vectors
 from litdeploy.networks import load
 from litdeploy.networks.student import make_student
-from litdeploy.profiler.machine.environment import look_around
+from litdeploy.profiler.machine.conditions import look_around
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Likeness
 from litdeploy.trainer import compress, train

@@ -16,7 +16,7 @@ from litdeploy.errors import BundleError, SettingsError, TrainingError
 from litdeploy.files import write_whole
 from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
-from litdeploy.profiler.machine.environment import look_around
+from litdeploy.profiler.machine.conditions import look_around
 from litdeploy.runtime import resolve_device
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.trainer import Progress, compress

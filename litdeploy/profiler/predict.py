@@ -26,9 +26,9 @@ from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
-from litdeploy.profiler.machine.environment import look_around
-from litdeploy.profiler.machine.pinning import pinned
-from litdeploy.profiler.measure.measuring import FORM_OF, Pair, Program, Progress, measure_runners
+from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.cores import pinned
+from litdeploy.profiler.measure.runners import FORM_OF, Pair, Program, Progress, measure_runners
 from litdeploy.profiler.schema import PredictedStudent, Prediction
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile

@@ -23,11 +23,17 @@ from litdeploy.profiler.analysis.disturbances import disturbances
 from litdeploy.profiler.analysis.fidelity import comparable, measure_fidelity
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.machine import roofline
-from litdeploy.profiler.machine.environment import look_around
-from litdeploy.profiler.machine.pinning import pinned
-from litdeploy.profiler.measure.measuring import Progress, Results, measure_runners
-from litdeploy.profiler.measure.pairs import BundlePairs, folder_argument, load_both
+from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.measure.processes import measure_in_processes
+from litdeploy.profiler.measure.runners import (
+    BundlePairs,
+    Progress,
+    Results,
+    folder_argument,
+    load_both,
+    measure_runners,
+)
 from litdeploy.profiler.measure.section_times import measure_sections
 from litdeploy.profiler.report.report_files import read_training, write_report
 from litdeploy.profiler.report.trace import check_trace_path, write_trace

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litdeploy.profiler.measure.stopwatch import WallStopwatch
+from litdeploy.profiler.measure.timing import WallStopwatch
 from litdeploy.runtime import Description
 
 

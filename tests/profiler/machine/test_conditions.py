@@ -8,10 +8,72 @@ import time
 import pytest
 import torch
 
-from litdeploy.profiler.machine import system
-from litdeploy.profiler.machine.conditions import Watch
-from litdeploy.profiler.machine.pinning import pinned
-from litdeploy.profiler.schema import Conditions
+from litdeploy.profiler.machine import cores as processor
+from litdeploy.profiler.machine.conditions import Nvml, Watch, open_nvml
+from litdeploy.profiler.machine.cores import pinned
+from litdeploy.profiler.schema import Conditions, Gpu
+
+
+class Library:
+    """Some of pynvml, for a GPU that gets hot."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self) -> None:
+        self.clocks = iter((1980, 1755, 1200))
+        self.reasons = iter((0x1, 0x4, 0x24))
+
+    def nvmlDeviceGetClockInfo(self, handle: object, kind: int) -> int:
+        return next(self.clocks) if kind == self.NVML_CLOCK_SM else 2619
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: object, kind: int) -> int:
+        return 1980
+
+    def nvmlDeviceGetTemperature(self, handle: object, sensor: int) -> int:
+        return 71
+
+    def nvmlDeviceGetPowerUsage(self, handle: object) -> int:
+        return 698_500
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object) -> int:
+        return next(self.reasons)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: object) -> int:
+        return 12_500
+
+
+def test_readings_are_summed_up() -> None:
+    nvml = Nvml(Library(), None)
+    assert nvml.seen() is None
+    for _ in range(3):
+        nvml.look()
+    assert nvml.seen() == Gpu(
+        clock_mhz=1755,
+        clock_low_mhz=1200,
+        max_clock_mhz=1980,
+        memory_clock_mhz=2619,
+        temperature_c=71,
+        power_watts=698.5,
+        throttle_reasons=("power cap", "software thermal slowdown"),
+    )
+    assert nvml.joules() == 12.5
+
+
+def test_a_processor_has_none() -> None:
+    assert open_nvml(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_its_clocks() -> None:
+    pytest.importorskip("pynvml")
+    nvml = open_nvml(torch.device("cuda", 0))
+    assert nvml is not None
+    nvml.look()
+    seen = nvml.seen()
+    assert seen is not None
+    assert 0 < seen.clock_low_mhz <= seen.clock_mhz <= seen.max_clock_mhz
+    assert nvml.joules() > 0
+
 
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -78,7 +140,7 @@ def test_too_short_to_tell() -> None:
 @linux
 def test_what_the_system_tells() -> None:
     cores = os.sched_getaffinity(0)
-    assert cores <= system.all_cores()
-    assert set(system.busy_seconds(cores)) == cores
-    assert system.stolen_seconds(cores) is not None
-    assert all(mhz > 100 for mhz in system.clocks_mhz(cores))
+    assert cores <= processor.all_cores()
+    assert set(processor.busy_seconds(cores)) == cores
+    assert processor.stolen_seconds(cores) is not None
+    assert all(mhz > 100 for mhz in processor.clocks_mhz(cores))

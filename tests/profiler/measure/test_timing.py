@@ -13,11 +13,101 @@ import torch
 from torch import Tensor
 
 from litdeploy.config.target import Timing
+from litdeploy.networks import new
 from litdeploy.profiler.measure.statistics import compare, median_interval
-from litdeploy.profiler.measure.timing import measure
+from litdeploy.profiler.measure.timing import (
+    DeviceTimes,
+    WallStopwatch,
+    cache_bytes,
+    device_times,
+    measure,
+    overhead_ms,
+    preparation,
+    scenario_of,
+    stopwatch_of,
+)
 from litdeploy.profiler.schema import Timed
-from litdeploy.runtime import Description
+from litdeploy.runtime import Description, open_runner
 from tests.profiler.simulated import Machine, Simulated
+
+
+def test_what_is_done_before_a_call_is_not_timed() -> None:
+    done = []
+    readings = WallStopwatch().time([lambda: done.append("call")] * 3, before=lambda: time.sleep(0.02))
+    assert done == ["call"] * 3
+    assert all(reading.milliseconds < 20 for reading in readings)
+    starts = [reading.start_seconds for reading in readings]
+    assert starts[2] - starts[0] >= 0.04
+
+
+def test_processor_time_is_that_of_the_call() -> None:
+    [working, asleep] = WallStopwatch().time([lambda: sum(range(2_000_000)), lambda: time.sleep(0.02)])
+    assert working.cpu_ms is not None
+    assert asleep.cpu_ms is not None
+    assert working.cpu_ms > asleep.cpu_ms
+    assert asleep.cpu_ms < 20
+
+
+def test_the_overhead_is_small_and_there() -> None:
+    assert 0 < overhead_ms(WallStopwatch()) < 0.1
+
+
+def test_a_processor_is_timed_by_the_wall() -> None:
+    assert isinstance(stopwatch_of(torch.device("cpu")), WallStopwatch)
+
+
+@pytest.mark.gpu
+def test_events_leave_the_host_out() -> None:
+    stopwatch = stopwatch_of(torch.device("cuda", 0))
+    matrix = torch.randn(4096, 4096, device="cuda")
+    [reading] = stopwatch.time([lambda: matrix @ matrix])
+    [slow] = stopwatch.time([lambda: time.sleep(0.05)], before=lambda: matrix.zero_())
+    assert reading.milliseconds > 0
+    assert reading.launch_ms is not None
+    assert slow.launch_ms is not None
+    assert slow.launch_ms >= 50
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("timing", "scenario"),
+    [(Timing(), "warm"), (Timing(cold_cache=True), "cold cache"), (Timing(pace=10.0), "paced")],
+)
+def test_scenario(timing: Timing, scenario: str) -> None:
+    assert scenario_of(timing) == scenario
+
+
+def test_warm_calls_are_not_prepared() -> None:
+    assert preparation(Timing(), CPU, WallStopwatch()) is None
+
+
+def test_more_is_written_than_the_last_cache_holds() -> None:
+    before = preparation(Timing(cold_cache=True), CPU, WallStopwatch())
+    assert before is not None
+    written = before()
+    assert isinstance(written, torch.Tensor)
+    assert written.nbytes == 2 * cache_bytes(CPU)
+    assert cache_bytes(CPU) >= 2**18
+
+
+def test_a_call_that_is_late_is_made_at_once_and_not_made_up_for() -> None:
+    now = [0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 6))
+        now[0] += round(seconds * 1e9)
+
+    before = preparation(Timing(pace=10.0), CPU, WallStopwatch(lambda: now[0], sleep))
+    assert before is not None
+    for work in (0.03, 0.45, 0.01, 0.0):
+        before()
+        now[0] += round(work * 1e9)
+    # At 0, at 0.1, late at 0.55, and from there at even times again: at 0.65 and 0.75.
+    before()
+    assert slept == [0.07, 0.09, 0.1]
 
 
 class Sleeper:
@@ -210,3 +300,24 @@ def test_device_time_leaves_the_host_out() -> None:
     assert timed.clock == "device"
     assert len(timed.teacher.milliseconds) == len(timed.student.milliseconds) == 40
     assert min(timed.teacher.milliseconds) > 0
+
+
+NETWORK = new("resnet20", normalise="none", input_shape=(3, 32, 32), classes=10, seed=0)
+
+
+def test_a_processor_copies_and_captures_nothing() -> None:
+    with open_runner("eager", network=NETWORK, device=torch.device("cpu")) as runner:
+        assert device_times(runner, NETWORK.example(2)) == DeviceTimes()
+
+
+@pytest.mark.gpu
+def test_the_whole_way_is_longer_than_its_parts() -> None:
+    device = torch.device("cuda", 0)
+    with open_runner("eager", network=NETWORK, device=device) as runner:
+        found = device_times(runner, NETWORK.example(64).to(device))
+    assert found.copy_in_ms is not None
+    assert found.copy_out_ms is not None
+    assert found.end_to_end_ms is not None
+    assert found.end_to_end_ms > found.copy_in_ms + found.copy_out_ms
+    assert found.captured_ms is not None
+    assert 0 < found.captured_ms < found.end_to_end_ms

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from litdeploy.profiler.machine.pinning import pinned
+from litdeploy.profiler.machine.cores import pinned
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins")
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from litdeploy.profiler.measure.memory import MemoryMeter
+from litdeploy.profiler.measure.memory_meter import MemoryMeter
 
 MEGABYTE = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
