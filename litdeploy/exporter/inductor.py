@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from litdeploy import __version__
 from litdeploy.config.spec import InputSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, RunnerError
@@ -20,6 +19,7 @@ from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.inductor import built_for
+from litdeploy.version import __version__
 
 
 def export_aoti(

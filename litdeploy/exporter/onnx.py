@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from litdeploy import __version__
 from litdeploy.config.spec import NetworkSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
@@ -25,6 +24,7 @@ from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.onnx_file import read_model
+from litdeploy.version import __version__
 
 # The output's name: of one that tells classes apart, and of one that makes images.
 OUTPUT, IMAGES = "logits", "translated"

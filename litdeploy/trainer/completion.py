@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import litdeploy
 from litdeploy.config.spec import TranslationInput
 from litdeploy.networks import Network, is_hub
 from litdeploy.runtime import device_name
@@ -24,6 +23,7 @@ from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.run import Run
 from litdeploy.trainer.samples import write_samples
 from litdeploy.trainer.state import checkpoint
+from litdeploy.version import __version__
 
 
 def complete(bundle: Bundle, run: Run, loaded: Network, teaching: Teaching) -> None:
@@ -125,7 +125,7 @@ def _write(
     bundle.write(
         Manifest.model_validate(
             {
-                "litdeploy": litdeploy.__version__,
+                "litdeploy": __version__,
                 "status": status,
                 "teacher": teaching.record,
                 "lineage": teaching.lineage,

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import torch
 
-import litdeploy
 from litdeploy.profiler.machine import cores as processor
 from litdeploy.profiler.schema import Conditions, Environment, Gpu
 from litdeploy.runtime import device_name
+from litdeploy.version import __version__
 
 # Of NVML's nvmlClocksEventReasons: those that hold the clocks down for another reason than having nothing to do.
 _THROTTLE_REASONS = {
@@ -117,7 +117,7 @@ def look_around(device: torch.device) -> Environment:
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         system=platform.platform(),
         python=platform.python_version(),
-        litdeploy=litdeploy.__version__,
+        litdeploy=__version__,
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
