@@ -78,7 +78,7 @@ def main() -> None:
     for each in verification.differences:
         times = " | ".join(f"{value['value']:.2f}" for value in latencies.get(each.candidate, {}).values()) or "– | –"
         size = f"{artefacts[each.candidate].details['bytes'] / 1e6:.2f}" if each.candidate in artefacts else "–"
-        accuracy = each.candidate_accuracy.told() if each.candidate_accuracy else "–"
+        accuracy = each.candidate_accuracy.summary() if each.candidate_accuracy else "–"
         print(f"| {each.candidate} | {size} | {accuracy} | {times} |")
 
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from benchmarks.coloured_digits import DOMAINS, SIZE, read_digits, read_images, train_stargan, write_folders
 from litdeploy.config.recipe import read_recipe
-from litdeploy.data import as_vectors
 from litdeploy.networks import load
 from litdeploy.networks.student import make_student
 from litdeploy.profiler.machine.conditions import look_around
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Likeness
+from litdeploy.tasks.translation import as_vectors
 from litdeploy.trainer import compress, train
 
 _SHAPE = (3, SIZE, SIZE)

@@ -67,7 +67,7 @@ def _printed(table: Table, with_small: str) -> Printed:
 
 def scored(score: Score | None) -> str:
     """`89.67 %`, `PSNR 31.2 dB, SSIM 0.9512`, or a dash where it was not measured."""
-    return score.told() if score else "–"
+    return score.summary() if score else "–"
 
 
 def epoch_line(row: dict[str, Any], noun: str) -> str:

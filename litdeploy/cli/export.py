@@ -98,8 +98,8 @@ def _words(text: str) -> list[str]:
 
 def show(artefact: Artefact) -> None:
     """Prints an exported file, what became of its precision, and how it was held against PyTorch."""
-    from litdeploy.exporter import Parity
     from litdeploy.runtime.engine import Precisions
+    from litdeploy.storage.records import Parity
 
     details = artefact.details
     opset = f"opset {details['opset']}   " if "opset" in details else ""
@@ -124,4 +124,4 @@ def show(artefact: Artefact) -> None:
         capabilities = ", ".join(details["compute_capabilities"])
         output.print(f"  not run here: built ahead of time for compute capability {capabilities}", highlight=False)
         return
-    output.print(Parity.model_validate(details["parity"]).told(), highlight=False)
+    output.print(Parity.model_validate(details["parity"]).summary(), highlight=False)

@@ -43,7 +43,7 @@ def _show_network(found: FoundNetwork) -> None:
         "network": found.title,
         "named": found.network,
         "classes": f"{found.classes}" + (f" ({', '.join(found.class_names[:10])})" if found.class_names else ""),
-        "input": found.input.told(),
+        "input": found.input.summary(),
         "parameters": f"{found.breakdown.parameters:,}",
         "FLOPs": f"{found.breakdown.flops:,} per {found.input.noun} (a multiply-add is two)",
         "SHA-256": found.sha256,

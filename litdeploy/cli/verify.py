@@ -12,7 +12,8 @@ from litdeploy.cli.console import note, output, print_table, scored
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
-    from litdeploy.evaluation.verify import Difference, Verification
+    from litdeploy.evaluation.verify import Verification
+    from litdeploy.storage.records import Difference
 
 
 def command(
@@ -50,7 +51,7 @@ def command(
         _show(found, bisect)
     if not found.within:
         told = [
-            f"{each.candidate}:\n{each.parity.told()}\n  kept as {found.rejected[each.candidate]}"
+            f"{each.candidate}:\n{each.parity.summary()}\n  kept as {found.rejected[each.candidate]}"
             for each in found.differences
             if each.parity is not None and each.candidate in found.rejected
         ]

@@ -45,12 +45,14 @@ class InputTensor:
         dtype: `float32` or `int64`.
         shape: of one sample, without the batch.
         below: for int64, the values are 0 to one less.
+        mask: whether it is 1 up to a text's end and 0 behind it.
     """
 
     name: str
     dtype: Literal["float32", "int64"]
     shape: tuple[int | Free, ...]
     below: int | None = None
+    mask: bool = False
 
 
 # What messages call what a network takes, and a dataset holds.
@@ -68,6 +70,8 @@ class InputSpec(Settings):
     # Not a field: a spec without a kind is an image's, as those are that were written before there were others.
     kind: ClassVar[Literal["image"]] = "image"
     noun: ClassVar[Noun] = "image"
+    task: ClassVar[str] = "classification"
+    domains: ClassVar[int] = 0
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -85,17 +89,38 @@ class InputSpec(Settings):
         return self
 
     @property
+    def images(self) -> InputSpec:
+        """The images among the input: this."""
+        return self
+
+    @property
     def tensors(self) -> tuple[InputTensor, ...]:
         """What the network takes."""
         return (InputTensor("images", "float32", self.shape),)
+
+    def within(self, most: int | None) -> InputSpec:
+        """The same: an image has no length."""
+        return self
+
+    def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> InputSpec:
+        """The input with the user's `--normalise` and `--input-shape` applied.
+
+        Raises:
+            SettingsError: another number of channels, no such normalisation, or an option for another kind of input.
+        """
+        shape = self.shape if input_shape is None else image_shape(input_shape, source)
+        if shape[0] != self.shape[0]:
+            raise SettingsError(f"{source}: takes {self.shape[0]} channels; --input-shape says {shape[0]}.")
+        mean, std = parse_normalisation(normalise, shape[0]) if normalise else (self.mean, self.std)
+        return InputSpec(shape=shape, mean=mean, std=std)
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of its input; `input_of` reads it."""
         values = {"input_shape": self.shape, "mean": self.mean, "std": self.std}
         return {key: json.dumps(value) for key, value in values.items()}
 
-    def told(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """The input in a few words."""
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{' × '.join(map(str, self.shape))}, mean ({mean}), std ({std})"
 
@@ -111,6 +136,9 @@ class TokenInput(Settings):
     """
 
     noun: ClassVar[Noun] = "text"
+    task: ClassVar[str] = "classification"
+    domains: ClassVar[int] = 0
+    images: ClassVar[None] = None
     kind: Literal["tokens"] = "tokens"
     length: int = Field(ge=1)
     vocabulary: int = Field(ge=1)
@@ -134,16 +162,21 @@ class TokenInput(Settings):
         size = self.length if self.fixed else Free("length", self.length)
         return (
             InputTensor("input_ids", "int64", (size,), below=self.vocabulary),
-            InputTensor("attention_mask", "int64", (size,), below=2),
+            InputTensor("attention_mask", "int64", (size,), below=2, mask=True),
         )
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of its input; `input_of` reads it."""
         return {"input": self.model_dump_json()}
 
-    def told(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """The input in a few words."""
         return f"{'' if self.fixed else 'up to '}{self.length} tokens of {self.vocabulary:,}"
+
+    def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> TokenInput:
+        """The input with the user's `--input-shape` applied: texts of one fixed length. See `InputSpec.override`."""
+        length = _overridden_length(self, self.length, normalise, input_shape, source)
+        return self if length is None else self.model_copy(update={"length": length, "fixed": True})
 
 
 # Of Conneau et al. (EACL 2017), section 3, beside padding and what is not in it: 69 ids.
@@ -159,6 +192,9 @@ class CharacterInput(Settings):
     """
 
     noun: ClassVar[Noun] = "text"
+    task: ClassVar[str] = "classification"
+    domains: ClassVar[int] = 0
+    images: ClassVar[None] = None
     kind: Literal["characters"] = "characters"
     length: int = Field(1014, ge=1)
     alphabet: str = Field(ALPHABET, min_length=1)
@@ -188,9 +224,18 @@ class CharacterInput(Settings):
         """What an exported file says of its input; `input_of` reads it."""
         return {"input": self.model_dump_json()}
 
-    def told(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """The input in a few words."""
         return f"{self.length} characters of {self.vocabulary}"
+
+    def within(self, most: int | None) -> CharacterInput:
+        """The same: its texts have one length."""
+        return self
+
+    def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> CharacterInput:
+        """The input with the user's `--input-shape` applied. See `InputSpec.override`."""
+        length = _overridden_length(self, None, normalise, input_shape, source)
+        return self if length is None else self.model_copy(update={"length": length})
 
 
 class TranslationInput(Settings):
@@ -202,6 +247,7 @@ class TranslationInput(Settings):
     """
 
     noun: ClassVar[Noun] = "image"
+    task: ClassVar[str] = "translation"
     kind: Literal["translation"] = "translation"
     images: InputSpec
     domains: int = Field(ge=1, le=MOST_DOMAINS)
@@ -220,9 +266,17 @@ class TranslationInput(Settings):
         """What an exported file says of its input; `input_of` reads it."""
         return {"input": self.model_dump_json()}
 
-    def told(self) -> str:
-        """For people."""
-        return f"{self.images.told()}, and the {self.domains} domains"
+    def summary(self) -> str:
+        """The input in a few words."""
+        return f"{self.images.summary()}, and the {self.domains} domains"
+
+    def within(self, most: int | None) -> TranslationInput:
+        """The same: an image has no length."""
+        return self
+
+    def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> TranslationInput:
+        """The input with the user's `--normalise` and `--input-shape` applied. See `InputSpec.override`."""
+        return self.model_copy(update={"images": self.images.override(normalise, input_shape, source)})
 
 
 def _kind(value: Any) -> str:
@@ -231,8 +285,9 @@ def _kind(value: Any) -> str:
     return str(getattr(value, "kind", None))  # of what is no input: no kind that there is
 
 
-# What a network can take. Another kind is a class with `kind`, `noun`, `shape`, `tensors`, `metadata` and `told`, and
-# its place here; `Network.example` makes noise of its tensors.
+# What a network can take. Another kind is a class with `kind`, `noun`, `task` (what the network's output means, if
+# nothing else says so: a row of `litdeploy.tasks.TASKS`), `domains`, `shape`, `images`, `tensors`, `metadata`,
+# `summary`, `within` and `override`, and its place here; `Network.example` makes noise of its tensors.
 AnyInput = Annotated[
     Annotated[InputSpec, Tag("image")]
     | Annotated[TokenInput, Tag("tokens")]
@@ -241,13 +296,12 @@ AnyInput = Annotated[
     Discriminator(_kind),
 ]
 _ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
+INPUTS = (InputSpec, TokenInput, CharacterInput, TranslationInput)
 
 
 def image_of(spec: AnyInput) -> InputSpec | None:
-    """What images a network takes; None where it takes none."""
-    if isinstance(spec, TranslationInput):
-        return spec.images
-    return spec if isinstance(spec, InputSpec) else None
+    """The images of an input; None if it has none. The old spelling of `spec.images`."""
+    return spec.images
 
 
 def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
@@ -286,8 +340,8 @@ class NetworkSpec(Settings):
 
     @property
     def translates(self) -> bool:
-        """Whether it gives images in place of logits."""
-        return isinstance(self.input, TranslationInput)
+        """Whether it gives images in place of logits. The old spelling of what `litdeploy.tasks.task_of` answers."""
+        return self.input.task == "translation"
 
     def with_(self, **changes: Any) -> NetworkSpec:
         """The same with some fields changed."""
@@ -326,24 +380,6 @@ def parse_normalisation(text: str, channels: int) -> tuple[tuple[float, ...], tu
     return mean, std
 
 
-def override_input(spec: AnyInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> AnyInput:
-    """The input with what the user said over what was known.
-
-    Raises:
-        SettingsError: another number of channels, no such normalisation, or what is for another kind of input.
-    """
-    if isinstance(spec, TranslationInput):
-        images = override_input(spec.images, normalise, input_shape, source)
-        return spec.model_copy(update={"images": images})
-    if not isinstance(spec, InputSpec):
-        return _override_text(spec, normalise, input_shape, source)
-    shape = spec.shape if input_shape is None else image_shape(input_shape, source)
-    if shape[0] != spec.shape[0]:
-        raise SettingsError(f"{source}: takes {spec.shape[0]} channels; --input-shape says {shape[0]}.")
-    mean, std = parse_normalisation(normalise, shape[0]) if normalise else (spec.mean, spec.std)
-    return InputSpec(shape=shape, mean=mean, std=std)
-
-
 def image_shape(input_shape: tuple[int, ...], source: str) -> tuple[int, int, int]:
     """The shape as that of an image.
 
@@ -359,19 +395,22 @@ def image_shape(input_shape: tuple[int, ...], source: str) -> tuple[int, int, in
     return channels, height, width
 
 
-def _override_text(
-    spec: TokenInput | CharacterInput, normalise: str | None, input_shape: tuple[int, ...] | None, source: str
-) -> TokenInput | CharacterInput:
+def _overridden_length(
+    spec: TokenInput | CharacterInput,
+    most: int | None,
+    normalise: str | None,
+    input_shape: tuple[int, ...] | None,
+    source: str,
+) -> int | None:
+    """The length of texts that `--input-shape` asks for; None if it is not given."""
     if normalise is not None:
-        raise SettingsError(f"{source}: takes {spec.kind}, which nothing normalises. Leave --normalise out.")
+        raise SettingsError(f"{source}: takes {spec.kind}, which are not normalized. Leave --normalise out.")
     if input_shape is None:
-        return spec
-    most = spec.length if isinstance(spec, TokenInput) else None
+        return None
     if len(input_shape) != 1 or not 1 <= input_shape[0] <= (most or input_shape[0]):
         raise SettingsError(
             f"{source}: takes texts of {f'up to {most} ' if most else ''}{spec.kind}, and --input-shape "
             f"{','.join(map(str, input_shape))} is no such length. Give one number: --input-shape "
             f"{min(128, spec.length)}."
         )
-    changes = {"length": input_shape[0], **({"fixed": True} if isinstance(spec, TokenInput) else {})}
-    return spec.model_copy(update=changes)
+    return input_shape[0]

@@ -8,7 +8,6 @@ A packed file holds labels and pixels as they are: DataSettings ─sources─▶
 from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale, prepared, standardise
 from litdeploy.data.check import check_against
 from litdeploy.data.data import Data, open_data
-from litdeploy.data.domains import as_vectors, others, swapped
 from litdeploy.data.memory import free_memory
 from litdeploy.data.pack import Packing, pack
 from litdeploy.data.split import Picked, Split, normalised_batches, shuffled, worker_died
@@ -19,7 +18,6 @@ __all__ = [
     "Packing",
     "Picked",
     "Split",
-    "as_vectors",
     "augment",
     "check_against",
     "draw_crops",
@@ -27,12 +25,10 @@ __all__ = [
     "normalise",
     "normalised_batches",
     "open_data",
-    "others",
     "pack",
     "pixel_scale",
     "prepared",
     "shuffled",
     "standardise",
-    "swapped",
     "worker_died",
 ]

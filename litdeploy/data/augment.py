@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litdeploy.config.recipe import Augmentation
-from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
-from litdeploy.data.domains import as_vectors, others
+from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput
 from litdeploy.networks.batch import Batch
+from litdeploy.tasks import task_of
 
 # Stored for a character that is not ASCII.
 FOREIGN = 127
@@ -87,7 +87,7 @@ def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first
     Args:
         stored: on any device, uint8: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends;
             or texts as the ids of their tokens (N, L), int16 or int32, negative behind their ends.
-        labels: theirs; a network that translates needs them: it is asked for other domains than these, see `others`.
+        labels: theirs; see `Task.inputs`, which needs them of some tasks.
         first: place of the first of them in its split.
     """
     if isinstance(spec, CharacterInput):
@@ -95,13 +95,7 @@ def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first
     if isinstance(spec, TokenInput):
         there_NL = stored >= 0
         return {"input_ids": stored.long().where(there_NL, spec.pad), "attention_mask": there_NL.long()}
-    image = image_of(spec)
-    assert image is not None  # `check_against` lets nothing else pass
-    images_NCHW = normalise(stored, image)
-    if isinstance(spec, TranslationInput):
-        assert labels is not None
-        return {"images": images_NCHW, "domains": as_vectors(others(labels, spec.domains, first), spec.domains)}
-    return images_NCHW
+    return task_of(spec).inputs(normalise(stored, spec.images), labels, spec, first)
 
 
 @lru_cache(maxsize=16)

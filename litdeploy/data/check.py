@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from litdeploy.config.spec import CharacterInput, NetworkSpec, TokenInput, image_of
+from litdeploy.config.spec import CharacterInput, NetworkSpec, TokenInput
 from litdeploy.data.data import Data
 from litdeploy.errors import DataError
+from litdeploy.tasks import task_of
 
 
 def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
@@ -16,23 +17,8 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     Raises:
         DataError: another number or order of classes, other channels, another image size, or another kind of input.
     """
-    if data.has_attributes and not spec.translates:
-        raise DataError(
-            f"--attributes: are what a generator translates between, and {spec.name} tells classes apart. Name their "
-            "column: --label-column NAME"
-        )
-    if len(data.classes) != classes:
-        if spec.translates:
-            raise DataError(
-                f"{data.source} has {len(data.classes)} domains ({', '.join(data.classes[:5])}"
-                f"{', …' * (len(data.classes) > 5)}), and {spec.name} translates to {classes}. Give --data the "
-                "folder of domain folders that it was trained on, or name its attributes in order: --attributes A,B,…"
-            )
-        raise DataError(
-            f"{data.source} has {len(data.classes)} classes ({', '.join(data.classes[:5])}"
-            f"{', …' * (len(data.classes) > 5)}), and {spec.name} tells {classes} apart. Give --data the dataset "
-            "that the network was trained on, or --label-column where that dataset has several label columns."
-        )
+    task = task_of(spec)
+    task.check_classes(data.source, data.classes, data.has_attributes, spec, classes)
     if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
         raise DataError(
             f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
@@ -46,10 +32,10 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     if len(data.shape) == 1:
         _check_texts(data, spec)
         return
-    image = image_of(spec.input)
+    image = spec.input.images
     if image is None:
         raise DataError(
-            f"{data.source} has images, and {spec.name} takes texts ({spec.input.told()}). Give --data texts: a "
+            f"{data.source} has images, and {spec.name} takes texts ({spec.input.summary()}). Give --data texts: a "
             "Parquet or CSV file with a text and a label column (--text-column, --label-column)."
         )
     channels, height, width = data.shape
@@ -63,13 +49,13 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
         raise DataError(
             f"{data.source} has images of {height} × {width} pixels (height × width), and {spec.name} takes "
             f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}"
-            + (f", or say that it takes these: --input-shape {channels},{height},{width}." if spec.translates else ".")
+            + (f", or say that it takes these: --input-shape {channels},{height},{width}." if task.any_size else ".")
         )
 
 
 def _check_texts(data: Data, spec: NetworkSpec) -> None:
     wanted = spec.input
-    if image_of(wanted) is not None:
+    if wanted.images is not None:
         raise DataError(
             f"{data.source} has texts, and {spec.name} takes images. Give --data images, or name their column: "
             "--image-column image."

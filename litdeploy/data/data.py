@@ -135,7 +135,7 @@ def _encoder(settings: DataSettings, spec: NetworkSpec | None) -> Encoder:
         return Tokens(settings, spec)
     if spec is not None and settings.tokenizer is not None:
         raise DataError(
-            f"--tokenizer {settings.tokenizer}: {spec.name} takes {spec.input.told()}, and no tokens. Leave it out."
+            f"--tokenizer {settings.tokenizer}: {spec.name} takes {spec.input.summary()}, and no tokens. Leave it out."
         )
     return Characters(settings.text_length)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,8 @@ from litdeploy.config.settings import parse
 from litdeploy.config.spec import (
     InputSpec,
     NetworkSpec,
-    TranslationInput,
-    image_of,
     image_shape,
     input_of,
-    override_input,
 )
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
@@ -26,12 +24,12 @@ from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load, published
-from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_precision
+from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.feed import read_names
 from litdeploy.runtime.inductor import package_details
-from litdeploy.runtime.likeness import likeness
 from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.storage.records import Score
+from litdeploy.tasks import task_of
 
 SPLITS = ("test", "validation", "train")
 
@@ -75,17 +73,19 @@ def evaluate(
     opened = open_data(settings, where, seed, spec)
     check_against(opened, spec, classes)
     batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
-    images = image_of(spec.input)
-    if not spec.translates or images is None:
-        if teacher is not None:
-            raise SettingsError(
-                f"--teacher {teacher}: is for networks that make images, and {path} does not. Leave it out."
-            )
-        with runner:
-            return accuracy(runner.run, batches)
-    reference = teacher_of(path, spec, bundle, teacher, network)
-    with runner, open_runner("eager", network=reference, device=where) as original:
-        return likeness(original.run, runner.run, (batch for batch, _ in batches), images)
+    task = task_of(spec)
+    if not task.needs_reference and teacher is not None:
+        raise SettingsError(
+            f"--teacher {teacher}: is for networks that make images, and {path} does not. Leave it out."
+        )
+    with ExitStack() as running:
+        running.enter_context(runner)
+        reference = None
+        if task.needs_reference:
+            original = teacher_of(path, spec, bundle, teacher, network)
+            reference = running.enter_context(open_runner("eager", network=original, device=where)).run
+        score: Score = task.evaluate(runner.run, batches, spec.input, reference)
+        return score
 
 
 def teacher_of(
@@ -127,8 +127,10 @@ def evaluate_retrieval(
         raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
     where = resolve_device(device)
     loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
-    if loaded.spec.translates:
-        raise SettingsError(f"--retrieval: {path} makes images, and has no embeddings of classes. Leave it out.")
+    if not task_of(loaded.spec).labeled:
+        raise SettingsError(
+            f"--retrieval: {path} {task_of(loaded.spec).makes}, and has no embeddings of classes. Leave it out."
+        )
     opened = open_data(settings, where, seed, loaded.spec)
     check_against(opened, loaded.spec, loaded.class_count())
     module = loaded.module.to(where)
@@ -201,11 +203,11 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] |
     metadata, shape, output = described["metadata"], described["input_shape"][1:], described["output_shape"]
     stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
     spec = _exported_spec(path, metadata, stated, normalise, input_shape)
-    if isinstance(spec.input, TranslationInput):
-        return spec, spec.input.domains  # the runner holds its images against what it takes
-    if len(output) != 2 or not isinstance(output[1], int):
-        raise RunnerError(f"{path}: gives {output}, and not logits (N, classes): it is no classifier.")
-    return spec, output[1]
+    classes = task_of(spec).class_count(output[1:], spec.input)
+    if classes is None:
+        wanted = ", ".join(str(size) for size in ("N", *task_of(spec).output_shape(spec.input, "classes")))
+        raise RunnerError(f"{path}: gives {output}, and not {task_of(spec).output} ({wanted}): export it again.")
+    return spec, classes
 
 
 def _exported_spec(
@@ -222,7 +224,7 @@ def _exported_spec(
         raise RunnerError(f"{path}: what its metadata say of its input is damaged. Make it again: litdeploy export")
     shape = input_shape or stated_shape
     if known is not None:
-        found = override_input(known, normalise, input_shape, str(path))
+        found = known.override(normalise, input_shape, str(path))
     elif normalise is None or shape is None:
         raise SettingsError(
             f"{path}: does not say how its images are normalised, or of which size. Say it: --normalise imagenet "
@@ -231,5 +233,5 @@ def _exported_spec(
     else:
         shape = image_shape(shape, str(path))
         blank = InputSpec(shape=shape, mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
-        found = override_input(blank, normalise, None, str(path))
+        found = blank.override(normalise, None, str(path))
     return NetworkSpec(name=path.name, input=found, classes=read_names(metadata, str(path)))

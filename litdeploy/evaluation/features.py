@@ -154,7 +154,7 @@ def _of_pixels(name: str, images: InputSpec, device: torch.device) -> Iterator[F
     spec = loaded.spec.input
     if not isinstance(spec, InputSpec):
         raise SettingsError(
-            f"--quality {name}: takes {spec.told()}, and is no classifier of images. Name one: --quality FILE"
+            f"--quality {name}: takes {spec.summary()}, and is no classifier of images. Name one: --quality FILE"
         )
     if spec.shape != images.shape:
         raise SettingsError(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import image_of
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, SettingsError
 from litdeploy.evaluation.evaluate import open_file, teacher_of, what_on
@@ -18,6 +17,7 @@ from litdeploy.networks.batch import tensors_of
 from litdeploy.runtime import open_runner, resolve_device
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Record
+from litdeploy.tasks import task_of
 
 
 class Judged(Record):
@@ -72,8 +72,8 @@ def evaluate_quality(
     path, settings, seed = what_on(path, data, seed, split)
     where = resolve_device(device)
     runner, spec, domains = open_file(path, where, precision, network, normalise, input_shape)
-    images = image_of(spec.input)
-    if not spec.translates or images is None:
+    images = spec.input.images
+    if task_of(spec).output != "images" or images is None:
         raise SettingsError(f"--quality {features}: judges made images, and {path} makes none. Leave it out.")
     with ExitStack() as opened:
         of = opened.enter_context(open_features(features, images, where))

@@ -2,71 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import image_of
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.evaluation.bisect import Parting, first_parting
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.forms import form_of, runs_here
-from litdeploy.exporter.parity import (
-    BatchParity,
-    Parity,
-    compare,
-    compare_accuracy,
-    compare_images,
-    same_class,
-    verify,
-)
+from litdeploy.exporter.parity import verify
 from litdeploy.exporter.staging import reject, rejected_path
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import remove
 from litdeploy.networks import Network, NetworkName, load
-from litdeploy.networks.batch import Batch, in_parts, mapped, moved, picked
-from litdeploy.runtime import Runner, accuracy, open_runner, resolve_device, resolve_target
-from litdeploy.runtime.likeness import likeness
+from litdeploy.networks.batch import in_parts, mapped, moved, picked
+from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar, sidecar_of
-from litdeploy.storage.records import Accuracy, Artefact, Likeness, Record
+from litdeploy.storage.records import Artefact, Difference, Parity, Record, Score
+from litdeploy.tasks import task_of
 
 _ANYTHING = Tolerance(atol=float(torch.finfo(torch.float64).max), top1=0, psnr=0, ssim=0)
 _BISECT_IMAGES = 8
-
-
-class Difference(Record):
-    """One side against another, on the same test images.
-
-    Attributes:
-        error: of `compression` (teacher → student) or of `conversion` (student → artefact).
-        reference, candidate: `teacher`, `student` or an artefact's key.
-        precision: of the candidate.
-        max_absolute, max_relative: largest difference of two logits, and that over the largest logit; over all batch
-            sizes; None where a logit is NaN or infinite.
-        top1: share of images on which both give the same class; None where they make images.
-        likeness: how near the candidate's images come to the reference's; None where they tell classes apart.
-        reference_accuracy, candidate_accuracy: on the whole test split; likewise None.
-        parity: figures at each batch size, and the limits; None for compression, which has none.
-    """
-
-    error: Literal["compression", "conversion"]
-    reference: str
-    candidate: str
-    precision: str
-    max_absolute: float | None
-    max_relative: float | None
-    top1: float | None
-    likeness: Likeness | None = None
-    reference_accuracy: Accuracy | None
-    candidate_accuracy: Accuracy | None
-    parity: Parity | None = None
 
 
 class Verification(Record):
@@ -132,7 +93,7 @@ def verify_bundle(
     rejected: dict[str, str] = {}
     with open_runner("eager", network=student, device=device) as reference:
         say("student")
-        of_student = bench.accuracy(reference)
+        of_student = bench.score(reference)
         original = _teacher(bundle, teacher, network, say)
         if original is not None:
             say("teacher")
@@ -149,77 +110,57 @@ def verify_bundle(
 
 
 class _Bench:
-    """What every artefact of a bundle is held against."""
+    """What every artefact of a bundle is compared on."""
 
     def __init__(self, student: Network, data: Data, target: Target, device: torch.device) -> None:
         self.target, self.device = target, device
+        self.task = task_of(student.spec)
         self._data, self._spec = data, student.spec.input
-        self._images = image_of(student.spec.input) if student.spec.translates else None
         self.evidence = Evidence.of(data, student, max(LEAST_IMAGES, target.batch_sizes[-1]))
 
-    def accuracy(self, runner: Runner) -> Accuracy | None:
-        return None if self._images else accuracy(runner.run, self._labelled())
-
-    def likeness(self, reference: Runner, candidate: Runner) -> Likeness | None:
-        """Of the candidate's images on the whole test split, where images are made."""
-        if self._images is None:
+    def score(self, runner: Runner, reference: Runner | None = None) -> Score | None:
+        """On the whole test split; None if the task needs a reference and there is none."""
+        if reference is None and self.task.needs_reference:
             return None
-        return likeness(reference.run, candidate.run, (batch for batch, _ in self._labelled()), self._images)
+        batches = normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
+        found: Score = self.task.evaluate(runner.run, batches, self._spec, reference.run if reference else None)
+        return found
 
-    def compression(self, teacher: Network, student: Runner, of_student: Accuracy | None) -> Difference:
+    def compression(self, teacher: Network, student: Runner, of_student: Score | None) -> Difference:
         with open_runner("eager", network=teacher, device=self.device) as runner:
             size = self.target.batch_sizes[-1]
             outputs = [
                 torch.cat([side.run(batch) for batch in in_parts(self.evidence.inputs, size)])
                 for side in (runner, student)
             ]
-            if self._images is None:
-                found = compare(outputs[0], outputs[1], size, _ANYTHING)
-            else:
-                found = compare_images(outputs[0], outputs[1], size, _ANYTHING, self._images)
-            told = _difference("compression", "teacher", "student", "fp32", [found], self.accuracy(runner), of_student)
-            return told.model_copy(update={"likeness": self.likeness(runner, student)})
+            batch = self.task.compare(outputs[0], outputs[1], size, _ANYTHING, self._spec)
+            found = of_student or self.score(student, runner)
+            return Difference(
+                error="compression",
+                reference="teacher",
+                candidate="student",
+                precision="fp32",
+                **Difference.figures([batch], self.score(runner), found),
+            )
 
     def conversion(
-        self, kind: str, artefact: Artefact, path: Path, student: Runner, of_student: Accuracy | None
+        self, kind: str, artefact: Artefact, path: Path, student: Runner, of_student: Score | None
     ) -> Difference:
         tolerance = getattr(self.target.tolerance, artefact.precision)
         sizes = sorted(set(self.target.batch_profile))
         with form_of(kind).open(path, self.device, self.target) as runner:
-            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance, images=self._images)
-            of_artefact = self.accuracy(runner)
-            near = self.likeness(student, runner)
-        if of_student and of_artefact:
-            parity = parity.with_accuracy(compare_accuracy(of_student, of_artefact, tolerance))
-        found = _difference("conversion", "student", kind, artefact.precision, parity.batches, of_student, of_artefact)
-        return found.model_copy(update={"parity": parity, "likeness": near})
-
-    def _labelled(self) -> Iterator[tuple[Batch, Tensor]]:
-        return normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
-
-
-def _difference(
-    error: Literal["compression", "conversion"],
-    reference: str,
-    candidate: str,
-    precision: str,
-    batches: Sequence[BatchParity],
-    reference_accuracy: Accuracy | None,
-    candidate_accuracy: Accuracy | None,
-) -> Difference:
-    absolute = [batch.max_absolute for batch in batches]
-    relative = [batch.max_relative for batch in batches]
-    return Difference(
-        error=error,
-        reference=reference,
-        candidate=candidate,
-        precision=precision,
-        max_absolute=None if None in absolute else max(each for each in absolute if each is not None),
-        max_relative=None if None in relative else max(each for each in relative if each is not None),
-        top1=same_class(batches),
-        reference_accuracy=reference_accuracy,
-        candidate_accuracy=candidate_accuracy,
-    )
+            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance, self._spec)
+            found = self.score(runner, student)
+        if of_student and found:
+            parity = parity.with_labels(self.task.compare_scores(of_student, found, tolerance))
+        return Difference(
+            error="conversion",
+            reference="student",
+            candidate=kind,
+            precision=artefact.precision,
+            parity=parity,
+            **Difference.figures(parity.batches, of_student, found),
+        )
 
 
 def _asked(bundle: Bundle, there: dict[str, Artefact], asked: Sequence[str] | None) -> dict[str, Artefact]:

@@ -10,13 +10,12 @@ from typing import Literal, cast
 import torch
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import image_of
 from litdeploy.config.target import Precision, Target
 from litdeploy.errors import ParityError, SettingsError
 from litdeploy.exporter.checks import check_gpu, check_precisions, choice_for, device_for
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.forms import FORMS, Calibration, Form, Job, Options, file_of, kind_of
-from litdeploy.exporter.parity import Parity, verify
+from litdeploy.exporter.parity import verify
 from litdeploy.exporter.staging import keep, reject, staged, tidy, write_sidecar
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.files import sha256_of
@@ -24,7 +23,8 @@ from litdeploy.networks import Network, NetworkName, load
 from litdeploy.runtime import open_runner, resolve_target
 from litdeploy.runtime.engine import HardwareCompatibility
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
-from litdeploy.storage.records import Artefact, Manifest
+from litdeploy.storage.records import Artefact, Manifest, Parity
+from litdeploy.tasks import task_of
 
 
 def export(
@@ -159,9 +159,7 @@ def _parity(job: Job, form: Form, path: Path, evidence: Evidence) -> Parity:
         sizes = sorted(set(job.target.batch_profile))
         taken = evidence.in_calls(sizes[0], sizes[-1])
         spec = job.network.spec
-        if spec.translates:
-            return verify(reference, candidate, taken.inputs, sizes, tolerance, images=image_of(spec.input))
-        return verify(reference, candidate, taken.inputs, sizes, tolerance, taken.labels_N)
+        return verify(reference, candidate, taken.inputs, sizes, tolerance, spec.input, taken.labels_N)
 
 
 def _serve(
@@ -185,7 +183,7 @@ def _serve(
     models = write_repository(
         served,
         folder,
-        classes=() if student.spec.translates else student.spec.classes,  # domains are no labels of the output
+        classes=task_of(student.spec).output_labels(student.spec),
         batch_sizes=target.batch_sizes,
         device=cast("Literal['cpu', 'cuda']", device.type),
     )
@@ -196,7 +194,7 @@ def _serve(
 def beyond_tolerance(path: Path, kept: Path, parity: Parity) -> ParityError:
     """The error of an artefact that does not compute what the student computes."""
     return ParityError(
-        f"{path.name} does not compute what the student computes:\n{parity.told()}\n"
+        f"{path.name} does not compute what the student computes:\n{parity.summary()}\n"
         f"The file is kept as {kept}. Find out which layer differs: litdeploy verify {path.parent.parent} --bisect. "
         "Where the difference does not matter to you, raise `tolerance` in a target of your own: litdeploy export "
         "--target my-target.yaml"

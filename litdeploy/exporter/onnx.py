@@ -24,10 +24,9 @@ from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.runtime.onnx_file import read_model
+from litdeploy.tasks import task_of
 from litdeploy.version import __version__
 
-# The output's name: of one that tells classes apart, and of one that makes images.
-OUTPUT, IMAGES = "logits", "translated"
 # Of a protobuf message, hence of an ONNX file without a second one beside it.
 _MOST_BYTES = 2**31 - 2**20
 # The first in which convolutions take bfloat16.
@@ -114,7 +113,7 @@ def _converted(module: Ends, network: Network, opset: int | None) -> Any:
                 kwargs=call.kwargs,
                 dynamo=True,
                 input_names=[each.name for each in module.inputs],
-                output_names=[IMAGES if network.spec.translates else OUTPUT],
+                output_names=[task_of(network.spec).output_name],
                 dynamic_shapes=call.dynamic_shapes,
                 opset_version=opset,
                 external_data=False,

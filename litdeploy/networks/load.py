@@ -15,7 +15,6 @@ from litdeploy.config.spec import (
     NetworkSpec,
     TokenInput,
     image_shape,
-    override_input,
     parse_normalisation,
 )
 from litdeploy.errors import NetworkError
@@ -56,7 +55,7 @@ class _Said:
             shape = image_shape(self.input_shape, source)
             mean, std = parse_normalisation(self.normalise, shape[0])
             return InputSpec(shape=shape, mean=mean, std=std)
-        return override_input(known, self.normalise, self.input_shape, source)
+        return known.override(self.normalise, self.input_shape, source)
 
 
 def load(
@@ -217,7 +216,7 @@ def _running(network: Network, otherwise: str = "") -> Network:
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         widths = "the widths that it says its layers have do not fit together, or " if network.spec.widths else ""
         raise NetworkError(
-            f"{network.source}: {widths}it does not run on what it is said to take, {network.spec.input.told()} "
+            f"{network.source}: {widths}it does not run on what it is said to take, {network.spec.input.summary()} "
             f"({(str(error) or type(error).__name__).splitlines()[0]}). Say what it takes: --input-shape{otherwise}."
         ) from None
     return network

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from litdeploy.config.spec import InputTensor, NetworkSpec, TokenInput, TranslationInput
+from litdeploy.config.spec import InputTensor, NetworkSpec
 from litdeploy.errors import NetworkError
 from litdeploy.networks.batch import Batch, forward, mapped
 
@@ -36,19 +36,13 @@ class Network:
         """
         first = next(self.module.parameters())
         generator = torch.Generator().manual_seed(0)
-        spec = self.spec.input
-        noise = {each.name: _noise(each, batch_size, generator, half) for each in spec.tensors}
-        if isinstance(spec, TokenInput):
-            noise["attention_mask"] = _mask(noise["attention_mask"])
+        noise = {each.name: _noise(each, batch_size, generator, half) for each in self.spec.input.tensors}
         batch = noise if len(noise) > 1 else next(iter(noise.values()))
         return mapped(lambda tensor: tensor.to(first.device), batch)
 
     def within(self, text_length: int | None) -> Network:
-        """The same for texts of at most so many tokens; any other network as it is."""
-        takes = self.spec.input
-        if not isinstance(takes, TokenInput):
-            return self
-        return replace(self, spec=self.spec.with_(input=takes.within(text_length)))
+        """The same for texts of at most so many tokens; any other network is unchanged."""
+        return replace(self, spec=self.spec.with_(input=self.spec.input.within(text_length)))
 
     def class_count(self) -> int:
         """Width of the logits, by running the network once on one sample; of one that makes images, its domains.
@@ -62,7 +56,7 @@ class Network:
             given = logits_of(forward(self.module, self.example(1))).shape[1:]
         self.module.train(training)
         spec = self.spec.input
-        if not isinstance(spec, TranslationInput):
+        if not spec.domains:
             return int(given[-1])
         if given != spec.shape:
             raise NetworkError(
@@ -76,14 +70,15 @@ class Network:
 def _noise(tensor: InputTensor, batch_size: int, generator: torch.Generator, half: bool) -> Tensor:
     free = [size if isinstance(size, int) else max(1, (size.most or 64) // (2 if half else 1)) for size in tensor.shape]
     shape = (batch_size, *free)
+    if tensor.mask:
+        return _mask(*shape)
     if tensor.dtype == "float32":
         return torch.randn(shape, generator=generator)
     return torch.randint(tensor.below or 2, shape, generator=generator)
 
 
-def _mask(like_NL: Tensor) -> Tensor:
+def _mask(n: int, length: int) -> Tensor:
     """Texts of different lengths, padded behind: the first is the longest, and each has a token."""
-    n, length = like_NL.shape
     kept_N = length - torch.arange(n) * length // (2 * n)
     return (torch.arange(length) < kept_N[:, None]).long()
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput, image_of
+from litdeploy.config.spec import INPUTS, AnyInput, InputSpec, TokenInput
 from litdeploy.errors import LitdeployError, NetworkError
 from litdeploy.networks.families import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.families.family import Arguments, Family
@@ -71,7 +71,7 @@ class Request:
         builder's names for them are known."""
         if self.family:
             known = {self.family.classes: classes}
-            if channels is not None and image_of(self.family.input({**known, **self.arguments})):
+            if channels is not None and self.family.input({**known, **self.arguments}).images:
                 known["in_channels"] = channels
         elif self.name.startswith(_TIMM):
             known = {"num_classes": classes} | ({} if channels is None else {"in_chans": channels})
@@ -249,7 +249,7 @@ def _working_folder_importable() -> Any:
 def _declared_input(module: nn.Module, arguments: Arguments) -> AnyInput | None:
     """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
     own = getattr(module, "input_spec", None)
-    if isinstance(own, InputSpec | TokenInput | CharacterInput | TranslationInput):
+    if isinstance(own, INPUTS):
         return own
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:

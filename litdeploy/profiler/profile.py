@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from litdeploy.config.target import Target, Timing, with_timing
 from litdeploy.errors import BundleError, DataError, NetworkError
-from litdeploy.exporter import Parity
 from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, sections_of
 from litdeploy.networks.batch import forward
@@ -40,7 +39,7 @@ from litdeploy.profiler.report.trace import check_trace_path, write_trace
 from litdeploy.profiler.schema import Breakdown, Environment, Finding, Measurement, Report, SectionTime, Side, headline
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
-from litdeploy.storage.records import Accuracy, Artefact, Likeness, Manifest
+from litdeploy.storage.records import Accuracy, Artefact, Likeness, Manifest, Parity
 
 # Whose ceilings are measured; ONNX Runtime's int8 has none in torch.
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

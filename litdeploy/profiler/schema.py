@@ -16,9 +16,8 @@ from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import DepthPlan, Noun
 from litdeploy.config.target import Target
 from litdeploy.errors import BundleError
-from litdeploy.exporter import Parity
 from litdeploy.files import MOST_RECORD_BYTES, parse_json, read_small
-from litdeploy.storage.records import Accuracy, Ancestor, DataRecord, Likeness, Record
+from litdeploy.storage.records import Accuracy, Ancestor, DataRecord, Likeness, Parity, Record
 
 SCHEMA_VERSION: Literal[2] = 2
 REPORT_NAME = "report.json"

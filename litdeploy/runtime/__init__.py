@@ -20,7 +20,6 @@ from litdeploy.runtime.device import (
     resolve_precision,
     resolve_target,
 )
-from litdeploy.runtime.evaluate import accuracy
 from litdeploy.runtime.runner import Description, Runner, Source
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ __all__ = [
     "Description",
     "Runner",
     "Source",
-    "accuracy",
     "default_target",
     "device_name",
     "open_runner",

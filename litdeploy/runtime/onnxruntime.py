@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litdeploy.config.spec import AnyInput, Free, InputTensor, TranslationInput, input_of
+from litdeploy.config.spec import AnyInput, Free, InputTensor, input_of
 from litdeploy.errors import RunnerError
 from litdeploy.files import is_file
 from litdeploy.networks.batch import Batch, size_of
@@ -21,6 +21,7 @@ from litdeploy.runtime.onnx_file import read_model
 from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
 from litdeploy.runtime.rounding import rounded
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.tasks import task_of
 
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
@@ -187,10 +188,7 @@ class OnnxRuntimeRunner:
         taken = [_input_tensor(each, self._feed) for each in inputs]
         known = tuple(each for each in taken if each is not None)
         sizes = tuple(logits.shape[1:])
-        if isinstance(spec, TranslationInput):
-            fixed = sizes == spec.shape
-        else:
-            fixed = len(sizes) == 1 and isinstance(sizes[0], int)
+        fixed = task_of(spec).class_count(sizes, spec) is not None
         if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(

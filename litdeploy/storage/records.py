@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import NetworkSpec, Noun
+from litdeploy.config.target import Tolerance
 from litdeploy.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -29,19 +30,28 @@ class Accuracy(Record):
     Attributes:
         top1: share of images whose highest logit is the label's, 0–1.
         loss: mean cross-entropy, in nats.
-        images: how many images it is the mean of.
+        images: number of images in the mean.
     """
 
     top1: float
     loss: float
     images: int
 
-    def told(self) -> str:
-        """For people."""
+    @property
+    def correct(self) -> float | None:
+        """Share of samples answered as labeled, 0–1; None for a score that compares with no labels."""
+        return self.top1
+
+    def summary(self) -> str:
+        """The score in a few words."""
         return f"{100 * self.top1:.2f} %"
 
+    def details(self) -> str:
+        """What a terminal shows after the summary; empty if nothing is left to say."""
+        return f"loss {self.loss:.4f}"
+
     def row(self, split: str) -> dict[str, float]:
-        """What a line of metrics.jsonl has of it."""
+        """The score's entries in a line of metrics.jsonl."""
         return {f"{split}_top1": self.top1, f"{split}_loss": self.loss}
 
 
@@ -49,22 +59,31 @@ class Likeness(Record):
     """How near images come to a reference's, on one split: a student's to its teacher's.
 
     Attributes:
-        psnr: peak signal to noise ratio of the mean squared difference of all values, in dB; `MOST_DB` where all are
-            equal, and that below zero where one is not finite.
-        ssim: structural similarity, mean over the images; 1 where all are equal, −1 where a value is not finite.
-        images: how many were compared.
+        psnr: peak signal-to-noise ratio of the mean squared difference of all values, in dB; `MOST_DB` if all are
+            equal, `-MOST_DB` if one is not finite.
+        ssim: structural similarity, mean over the images; 1 if all are equal, −1 if a value is not finite.
+        images: number of images compared.
     """
 
     psnr: float = Field(ge=-MOST_DB, le=MOST_DB)
     ssim: float = Field(ge=-1, le=1)
     images: int = Field(ge=1)
 
-    def told(self) -> str:
-        """For people."""
+    @property
+    def correct(self) -> float | None:
+        """None: the images are compared with a reference's and not with labels."""
+        return None
+
+    def summary(self) -> str:
+        """The score in a few words."""
         return f"PSNR {self.psnr:.1f} dB, SSIM {self.ssim:.4f}"
 
+    def details(self) -> str:
+        """Nothing that the summary has not."""
+        return ""
+
     def row(self, split: str) -> dict[str, float]:
-        """What a line of metrics.jsonl has of it."""
+        """The score's entries in a line of metrics.jsonl."""
         return {f"{split}_psnr": self.psnr, f"{split}_ssim": self.ssim}
 
 
@@ -72,12 +91,198 @@ def _kind(score: Any) -> str:
     return "likeness" if isinstance(score, Likeness) or (isinstance(score, dict) and "psnr" in score) else "accuracy"
 
 
-# What a network is measured by: a classifier by its accuracy, one that makes images by how near they are to its
-# teacher's.
+# How good a network is, by its task's metric. Which one is told from the fields, so that files need no tag.
 Score = Annotated[
     Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")],
     Discriminator(_kind),
 ]
+
+
+class ScoredRecord(Record):
+    """A record with scores by split (`validation`, `test`), each task's under its own key.
+
+    Attributes:
+        accuracy: of a classifier.
+        likeness: of a student that makes images, to its teacher's.
+    """
+
+    accuracy: dict[str, Accuracy]
+    likeness: dict[str, Likeness] = Field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Split → score, whichever task's."""
+        return {**self.accuracy, **self.likeness}
+
+    @staticmethod
+    def keyed(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+        """Scores as keyword arguments for such a record."""
+        return {
+            "accuracy": {split: score for split, score in scores.items() if isinstance(score, Accuracy)},
+            "likeness": {split: score for split, score in scores.items() if isinstance(score, Likeness)},
+        }
+
+
+class BatchParity(Record):
+    """How far two runners are apart at one batch size.
+
+    Attributes:
+        images: number of samples compared.
+        max_absolute: largest difference of two output values; None if a value of either is NaN or infinite.
+        max_relative: the same, divided by the largest magnitude in the reference's output.
+        top1: share of samples on which both give the same class; None for images.
+        likeness: how near the candidate's images come to the reference's; None for logits.
+        within: whether the tolerance is kept.
+    """
+
+    batch_size: int
+    images: int
+    max_absolute: float | None
+    max_relative: float | None
+    top1: float | None
+    likeness: Likeness | None = None
+    within: bool
+
+    def agreement(self) -> str:
+        """The task's own figure: `99.90%`, or PSNR and SSIM; `–` if the outputs could not be compared."""
+        if self.top1 is not None:
+            return f"{self.top1:.2%}"
+        return self.likeness.summary() if self.likeness else "–"
+
+    def alike(self) -> str:
+        """How alike both are, before "samples"."""
+        if self.top1 is not None:
+            return f"same class on {self.agreement()} of"
+        return f"{self.agreement()} over" if self.likeness else "not comparable over"
+
+
+class LabeledParity(Record):
+    """Accuracy of both sides on the same labeled samples.
+
+    Attributes:
+        lost: samples that the reference has right, minus those that the candidate has right.
+        within: whether no more were lost than the tolerance allows.
+    """
+
+    reference: Accuracy
+    candidate: Accuracy
+    lost: int
+    within: bool
+
+
+class Parity(Record):
+    """How far a candidate is from its reference.
+
+    Attributes:
+        reference, candidate: names of the runners.
+        tolerance: the limits.
+        accuracy: on labeled samples; None if there were none.
+        within: whether the limits are kept, at every batch size.
+    """
+
+    reference: str
+    candidate: str
+    tolerance: Tolerance
+    batches: tuple[BatchParity, ...]
+    accuracy: LabeledParity | None = None
+    within: bool
+
+    @property
+    def top1(self) -> float | None:
+        """Share of all samples, over all batch sizes, on which both give the same class; None for images.
+
+        The limit applies to it and not to each batch size's: calls of one sample see few samples.
+        """
+        return same_class(self.batches)
+
+    def with_labels(self, found: LabeledParity | None) -> Parity:
+        """The same, judged by the accuracy too; unchanged if none was measured."""
+        if found is None:
+            return self
+        return self.model_copy(update={"accuracy": found, "within": self.within and found.within})
+
+    def limits(self) -> str:
+        """The limits that apply."""
+        limits = self.tolerance
+        if self.top1 is None:
+            return f"PSNR at least {limits.psnr:g} dB, SSIM at least {limits.ssim:g}"
+        return f"{limits.atol:g} + {limits.rtol:g} of the largest logit, same class on at least {limits.top1:.2%}" + (
+            f", accuracy at most {limits.accuracy:.2%} lower" if self.accuracy is not None else ""
+        )
+
+    def summary(self) -> str:
+        """Figures, a line for each batch size, and the limits."""
+        lines = []
+        for each in self.batches:
+            if each.max_absolute is None or each.max_relative is None:
+                difference = "a value is NaN or infinite"
+            else:
+                difference = f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest)"
+            lines.append(
+                f"  batch {each.batch_size}: {difference}, {each.alike()} {each.images} samples"
+                + ("" if each.within else "  ← beyond the limit")
+            )
+        if self.top1 is not None and self.top1 < self.tolerance.top1:
+            lines.append(f"  same class on {self.top1:.2%} of all  ← beyond the limit")
+        if self.accuracy is not None:
+            both = self.accuracy
+            lines.append(
+                f"  accuracy on {both.reference.images} samples: {both.reference.top1:.2%} → {both.candidate.top1:.2%}"
+                + ("" if both.within else "  ← beyond the limit")
+            )
+        return "\n".join([*lines, f"  limit: {self.limits()}"])
+
+
+def same_class(batches: Sequence[BatchParity]) -> float | None:
+    """Share of all samples on which both give the same class; None for images."""
+    same = [batch.top1 * batch.images for batch in batches if batch.top1 is not None]
+    return sum(same) / sum(batch.images for batch in batches) if same else None
+
+
+class Difference(Record):
+    """One side compared with another, on the same test samples.
+
+    Attributes:
+        error: of `compression` (teacher → student) or of `conversion` (student → artefact).
+        reference, candidate: `teacher`, `student` or an artefact's key.
+        precision: of the candidate.
+        max_absolute, max_relative: largest difference of two output values, and that over the largest value; over all
+            batch sizes; None if a value is NaN or infinite.
+        top1: share of samples on which both give the same class; None for images.
+        likeness: how near the candidate's images come to the reference's; None for logits.
+        reference_accuracy, candidate_accuracy: on the whole test split; None for images.
+        parity: figures at each batch size, and the limits; None for compression, which has none.
+    """
+
+    error: Literal["compression", "conversion"]
+    reference: str
+    candidate: str
+    precision: str
+    max_absolute: float | None
+    max_relative: float | None
+    top1: float | None
+    likeness: Likeness | None = None
+    reference_accuracy: Accuracy | None
+    candidate_accuracy: Accuracy | None
+    parity: Parity | None = None
+
+    @property
+    def score(self) -> Score | None:
+        """The candidate's score on the test split."""
+        return self.candidate_accuracy or self.likeness
+
+    @staticmethod
+    def figures(batches: Sequence[BatchParity], reference: Score | None, candidate: Score | None) -> dict[str, Any]:
+        """Figures over all batch sizes, and both scores, as keyword arguments for a `Difference`."""
+        absolute, relative = ([getattr(batch, key) for batch in batches] for key in ("max_absolute", "max_relative"))
+        return {
+            "max_absolute": None if None in absolute else max(absolute),
+            "max_relative": None if None in relative else max(relative),
+            "top1": same_class(batches),
+            "likeness": candidate if isinstance(candidate, Likeness) else None,
+            "reference_accuracy": reference if isinstance(reference, Accuracy) else None,
+            "candidate_accuracy": candidate if isinstance(candidate, Accuracy) else None,
+        }
 
 
 class TeacherRecord(Record):
@@ -96,15 +301,15 @@ class Ancestor(Record):
     sha256: str
     metrics: dict[str, Score]
 
-    def told(self) -> str:
-        """For people: its depth, and what it came to on the test split."""
+    def summary(self) -> str:
+        """Its depth, and its score on the test split."""
         tested = self.metrics.get("test")
-        return f"depth {self.depth}" + (f" ({tested.told()})" if tested else "")
+        return f"depth {self.depth}" + (f" ({tested.summary()})" if tested else "")
 
 
 def descent(lineage: Sequence[Ancestor]) -> str:
-    """For people: through whom a chain's student learnt, and that it is measured against the first of them."""
-    steps = ", ".join(each.told() for each in lineage)
+    """Through whom a chain's student learned, and that it is measured against the first of them, as a sentence."""
+    steps = ", ".join(each.summary() for each in lineage)
     return f"In a chain: {steps}, each the next one's teacher. The student is measured against the first."
 
 

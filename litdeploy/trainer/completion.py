@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from litdeploy.config.spec import TranslationInput
+from litdeploy.data import prepared
 from litdeploy.networks import Network, is_hub
 from litdeploy.runtime import device_name
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import write_checkpoint
-from litdeploy.storage.records import Accuracy, Manifest, RunRecord, Score
+from litdeploy.storage.records import Manifest, RunRecord, Score
+from litdeploy.tasks import task_of
 from litdeploy.trainer.chain import Teaching
 from litdeploy.trainer.faults import interrupted, resumable
 from litdeploy.trainer.loop import evaluate, fit
 from litdeploy.trainer.run import Run
-from litdeploy.trainer.samples import write_samples
 from litdeploy.trainer.state import checkpoint
 from litdeploy.version import __version__
 
@@ -43,7 +43,7 @@ def complete(bundle: Bundle, run: Run, loaded: Network, teaching: Teaching) -> N
         try:
             with run.interruption.heard():
                 # A student of students, too, is measured against the teacher that was given.
-                if loaded.spec.translates:
+                if task_of(loaded.spec).needs_reference:
                     run.reference = as_given.eval()
                 elif not teaching.lineage:
                     of_teacher["validation"] = run.ranks.on_first(_teacher_on_validation, run, as_given)
@@ -68,13 +68,12 @@ def complete(bundle: Bundle, run: Run, loaded: Network, teaching: Teaching) -> N
 
 def _teacher_on_validation(run: Run, teacher: nn.Module) -> Score:
     found = evaluate(teacher, run.data.validation, run.input, run.precision)
-    assert isinstance(found, Accuracy)
-    run.progress.note(f"teacher: {found.top1:.2%} on {found.images} validation {run.data.noun}s")
-    chance = 1 / len(run.data.classes)
-    if found.top1 < chance + 0.1 * (1 - chance):
+    run.progress.note(f"teacher: {found.summary()} on {found.images} validation {run.data.noun}s")
+    chance = task_of(run.spec).chance(found, len(run.data.classes))
+    if chance is not None:
         run.progress.note(
             f"warning: that is hardly better than guessing ({chance:.0%}). Is the input the teacher's own (now "
-            f"{run.input.told()}; of images --normalise), and are these the classes it was trained on?"
+            f"{run.input.summary()}; of images --normalise), and are these the classes it was trained on?"
         )
     return found
 
@@ -84,8 +83,12 @@ def _test(run: Run, module: nn.Module) -> Score:
 
 
 def _draw_samples(bundle: Bundle, run: Run, teacher: nn.Module) -> None:
-    assert isinstance(run.input, TranslationInput)
-    drawn = write_samples(bundle.samples_path, teacher, run.student, run.data.test, run.input, run.data.classes)
+    task, split = task_of(run.spec), run.data.test
+    count = min(task.samples, len(split))
+    [picked] = split.pick([torch.arange(count) * len(split) // count])
+    inputs = prepared(picked.images(), run.input, picked.labels_N)
+    classes = run.data.classes
+    drawn = task.write_samples(bundle.samples_path, teacher, run.student, inputs, picked.labels_N, run.input, classes)
     run.progress.note(f"{bundle.samples_path}: drawn" if drawn else "no sample sheet: it needs Pillow")
 
 

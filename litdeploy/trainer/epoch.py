@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from litdeploy.config.recipe import Augmentation, Recipe
-from litdeploy.config.spec import AnyInput, TranslationInput, image_of
-from litdeploy.data import Crops, Split, as_vectors, draw_crops, prepared, shuffled, swapped
+from litdeploy.config.spec import AnyInput
+from litdeploy.data import Crops, Split, draw_crops, prepared, shuffled
 from litdeploy.networks.batch import Batch
+from litdeploy.tasks import task_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views
 from litdeploy.trainer.graph import Captured
@@ -64,7 +65,7 @@ class Epochs:
         self._input = spec
         self._recipe = recipe
         # Texts are seen as they are.
-        self._augmentation = recipe.augmentation if image_of(spec) else Augmentation(padding=0, flip=False)
+        self._augmentation = recipe.augmentation if spec.images else Augmentation(padding=0, flip=False)
         self._order = order
         self._draws = draws
         self.before: tuple[Tensor, int] | None = None
@@ -175,16 +176,13 @@ class Epochs:
         self, source_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor
     ) -> Batch:
         """What the student takes; who translates is asked for the domains of other images."""
-        image = image_of(self._input)
+        image = self._input.images
         if image is None:
             return prepared(source_MCHW.index_select(0, rows_N), self._input)
         crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
         dtype = DTYPES[self.step.precision]
         images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
-        if isinstance(self._input, TranslationInput):
-            domains_NK = as_vectors(swapped(labels_N), self._input.domains).to(dtype)
-            return {"images": images_NCHW, "domains": domains_NK}
-        return images_NCHW
+        return task_of(self._input).training_inputs(images_NCHW, labels_N, self._input)
 
 
 def _as_is(function: Any) -> Any:

@@ -10,14 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from litdeploy.config.spec import AnyInput, image_of
+from litdeploy.config.spec import AnyInput
 from litdeploy.data import Split, normalised_batches
 from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
-from litdeploy.runtime import accuracy
-from litdeploy.runtime.likeness import likeness
 from litdeploy.storage.records import Score
+from litdeploy.tasks import task_of
 from litdeploy.trainer.batchnorm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronised
 from litdeploy.trainer.epoch import Epochs
 from litdeploy.trainer.faults import guarded
@@ -209,11 +208,9 @@ def evaluate(
         reference: of one that makes images: whose images they are held against. None: accuracy is measured.
     """
     batches = normalised_batches(split, spec, batch_size)
-    images = image_of(spec)
-    if reference is None or images is None:
-        return accuracy(_answers(module, precision), batches)
-    each = (batch for batch, _ in batches)
-    return likeness(_answers(reference, precision), _answers(module, precision), each, images)
+    original = None if reference is None else _answers(reference, precision)
+    score: Score = task_of(spec).evaluate(_answers(module, precision), batches, spec, original)
+    return score
 
 
 def _answers(module: nn.Module, precision: str) -> Callable[[Batch], Tensor]:

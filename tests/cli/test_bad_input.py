@@ -461,7 +461,7 @@ def test_texts_that_a_student_cannot_learn_from(
             ("--student-depth", "", "--method", "indistill", "--student-network", "resnet8"),
             "takes tokens. Choose another",
         ),
-        (("--normalise", "half"), "takes tokens, which nothing normalises. Leave --normalise out"),
+        (("--normalise", "half"), "takes tokens, which are not normalized. Leave --normalise out"),
         (("--image-size", "8,8"), "Leave --image-… or --text-… out"),
     ],
 )

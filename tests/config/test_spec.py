@@ -9,7 +9,6 @@ from litdeploy.config.spec import (
     NetworkSpec,
     TokenInput,
     input_of,
-    override_input,
     parse_normalisation,
 )
 from litdeploy.errors import SettingsError
@@ -91,7 +90,7 @@ def test_an_input_of_no_known_kind_is_refused() -> None:
 def test_texts_are_of_any_length_unless_one_is_asked_for() -> None:
     spec = TokenInput(length=64, vocabulary=100)
     assert [tensor.shape for tensor in spec.tensors] == [(Free("length", 64),)] * 2
-    fixed = override_input(spec, None, (16,), "bert")
+    fixed = spec.override(None, (16,), "bert")
     assert [(tensor.name, tensor.shape) for tensor in fixed.tensors] == [
         ("input_ids", (16,)),
         ("attention_mask", (16,)),
@@ -110,9 +109,9 @@ def test_what_is_said_of_images_does_not_fit_texts(
     normalise: str | None, shape: tuple[int, ...] | None, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        override_input(TokenInput(length=64, vocabulary=100), normalise, shape, "bert")
+        TokenInput(length=64, vocabulary=100).override(normalise, shape, "bert")
 
 
 def test_a_length_does_not_fit_images() -> None:
     with pytest.raises(SettingsError, match="--input-shape 3,32,32"):
-        override_input(InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,)), None, (128,), "resnet")
+        InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,)).override(None, (128,), "resnet")

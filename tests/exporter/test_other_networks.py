@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from litdeploy.config.spec import InputSpec, TokenInput
+from litdeploy.config.spec import InputSpec, TokenInput, TranslationInput
 from litdeploy.config.target import Precision, Target, Tolerance
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.evaluation import evaluate
@@ -22,14 +22,15 @@ from litdeploy.exporter.conversion import convert
 from litdeploy.exporter.forms import FORMS
 from litdeploy.exporter.inductor import export_aoti
 from litdeploy.exporter.onnx import describe_onnx, export_onnx
-from litdeploy.exporter.parity import Parity, compare_images, verify
+from litdeploy.exporter.parity import verify
 from litdeploy.exporter.quantize import quantise_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, load
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.storage.bundle import Bundle
-from litdeploy.storage.records import Artefact, Likeness
+from litdeploy.storage.records import Artefact, Likeness, Parity
+from litdeploy.tasks import TASKS
 
 CPU = torch.device("cpu")
 OWN_NETWORK = Path(__file__).parents[2] / "examples" / "own_network.py"
@@ -79,7 +80,14 @@ def parity(network: Network, candidate: Runner, precision: Precision) -> Parity:
     tolerance = getattr(Target().tolerance, precision)
     with open_runner("eager", network=network, device=CPU) as reference, candidate:
         # New weights give logits that lie near to one another: the class tells nothing.
-        return verify(reference, candidate, network.example(32), (1, 8), tolerance.model_copy(update={"top1": 0.0}))
+        return verify(
+            reference,
+            candidate,
+            network.example(32),
+            (1, 8),
+            tolerance.model_copy(update={"top1": 0.0}),
+            network.spec.input,
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
@@ -102,7 +110,7 @@ def test_onnx(network: Network, tmp_path: Path, precision: Precision) -> None:
         conversion = None if precision == "fp32" else convert(network, precision, [network.example(16)])
         export_onnx(network, path, None, conversion=conversion)
     found = parity(network, open_runner("onnxruntime", onnx_path=path, device=CPU), precision)
-    assert found.within, found.told()
+    assert found.within, found.summary()
 
 
 @pytest.mark.slow
@@ -111,7 +119,7 @@ def test_aoti(network: Network, tmp_path: Path) -> None:
         pytest.skip("below, with a fresh process")
     path = packaged(network, tmp_path / "network.pt2")
     found = parity(network, open_runner("inductor", package_path=path, device=CPU), "fp32")
-    assert found.within, found.told()
+    assert found.within, found.summary()
 
 
 def packaged(network: Network, path: Path) -> Path:
@@ -135,7 +143,7 @@ def bert_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_text_classifier_takes_any_length(bert_path: Path) -> None:
     network = bert()
     found = parity(network, open_runner("onnxruntime", onnx_path=bert_path, device=CPU), "fp32")
-    assert found.within, found.told()
+    assert found.within, found.summary()
     text = network.example(3)
     with open_runner("onnxruntime", onnx_path=bert_path, device=CPU) as runner:
         for length in (1, 17, 64):
@@ -175,7 +183,7 @@ def test_a_package_of_a_text_classifier_runs_in_a_fresh_process(tmp_path: Path) 
     network = bert(16)
     path = packaged(network, tmp_path / "bert.pt2")
     found = parity(network, open_runner("inductor", package_path=path, device=CPU), "fp32")
-    assert found.within, found.told()
+    assert found.within, found.summary()
     text = network.example(5)
     torch.save({"text": text, "logits": network.module(**text).logits.detach()}, tmp_path / "expected.pt")
     script = f"""
@@ -206,7 +214,9 @@ def test_a_generator_is_exported_held_against_its_images_and_measured(generator_
     for kind, least in (("onnx", 80), ("onnx-fp16", 45)):
         parity = Parity.model_validate(exported.artefacts[kind].details["parity"])
         assert parity.top1 is None
-        assert all(each.likeness is not None and each.likeness.psnr >= least for each in parity.batches), parity.told()
+        assert all(each.likeness is not None and each.likeness.psnr >= least for each in parity.batches), (
+            parity.summary()
+        )
     path = generator_bundle.export_path / "student.onnx"
     described = describe_onnx(path)
     assert described["inputs"] == {"images": ["batch", 3, 16, 16], "domains": ["batch", 3]}
@@ -232,10 +242,10 @@ def test_a_generator_is_exported_held_against_its_images_and_measured(generator_
 def test_images_beyond_the_limit_are_not_shipped() -> None:
     images = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
     made = torch.rand(4, 3, 16, 16)
-    limits = Tolerance()
-    assert compare_images(made, made, 4, limits, images).within
-    assert not compare_images(made, made + 1e-3, 4, limits, images).within
-    broken = compare_images(made, made.clone().index_fill_(0, torch.tensor([1]), float("nan")), 4, limits, images)
+    limits, spec, task = Tolerance(), TranslationInput(images=images, domains=2), TASKS["translation"]
+    assert task.compare(made, made, 4, limits, spec).within
+    assert not task.compare(made, made + 1e-3, 4, limits, spec).within
+    broken = task.compare(made, made.clone().index_fill_(0, torch.tensor([1]), float("nan")), 4, limits, spec)
     assert (broken.within, broken.likeness, broken.max_absolute) == (False, None, None)
 
 

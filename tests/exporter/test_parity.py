@@ -6,15 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.config.spec import InputSpec
 from litdeploy.config.target import Tolerance
 from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.parity import compare, compare_accuracy, verify
+from litdeploy.exporter.parity import verify
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
-from litdeploy.storage.records import Accuracy
+from litdeploy.storage.records import Accuracy, BatchParity
+from litdeploy.tasks import TASKS
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[1.0, 2.0], [4.0, -8.0]])
+CLASSIFICATION = TASKS["classification"]
+SPEC = InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def compare(expected: torch.Tensor, found: torch.Tensor, batch_size: int, tolerance: Tolerance) -> BatchParity:
+    return CLASSIFICATION.compare(expected, found, batch_size, tolerance, SPEC)
 
 
 def test_equal_logits_are_within_a_tolerance_of_nothing() -> None:
@@ -60,12 +68,12 @@ def test_each_batch_size_sees_whole_batches_of_the_images(student: Network, tmp_
         open_runner("eager", network=student, device=CPU) as reference,
         open_runner("onnxruntime", onnx_path=tmp_path / "student.onnx", device=CPU) as candidate,
     ):
-        parity = verify(reference, candidate, student.example(19), (1, 2, 8, 24), Tolerance())
+        parity = verify(reference, candidate, student.example(19), (1, 2, 8, 24), Tolerance(), student.spec.input)
     assert [(each.batch_size, each.images) for each in parity.batches] == [(1, 16), (2, 18), (8, 16), (24, 24)]
     assert parity.within
     assert all(each.max_absolute is not None and 0 < each.max_absolute < 1e-4 for each in parity.batches)
     assert (parity.reference, parity.candidate) == ("eager", "onnxruntime")
-    assert "beyond the limit" not in parity.told()
+    assert "beyond the limit" not in parity.summary()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,7 @@ def test_accuracy_may_fall_by_a_share_and_by_one_image_always(
     images: int, right: int, limit: float, within: bool
 ) -> None:
     reference, candidate = (Accuracy(top1=each / images, loss=0.5, images=images) for each in (0.9 * images, right))
-    found = compare_accuracy(reference, candidate, Tolerance(accuracy=limit))
+    found = CLASSIFICATION.compare_scores(reference, candidate, Tolerance(accuracy=limit))
     assert found.lost == 0.9 * images - right
     assert found.within is within
 
@@ -97,14 +105,14 @@ def test_labels_are_judged_too(student: Network) -> None:
     ):
         labels = reference.run(batch).argmax(1)
         tolerance = Tolerance(atol=1, rtol=1, top1=0)
-        parity = verify(reference, candidate, batch, (1, 8), tolerance, labels)
+        parity = verify(reference, candidate, batch, (1, 8), tolerance, student.spec.input, labels)
     assert parity.accuracy is not None
     assert parity.accuracy.reference.top1 == 1
     assert parity.accuracy.lost == 24 - round(24 * parity.accuracy.candidate.top1)
-    assert "accuracy on 24 samples: 100.00% → " in parity.told()
-    rejected = parity.with_accuracy(parity.accuracy.model_copy(update={"within": False}))
+    assert "accuracy on 24 samples: 100.00% → " in parity.summary()
+    rejected = parity.with_labels(parity.accuracy.model_copy(update={"within": False}))
     assert not rejected.within
-    assert "beyond the limit" in rejected.told()
+    assert "beyond the limit" in rejected.summary()
 
 
 def test_the_class_is_judged_over_all_batch_sizes_together(student: Network) -> None:
@@ -113,8 +121,8 @@ def test_the_class_is_judged_over_all_batch_sizes_together(student: Network) -> 
         open_runner("eager", network=student, device=CPU) as reference,
         open_runner("eager", network=student, device=CPU, precision="bf16") as candidate,
     ):
-        parity = verify(reference, candidate, batch, (1, 8), Tolerance(atol=1, rtol=1, top1=0))
+        parity = verify(reference, candidate, batch, (1, 8), Tolerance(atol=1, rtol=1, top1=0), student.spec.input)
         assert 0 < parity.top1 <= 1
         assert parity.top1 == pytest.approx((16 * parity.batches[0].top1 + 40 * parity.batches[1].top1) / 56)
-        strict = verify(reference, reference, batch, (1, 8), Tolerance(top1=1))
+        strict = verify(reference, reference, batch, (1, 8), Tolerance(top1=1), student.spec.input)
     assert strict.within

@@ -13,7 +13,6 @@ import torch
 import litdeploy
 from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.config.target import Target, Tolerance
-from litdeploy.exporter import BatchParity, Parity
 from litdeploy.networks import build, new
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.measure.statistics import compare, summarise
@@ -36,7 +35,7 @@ from litdeploy.profiler.schema import (
 )
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import write_checkpoint
-from litdeploy.storage.records import Accuracy, DataRecord, Manifest, RunRecord, TeacherRecord
+from litdeploy.storage.records import Accuracy, BatchParity, DataRecord, Manifest, Parity, RunRecord, TeacherRecord
 
 
 @pytest.fixture(autouse=True)

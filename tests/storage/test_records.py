@@ -31,7 +31,7 @@ def test_what_lacks_of_a_score_is_told_of_that_kind() -> None:
 
 
 def test_scores_are_told_and_have_their_columns() -> None:
-    assert (ACCURACY.told(), LIKENESS.told()) == ("98.76 %", "PSNR 31.2 dB, SSIM 0.9512")
+    assert (ACCURACY.summary(), LIKENESS.summary()) == ("98.76 %", "PSNR 31.2 dB, SSIM 0.9512")
     assert ACCURACY.row("validation") == {"validation_top1": 0.9876, "validation_loss": 0.1}
     assert LIKENESS.row("validation") == {"validation_psnr": 31.25, "validation_ssim": 0.95123}
 

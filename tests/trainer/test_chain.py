@@ -310,7 +310,7 @@ def test_a_chain_of_generators_is_measured_against_the_first(generators: Bundle,
         (12, sha256_of(generator_files / "G.ckpt"), {}),
         (10, first.student_sha256, first.metrics["student"]),
     ]
-    near = first.metrics["student"]["test"].told()
+    near = first.metrics["student"]["test"].summary()
     assert descent(last.lineage).startswith(f"In a chain: depth 12, depth 10 ({near}), each the next one's teacher.")
 
 

@@ -80,7 +80,7 @@ def likenesses(found: SideBySide) -> Table:
     for split in ("test", "validation"):
         both = [report.student.likeness.get(split) for report in (found.a, found.b)]
         if any(both):
-            rows.append((Cell(split), *(Cell(each.told() if each else NOTHING) for each in both)))
+            rows.append((Cell(split), *(Cell(each.summary() if each else NOTHING) for each in both)))
     return Table(
         "Likeness of each student’s images to its teacher’s",
         columns("", Cell("A", kind="first"), Cell("B", kind="second")),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, augment, normalise
+from litdeploy.tasks import TASKS
 
 
 def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
@@ -31,21 +32,8 @@ def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Te
 def distillation_loss(
     logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
 ) -> Tensor:
-    """L_KD = α · CE(S, y) + (1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the batch (Hinton et al., 2015).
-
-    Args:
-        logits_NK, teacher_logits_NK: float32; the teacher's carry no gradient.
-        alpha: weight of the hard labels.
-        temperature: τ.
-    """
-    hard = F.cross_entropy(logits_NK, labels_N)
-    soft = F.kl_div(
-        F.log_softmax(logits_NK / temperature, dim=-1),
-        F.log_softmax(teacher_logits_NK.detach() / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return alpha * hard + (1 - alpha) * temperature**2 * soft
+    """L_KD of logits: see `Classification.loss`."""
+    return TASKS["classification"].loss(logits_NK, teacher_logits_NK, labels_N, alpha, temperature)
 
 
 def augmented(

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.config.recipe import Recipe
-from litdeploy.config.spec import TranslationInput
-from litdeploy.data import as_vectors
 from litdeploy.errors import NetworkError
 from litdeploy.networks import load
+from litdeploy.tasks import task_of
+from litdeploy.tasks.translation import as_vectors
 from litdeploy.trainer.objectives.objective import Objective, Outputs
 
 if TYPE_CHECKING:
@@ -77,12 +77,13 @@ def load_discriminator(path: str, generator: Network) -> nn.Module:
     Raises:
         CheckpointError, NetworkError: no such file, or none that judges such images.
     """
-    spec = generator.spec.input
-    if not isinstance(spec, TranslationInput):
+    spec, task = generator.spec.input, task_of(generator.spec)
+    if task.output != "images":
         raise NetworkError(
-            f"--discriminator {path}: is for networks that make images, and {generator.spec.name} tells classes apart. "
+            f"--discriminator {path}: is for networks that make images, and {generator.spec.name} {task.makes}. "
             "Leave it out."
         )
+    assert spec.images is not None
     module = load(path).module
     try:
         with torch.no_grad():

@@ -77,7 +77,7 @@ class Succession:
         assert run.position.validation is not None
         assert self.fresh is not None
         run.ranks.on_first(self._keep, run)
-        found = run.position.validation.told()
+        found = run.position.validation.summary()
         run.progress.note(f"generation {self.ended}: {found} on validation; it teaches the next one")
         self._teach(run, run.student)
         new = self.fresh(run.recipe.seed + self.ended)

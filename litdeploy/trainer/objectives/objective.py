@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from litdeploy.config.recipe import Phase, Recipe
-from litdeploy.errors import StudentError
 from litdeploy.networks.batch import Batch
 from litdeploy.networks.width import Match
+from litdeploy.tasks import task_of
 
 if TYPE_CHECKING:
     from litdeploy.networks import Network
@@ -156,10 +156,7 @@ def check_fits(phases: Sequence[TrainingPhase], teacher: Network, method: str) -
     Raises:
         StudentError: one learns by something else.
     """
-    for phase in phases if teacher.spec.translates else ():
-        if phase.settings.epochs and phase.objective.learns_by == "logits":
-            raise StudentError(
-                f"--method {method}: its phase '{phase.name}' learns by logits of classes, and {teacher.spec.name} "
-                "makes images. Give --method lit --beta 0, and for the fine-tuning the teacher's discriminator: "
-                "--discriminator FILE (or a recipe whose `finetune` has 0 epochs)."
-            )
+    for phase in phases:
+        if phase.settings.epochs:
+            what = f"--method {method}: its phase '{phase.name}'"
+            task_of(teacher.spec).check_objective(phase.objective.learns_by, what, teacher.spec.name)

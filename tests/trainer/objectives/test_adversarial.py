@@ -8,10 +8,10 @@ from torch import nn
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import NetworkSpec, TranslationInput
-from litdeploy.data import as_vectors
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network
 from litdeploy.networks.families.stargan import FAMILY, discriminator, stargan
+from litdeploy.tasks.translation import as_vectors
 from litdeploy.trainer.objectives import Adversarial
 from litdeploy.trainer.objectives.adversarial import load_discriminator
 from litdeploy.trainer.step import Step

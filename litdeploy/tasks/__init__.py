@@ -1,0 +1,33 @@
+"""Tasks: what a network's output means. One file a task, one row of `TASKS`; the contract is in `task.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from litdeploy.config.spec import AnyInput, NetworkSpec
+from litdeploy.storage.records import Score
+from litdeploy.tasks.classification import Classification
+from litdeploy.tasks.task import Curve, Run, ScoreRow, Task
+from litdeploy.tasks.translation import Translation
+
+__all__ = ["TASKS", "Curve", "Run", "ScoreRow", "Task", "task_of", "task_of_scores"]
+
+TASKS: dict[str, Task[Any]] = {task.name: task for task in (Classification(), Translation())}
+
+
+def task_of(what: NetworkSpec | AnyInput | None) -> Task[Any]:
+    """The task of a network, by its spec or its input.
+
+    Args:
+        what: None: an exported file that does not state its input; such files are classifiers.
+    """
+    spec = what.input if isinstance(what, NetworkSpec) else what
+    return TASKS["classification" if spec is None else spec.task]
+
+
+def task_of_scores(*sides: Mapping[str, Score]) -> Task[Any]:
+    """The task whose metric these scores are; classification if there are none. For reports, which hold no spec."""
+    for score in (score for side in sides for score in side.values()):
+        return next(task for task in TASKS.values() if isinstance(score, task.score))
+    return TASKS["classification"]
