@@ -1,11 +1,11 @@
-"""The verb `deploy`: compress, export and profile in one go. And the demo, which trains its own teacher first."""
+"""The verbs `deploy`, which compresses, exports and profiles, and `demo`, which trains its own teacher first."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from litdeploy.config.recipe import Recipe, read_recipe
+from litdeploy.config.recipe import Recipe
 from litdeploy.config.target import Target
 from litdeploy.errors import BundleError, CheckpointError, TrainingError
 from litdeploy.exporter import export
@@ -30,55 +30,64 @@ def deploy(
     network: NetworkName | None = None,
     overwrite: bool = False,
     checkpoint_every: str = DEFAULT_EVERY,
+    tensorboard: bool = False,
+    feature_cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> tuple[Bundle, Report]:
-    """Goes from a teacher to a profiled ONNX file; stages that are whole in `out` are not done again, and a
-    training that was stopped is gone on with.
+    """Compress a teacher, export the student to ONNX and profile both.
+
+    Stages that are complete in `out` are not repeated, and a training that was stopped is resumed.
 
     Args:
-        teacher, recipe, out, device, network, overwrite, checkpoint_every, progress, **changes: as for `compress`.
-        target: a deployment target, or the name or path of one.
+        teacher, recipe, out, device, network, overwrite, checkpoint_every, tensorboard, feature_cache_dir, progress,
+            **changes: as for `compress`.
+        target: a deployment target, or its name or path.
+
+    Returns:
+        The bundle, and the report of its profile.
 
     Raises:
-        BundleError: `out` holds a whole run of another teacher or recipe, and `overwrite` is not given.
+        BundleError: `out` holds a complete run of another teacher or recipe, and `overwrite` is False.
         TrainingError: several processes were started.
-        LitdeployError: as the stages raise it.
+        LitdeployError: any error of the stages.
     """
     progress = progress or Progress()
     if launched().size > 1:
         raise TrainingError(
-            "only the training is shared by several processes: start `litdeploy compress` with the launcher, then "
+            "several processes can share the training alone: start `litdeploy compress` with the launcher, then "
             "`litdeploy export` and `litdeploy profile` without it."
         )
-    aim = resolve_target(target)
+    resolved_target = resolve_target(target)
     teacher, network = published(teacher, network)
-    resolved = resolve_recipe(recipe, changes)
+    resolved_recipe = resolve_recipe(recipe, changes)
     bundle = Bundle(out)
-    if overwrite or not _trained(bundle, Path(teacher), resolved):
+    if overwrite or not _trained(bundle, Path(teacher), resolved_recipe):
         compress(
             teacher,
-            recipe=resolved,
+            recipe=resolved_recipe,
             out=out,
             device=device,
             network=network,
             overwrite=overwrite,
             resume=not overwrite,
             checkpoint_every=checkpoint_every,
+            tensorboard=tensorboard,
+            feature_cache_dir=feature_cache_dir,
             progress=progress,
-            indistill=changes.get("indistill"),  # named by the caller, and not by the recipe
+            indistill=changes.get("indistill"),  # code that the caller named, not the recipe
         )
     else:
         progress.note(f"{bundle.path}: the student is trained already")
-    aoti = "inductor" in aim.runners
+    aoti = "inductor" in resolved_target.runners
     if not _exported(bundle, ("onnx", "aoti") if aoti else ("onnx",)):
         progress.note("exporting and verifying")
-        export(bundle, onnx=True, aoti=aoti, target=aim, network=network)
+        export(bundle, onnx=True, aoti=aoti, target=resolved_target, network=network)
     else:
         progress.note(f"{bundle.path}: exported already")
-    report = _profiled(bundle, aim)
+    report = _profiled(bundle, resolved_target)
     if report is None:
-        report = profile(bundle, teacher=teacher, target=aim, network=network, progress=progress.note)
+        report = profile(bundle, teacher=teacher, target=resolved_target, network=network, progress=progress.note)
     else:
         progress.note(f"{bundle.path}: profiled already")
     return bundle, report
@@ -87,15 +96,19 @@ def deploy(
 def demo(
     out: str | Path = "demo", *, overwrite: bool = False, progress: Progress | None = None
 ) -> tuple[Bundle, Report]:
-    """The whole way on scikit-learn's digits: a ResNet-56 is trained, made a ResNet-20, exported and profiled.
+    """Train a ResNet-56 on scikit-learn's digits, compress it to a ResNet-20, export, verify and profile it.
+
+    Args:
+        out: folder for the teacher and, in `out/deploy`, the bundle.
+        overwrite: repeat stages that are complete.
+        progress: callbacks of the training.
 
     Raises:
-        LitdeployError: as the stages raise it.
+        LitdeployError: any error of the stages.
     """
     progress = progress or Progress()
     folder = Path(out)
     teacher = folder / "teacher.safetensors"
-    recipe = read_recipe("digits-resnet")
     if overwrite:
         remove(teacher)
     if not teacher.is_file():
@@ -104,7 +117,7 @@ def demo(
     progress.note("compressing it to a ResNet-20 by LIT")
     return deploy(
         teacher,
-        recipe=recipe,
+        recipe="digits-resnet",
         target="demo",
         out=folder / "deploy",
         device="cpu",
@@ -117,7 +130,7 @@ def _trained(bundle: Bundle, teacher: Path, recipe: Recipe) -> bool:
     """Whether the bundle holds this run, complete.
 
     Raises:
-        BundleError: it holds another whole run, or files of somebody else's.
+        BundleError: it holds another complete run, or files that are not a run's.
     """
     if not bundle.manifest_path.exists():
         return False
@@ -144,7 +157,7 @@ def _exported(bundle: Bundle, kinds: tuple[str, ...]) -> bool:
 
 
 def _profiled(bundle: Bundle, target: Target) -> Report | None:
-    """The report that is there, where it is of this student, its exported file and this target."""
+    """The existing report, if it is of this student, its exported file and this target."""
     report = read_report(bundle.profile_path)
     manifest = bundle.read_complete()
     current = (manifest.student_sha256, manifest.artefacts["onnx"].sha256, target)

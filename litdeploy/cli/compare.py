@@ -1,4 +1,4 @@
-"""`litdeploy compare`: methods held against one another, over depths and seeds."""
+"""`litdeploy compare`: methods compared over depths and seeds."""
 
 from __future__ import annotations
 
@@ -7,59 +7,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_table, scored, training_progress
+from litdeploy.cli.recipe_options import OF_A_GRID, changes, recipe_options
 
 if TYPE_CHECKING:
     from litdeploy.comparison import MethodComparison
 
 
+@recipe_options(without=OF_A_GRID)
 def command(
-    recipe: Annotated[str, typer.Argument(help="What all students share: a recipe's name or path.")],
+    recipe: Annotated[str, typer.Argument(help="Name or path of the recipe that all students share.")],
     teacher: Annotated[Path, typer.Option(help="The teacher's weights: .pt .pth .th .bin .safetensors.")],
     depths: Annotated[str, typer.Option(help="Depths of the students, as in 14,20,32.", metavar="N,…")],
-    methods: Annotated[str, typer.Option(help="What is compared.", metavar="NAME,…")] = "scratch,kd,hint,lit",
-    seeds: Annotated[int, typer.Option(help="Trainings of each method and depth: seeds 0, 1, …", min=1)] = 3,
-    data: o.Data = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    precision: o.Precision = None,
-    compile: o.Compile = None,
-    feature_cache: o.FeatureCache = None,
+    methods: Annotated[str, typer.Option(help="The methods to compare.", metavar="NAME,…")] = "scratch,kd,hint,lit",
+    seeds: Annotated[int, typer.Option(help="Trainings per method and depth, with seeds 0, 1, …", min=1)] = 3,
     device: o.Device = "auto",
-    network: o.Network = None,
-    normalise: o.Normalise = None,
     out: Annotated[Path, typer.Option(help="The folder of the comparison.")] = Path("comparison"),
     list_: Annotated[
-        bool, typer.Option("--list", help="Print a command for each training that is left, and train nothing.")
+        bool, typer.Option("--list", help="Print a command for each missing training, and train nothing.")
     ] = False,
-    gather: Annotated[bool, typer.Option("--gather", help="Gather what is there, and train nothing.")] = False,
+    gather: Annotated[bool, typer.Option("--gather", help="Gather the finished trainings, and train nothing.")] = False,
     json: o.Json = False,
+    **given: Any,
 ) -> None:
-    """Train every method at every depth with the same teacher, data and epochs, and compare them."""
-    from litdeploy.comparison import commands, compare
+    """Train every method at every depth on the same teacher, data and epochs, and compare them."""
+    from litdeploy.comparison import commands
 
-    asked: dict[str, Any] = {
+    grid: dict[str, Any] = {
         "recipe": recipe,
-        "methods": [name.strip() for name in methods.split(",") if name.strip()],
+        "methods": [name for name in o.words(methods) if name],
         "depths": o.whole_numbers(depths, "--depths", "14,20,32"),
         "seeds": seeds,
         "out": out,
         "device": device,
-        "data": o.given(source=data),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "precision": precision,
-        "compile": compile,
-        "feature_cache": o.views_of(feature_cache),
-        "network": network,
-        "normalise": normalise,
+        "progress": training_progress(),
+        **changes(given),
     }
     if list_:
-        for line in commands(teacher, progress=training_progress(), **asked):
+        for line in commands(teacher, **grid):
             typer.echo(line)
         return
-    result = compare(teacher, train=not gather, progress=training_progress(), **asked)
+    result = litdeploy.compare(teacher, train=not gather, **grid)
     if json:
         typer.echo(result.model_dump_json(indent=2))
     else:
@@ -67,7 +57,7 @@ def command(
 
 
 def show(result: MethodComparison, out: Path) -> None:
-    """Prints the table, what is missing, and where the page is."""
+    """Print the table, the missing trainings, and the page's path."""
     from litdeploy.comparison.page import accuracies
 
     print_table(accuracies(result))

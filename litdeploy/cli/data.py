@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json
+from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
     from litdeploy.data import Packing
 
-app = typer.Typer(help="Prepare datasets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Prepare datasets.", no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 
 
 @app.callback()
@@ -23,26 +25,23 @@ def _data() -> None:
 
 
 @app.command("pack")
+@recipe_options({"image_column", "label_column", "image_size"})
 def pack_command(
-    source: Annotated[str, typer.Argument(help="What --data takes elsewhere.")],
+    source: Annotated[str, typer.Argument(help="A dataset, as --data takes it elsewhere.")],
     out: Annotated[Path, typer.Option(help="The file to write, .safetensors.")],
-    limit: Annotated[int | None, typer.Option(help="The most images of each split.", min=1)] = None,
-    train_images: Annotated[int | None, typer.Option(help="The most training images, over --limit.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw, where images are left out.", min=0)] = 0,
-    image_column: o.ImageColumn = None,
-    label_column: o.LabelColumn = None,
-    image_size: o.ImageSize = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Most images of each split.", min=1)] = None,
+    train_images: Annotated[int | None, typer.Option(help="Most training images, instead of --limit.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for which images are kept.", min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     json: o.Json = False,
+    **given: Any,
 ) -> None:
-    """Write a dataset as one file, which --data takes where `datasets` and Pillow are missing.
+    """Write a dataset as one file, which --data reads without the libraries datasets and Pillow.
 
-    Where images are left out, as many are kept of each class.
+    With a limit, the same number of images is kept of each class.
     """
-    from litdeploy.data import pack
-
-    packing = pack(
-        o.given(source=source, image_column=image_column, label_column=label_column, image_size=o.size_of(image_size)),
+    packing = litdeploy.pack(
+        {"source": source, **changes(given).get("data", {})},
         out,
         limit=limit,
         train_images=train_images,

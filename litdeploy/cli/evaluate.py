@@ -1,4 +1,4 @@
-"""`litdeploy evaluate`: accuracy of any checkpoint or artefact."""
+"""`litdeploy evaluate`: how good a file is: accuracy, or what else its task is measured by."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json, scored
+from litdeploy.cli.recipe_options import OF_DATA, changes, recipe_options
 from litdeploy.errors import GateError, SettingsError
 
 if TYPE_CHECKING:
@@ -16,89 +18,48 @@ if TYPE_CHECKING:
     from litdeploy.evaluation.retrieval import Retrieval
 
 
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape", "seed"})
 def command(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="Weights, a folder that transformers saved, an exported file (.onnx, .pt2), or a bundle (its student)."
-        ),
-    ],
-    data: o.Data = None,
+    file: o.AnyFile,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    batch_size: Annotated[int, typer.Option(help="Images a call.", min=1)] = 256,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16; of weights only.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(help="Images or texts per call.", min=1)] = 256,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16; for weights only.")] = "fp32",
     device: o.Device = "auto",
-    seed: o.Seed = None,
-    network: o.Network = None,
-    normalise: o.Normalise = None,
-    input_shape: o.InputShape = None,
-    image_column: o.ImageColumn = None,
-    text_column: o.TextColumn = None,
-    label_column: o.LabelColumn = None,
-    attributes: o.Attributes = None,
-    image_size: o.ImageSize = None,
-    text_length: o.TextLength = None,
-    tokenizer: o.Tokenizer = None,
-    workers: o.Workers = None,
     teacher: Annotated[
-        Path | None,
-        typer.Option(help="Of a network that makes images: the teacher's file, whose they are held against."),
-    ] = None,
-    min_accuracy: Annotated[
-        float | None, typer.Option(help="Fail with exit code 3 below this, in percent.", min=0, max=100)
+        Path | None, typer.Option(help="For a generator: the teacher's file, whose images its own are compared with.")
     ] = None,
     retrieval: Annotated[
         bool,
         typer.Option(
-            "--retrieval", help="Of weights: how well test images find training images of their class, by embedding."
+            "--retrieval", help="For weights: how well test images find training images of their class, by embedding."
         ),
     ] = False,
     quality: Annotated[
         str | None,
         typer.Option(
             metavar="FEATURES",
-            help="Of what makes images: FID and Inception score by a classifier's weights, or by `inception`.",
+            help="For a generator: FID and Inception score by a classifier's weights, or by `inception`.",
         ),
     ] = None,
     json: o.Json = False,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(help="Exit with code 3 below this accuracy, in percent.", min=0, max=100, rich_help_panel="Gates"),
+    ] = None,
+    **given: Any,
 ) -> None:
-    """Measure the accuracy of weights or of an exported file; of one that makes images, how near to the teacher's."""
-    from litdeploy.evaluation import evaluate, evaluate_quality, evaluate_retrieval
+    """Measure the accuracy of weights or of an exported file.
+
+    The images of a generator are compared with its teacher's instead.
+    """
     from litdeploy.storage.records import Likeness
 
-    where_from = (
-        o.given(
-            source=data,
-            image_column=image_column,
-            text_column=text_column,
-            label_column=label_column,
-            attributes=o.names_of(attributes),
-            image_size=o.size_of(image_size),
-            text_length=text_length,
-            tokenizer=tokenizer,
-            workers=workers,
-        )
-        or None
-    )
-    shared: dict[str, Any] = {
-        "data": where_from,
-        "batch_size": batch_size,
-        "device": device,
-        "seed": seed,
-        "network": network,
-        "normalise": normalise,
-        "input_shape": o.shape_of(input_shape),
-    }
+    shared: dict[str, Any] = {"batch_size": batch_size, "device": device, **changes(given)}
     if quality is not None:
         if retrieval or min_accuracy is not None:
             raise SettingsError("--quality: judges images, not classes. Leave --retrieval and --min-accuracy out.")
-        judged = evaluate_quality(
-            file,
-            features=quality,
-            split=split,
-            precision=precision,
-            teacher=teacher,
-            **shared,
+        judged = litdeploy.evaluate_quality(
+            file, features=quality, split=split, precision=precision, teacher=teacher, **shared
         )
         show_quality(file, split, judged, json)
         return
@@ -108,9 +69,9 @@ def command(
                 "--retrieval: the test split is the queries and the training split the database, in fp32, and there is "
                 "no accuracy. Leave --split, --precision and --min-accuracy out."
             )
-        show(file, evaluate_retrieval(file, **shared), json)
+        show_retrieval(file, litdeploy.evaluate_retrieval(file, **shared), json)
         return
-    found = evaluate(file, split=split, precision=precision, teacher=teacher, **shared)
+    found = litdeploy.evaluate(file, split=split, precision=precision, teacher=teacher, **shared)
     if isinstance(found, Likeness) and min_accuracy is not None:
         raise SettingsError(f"--min-accuracy {min_accuracy:g}: {file} makes images, which have none. Leave it out.")
     if json:
@@ -122,8 +83,8 @@ def command(
         raise GateError(f"accuracy {scored(found)} is below --min-accuracy {min_accuracy:g} %.")
 
 
-def show(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
-    """Prints what queries found."""
+def show_retrieval(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
+    """Print what the queries found."""
     if json:
         print_json({"file": str(file), "retrieval": [each.model_dump() for each in found]})
         return
@@ -136,12 +97,12 @@ def show(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
 
 
 def show_quality(file: Path, split: str, judged: Judged, json: bool) -> None:
-    """Prints how good images are, the teacher's below."""
+    """Print the quality of the images, and of the teacher's below."""
     if json:
         print_json({"file": str(file), "split": split, "quality": judged.model_dump()})
     else:
         for name, found in ((str(file), judged.student), ("its teacher", judged.teacher)):
             if found is not None:
-                output.print(f"{name}   {split} {found.told()}   {judged.images} images", highlight=False)
+                output.print(f"{name}   {split} {found.summary()}   {judged.images} images", highlight=False)
     for line in judged.notes:
         note(line)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json
+from litdeploy.cli.recipe_options import recipe_options
 from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from litdeploy.storage.records import Artefact
 
 
+@recipe_options({"data", "network"})
 def command(
     bundle: o.BundlePath = o.DEFAULT_BUNDLE,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: student.onnx, student.fp16.onnx, …")] = False,
@@ -56,33 +59,29 @@ def command(
         Path | None, typer.Option(help="Also write a model repository for Triton Inference Server.", metavar="DIR")
     ] = None,
     target: o.TargetName = None,
-    data: o.Data = None,
-    network: o.Network = None,
     json: o.Json = False,
+    **given: Any,
 ) -> None:
-    """Export the student, and prove that each file computes what it computes."""
+    """Export the student, and verify that each file computes the same."""
     if not onnx and not aoti and not trt:
         raise SettingsError("say what to export: --onnx, --aoti, --trt")
-    from litdeploy.exporter import export
-
-    manifest = export(
+    manifest = litdeploy.export(
         bundle,
         onnx=onnx,
         aoti=aoti,
         trt=trt,
         # Words that are none are refused by `export`.
-        precisions=cast("list[Precision]", _words(precision)),
+        precisions=cast("list[Precision]", o.words(precision)),
         io_precision=cast("Precision", io_precision),
         embed_preprocessing=embed_preprocessing,
         calibration_images=calibration_images,
-        compute_capabilities=() if compute_capability is None else _words(compute_capability),
+        compute_capabilities=() if compute_capability is None else o.words(compute_capability),
         version_compatible=version_compatible,
         hardware_compatibility=cast("HardwareCompatibility", hardware_compatibility),
         triton_repository=triton_repository,
         target=target,
-        data=data,
-        network=network,
         progress=note,
+        **given,
     )
     if json:
         print_json({kind: artefact.model_dump(mode="json") for kind, artefact in manifest.artefacts.items()})
@@ -90,10 +89,6 @@ def command(
     for artefact in manifest.artefacts.values():
         show(artefact)
     note(f"Next: litdeploy profile{'' if bundle == o.DEFAULT_BUNDLE else f' {bundle}'}")
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
 
 
 def show(artefact: Artefact) -> None:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
+import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import output, print_json
+from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
     from litdeploy.inspection import FoundNetwork
 
 
-def command(
-    file: Annotated[
-        Path,
-        typer.Argument(help="Weights, a folder that transformers saved, an exported file (.onnx, .pt2), or a bundle."),
-    ],
-    network: o.Network = None,
-    normalise: o.Normalise = None,
-    input_shape: o.InputShape = None,
-    json: o.Json = False,
-) -> None:
-    """Say which network a file holds, its sections, and how deep a student of it can be."""
-    from litdeploy.inspection import FoundNetwork, inspect
+@recipe_options({"network", "normalise", "input_shape"})
+def command(file: o.AnyFile, json: o.Json = False, **given: Any) -> None:
+    """Show which network a file holds, its sections, and the possible depths of a student."""
+    from litdeploy.inspection import FoundNetwork
 
-    found = inspect(file, network=network, normalise=normalise, input_shape=o.shape_of(input_shape))
+    found = litdeploy.inspect(file, **changes(given))
     if json:
         print_json(found.model_dump(mode="json"))
     elif isinstance(found, FoundNetwork):

@@ -1,14 +1,15 @@
-"""`litdeploy verify`: what compressing changed, and what exporting changed after that."""
+"""`litdeploy verify`: what compression changed, and what export changed after it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_table, scored
+from litdeploy.cli.recipe_options import recipe_options
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
@@ -16,46 +17,37 @@ if TYPE_CHECKING:
     from litdeploy.storage.records import Difference
 
 
+@recipe_options({"data", "network"})
 def command(
     bundle: o.BundlePath = o.DEFAULT_BUNDLE,
     artefact: Annotated[
-        list[str] | None, typer.Option(help="Only this one, by its name: onnx, onnx-fp16, aoti, …; may be repeated.")
-    ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="The teacher's file, where it is no longer where it was.")
+        list[str] | None,
+        typer.Option(help="Verify only this artefact: onnx, onnx-fp16, aoti, …; may be repeated."),
     ] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Name the first layer that parts, in ONNX files beyond their tolerance.")
+        bool,
+        typer.Option("--bisect", help="Name the first layer that differs in ONNX files beyond their tolerance."),
     ] = False,
     target: o.TargetName = None,
-    data: o.Data = None,
-    network: o.Network = None,
+    teacher: o.MovedTeacher = None,
     json: o.Json = False,
+    **given: Any,
 ) -> None:
-    """Hold every exported file against the student, and the student against its teacher."""
-    from litdeploy.evaluation.verify import verify_bundle
-
-    found = verify_bundle(
-        bundle,
-        artefacts=artefact,
-        teacher=teacher,
-        target=target,
-        data=data,
-        network=network,
-        bisect=bisect,
-        progress=note,
+    """Compare every exported file with the student, and the student with its teacher."""
+    found = litdeploy.verify(
+        bundle, artefacts=artefact, teacher=teacher, target=target, bisect=bisect, progress=note, **given
     )
     if json:
         typer.echo(found.model_dump_json(indent=2))
     else:
         _show(found, bisect)
     if not found.within:
-        told = [
+        beyond = [
             f"{each.candidate}:\n{each.parity.summary()}\n  kept as {found.rejected[each.candidate]}"
             for each in found.differences
             if each.parity is not None and each.candidate in found.rejected
         ]
-        raise ParityError("beyond the tolerance, and set aside:\n" + "\n".join(told))
+        raise ParityError("beyond the tolerance and set aside:\n" + "\n".join(beyond))
 
 
 def _show(found: Verification, bisect: bool) -> None:
@@ -70,10 +62,10 @@ def _show(found: Verification, bisect: bool) -> None:
         )
     )
     for kind in found.not_run:
-        output.print(f"{kind}: not run here, it was built ahead of time for GPUs elsewhere", highlight=False)
+        output.print(f"{kind}: not run here; it was built ahead of time for other GPUs", highlight=False)
     for name, parting in found.partings.items():
         if parting is None:
-            output.print(f"{name}: no layer's outputs part on what was compared", highlight=False)
+            output.print(f"{name}: no layer's outputs differ on the compared inputs", highlight=False)
         else:
             by = (
                 "NaN or infinite"
@@ -81,7 +73,8 @@ def _show(found: Verification, bisect: bool) -> None:
                 else f"{parting.max_relative:.2e} of its largest value"
             )
             output.print(
-                f"{name}: parts in {parting.layer} ({by}), the {parting.compared}. layer compared", highlight=False
+                f"{name}: differs from {parting.layer} on ({by}), layer {parting.compared} of those compared",
+                highlight=False,
             )
     if bisect and not found.partings:
         output.print("nothing to bisect: no ONNX file is beyond its tolerance", highlight=False)

@@ -1,6 +1,8 @@
-"""The recipe: what `compress` does. One YAML file a network and dataset in `recipes/`.
+"""The recipe: how a student is trained. One YAML file per network and dataset in `recipes/`.
 
-A file may hold, under `paper`, what the published settings are where they differ: `--recipe NAME:paper`.
+A file may hold published settings that differ from its own under the key `paper`: `--recipe NAME:paper`.
+
+The fields' descriptions are also the help of the command line's options.
 """
 
 from __future__ import annotations
@@ -22,36 +24,50 @@ Choice = Literal["auto", "on", "off"]
 
 
 class DataSettings(Settings):
-    """Where the images or texts come from.
+    """The dataset: where its images or texts are, and how to read them."""
 
-    Attributes:
-        source: a hub id, a folder of class folders, a Parquet or CSV file, a folder of them, a packed file
-            (`litdeploy data pack`), or `digits`.
-        image_column, text_column, label_column: named where the columns' types and names do not tell.
-        attributes: columns of which each says whether an image has that attribute, in the place of one label column: a
-            generator's domains.
-        image_size: (height, width) that images are resized to; None where all have the network's size already.
-        text_length: characters or tokens that texts are cut or padded to; None: 1,014 characters, as published for
-            VDCNN, and as many tokens as the network takes.
-        tokenizer: folder of the tokeniser (tokenizer.json, vocab.txt, …) of a network that takes tokens, or a model's
-            name in the hub's cache; None: that of the network `hf:FOLDER`.
-        validation: share of the training images held out where the dataset has no validation split of its own.
-        skip_bad: images that cannot be decoded and are left out; with one more there is an error.
-        resident: decode everything once into device memory; None where that is decided by the memory there is.
-    """
-
-    source: str | None = None
-    image_column: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    attributes: tuple[str, ...] | None = Field(None, min_length=1)
-    image_size: tuple[int, int] | None = None
-    text_length: int | None = Field(None, ge=1)
-    tokenizer: str | None = Field(None, min_length=1)
-    validation: float = Field(0.05, gt=0, lt=1)
-    skip_bad: int = Field(0, ge=0)
-    resident: bool | None = None
-    workers: int = Field(2, ge=0)
+    source: str | None = Field(
+        None,
+        description="The dataset: a folder of class folders, a Parquet or CSV file, a folder of such files, a hub id, "
+        "a packed file (litdeploy data pack), or digits.",
+    )
+    image_column: str | None = Field(None, description="Column with the images, if its type does not show it.")
+    text_column: str | None = Field(None, description="Column with the texts, if its name does not show it.")
+    label_column: str | None = Field(None, description="Column with the labels, if its name does not show it.")
+    attributes: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Columns that say whether an image has an attribute, instead of a label column: the domains of a "
+        "generator.",
+    )
+    image_size: tuple[int, int] | None = Field(
+        None, description="Resize images to this height and width; by default they must have the network's size."
+    )
+    text_length: int | None = Field(
+        None,
+        ge=1,
+        description="Cut or pad texts to this many characters or tokens; by default 1,014 characters, as published "
+        "for VDCNN, or the most tokens that the network takes.",
+    )
+    tokenizer: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of the tokenizer (tokenizer.json, vocab.txt, …) or a name in the hub's cache, for a "
+        "network that takes tokens; by default that of the network hf:FOLDER.",
+    )
+    validation: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of the training data held out for validation if the dataset has no validation split.",
+    )
+    skip_bad: int = Field(
+        0, ge=0, description="Skip up to this many images that cannot be decoded, and name each; one more is an error."
+    )
+    resident: bool | None = Field(
+        None, description="Decode all data once into device memory; by default decided from the free memory."
+    )
+    workers: int = Field(2, ge=0, description="Processes that decode images if they do not fit in memory.")
 
     @field_validator("source")
     @classmethod
@@ -70,68 +86,67 @@ class DataSettings(Settings):
 
 
 class Augmentation(Settings):
-    """Of images: random crop after `padding` pixels of zeros on each side (0: none), and left-right flip."""
+    """Augmentation of images: a random crop and a left-right flip."""
 
-    padding: int = Field(4, ge=0)
-    flip: bool = True
+    padding: int = Field(
+        4, ge=0, description="Pixels of zeros added on each side before the random crop; 0 for no crop."
+    )
+    flip: bool = Field(True, description="Flip half of the images.")
 
 
 class Phase(Settings):
-    """One phase of training.
+    """One phase of training."""
 
-    Attributes:
-        epochs: passes over the training images.
-        learning_rate: the highest that the schedule reaches.
-        schedule: `one-cycle` (cosine up for the first 30 % of the steps, then down) or `step` (÷10 at each milestone).
-        milestones: epochs of this phase after which a `step` schedule divides by ten.
-    """
-
-    epochs: int = Field(ge=0)
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["one-cycle", "step"] = "one-cycle"
-    milestones: tuple[int, ...] = ()
+    epochs: int = Field(ge=0, description="Passes over the training data.")
+    learning_rate: float = Field(gt=0, description="Highest learning rate of the schedule.")
+    schedule: Literal["one-cycle", "step"] = Field(
+        "one-cycle",
+        description="one-cycle: cosine up for the first 30 % of the steps, then down; step: ÷10 at each milestone.",
+    )
+    milestones: tuple[int, ...] = Field(
+        (), description="Epochs of this phase after which a step schedule divides the learning rate by ten."
+    )
 
 
 class BornAgainSettings(Settings):
-    """Of method `born-again`.
+    """Settings of method `born-again` alone."""
 
-    Attributes:
-        generations: networks trained one after the other, each taught by the one before.
-        by: `kd`, as published, or `lit`.
-    """
-
-    generations: int = Field(3, ge=1)
-    by: Literal["kd", "lit"] = "kd"
+    generations: int = Field(
+        3, ge=1, description="Networks that born-again trains one after another, each taught by the one before."
+    )
+    by: Literal["kd", "lit"] = Field(
+        "kd", description="How born-again trains each generation: kd, as published, or lit."
+    )
 
 
 class InDistillSettings(Settings):
-    """Of method `indistill`.
+    """Settings of method `indistill` alone."""
 
-    Attributes:
-        student: a network as `--network` takes it, for the teacher's images and classes; it starts with new weights.
-        share: share of the epochs spent on one layer after the other.
-        then: what is learnt by after that, `kd` or `pkt`.
-        pkt_weight, label_weight: of `pkt`'s own loss and of the labels' cross-entropy beside it; as published there are
-            no labels, and the head is not trained.
-    """
-
-    student: str | None = None
-    share: float = Field(0.17, gt=0, lt=1)
-    then: Literal["kd", "pkt"] = "kd"
-    pkt_weight: float = Field(30000.0, gt=0)
-    label_weight: float = Field(1.0, ge=0)
+    student: str | None = Field(
+        None,
+        description="The student of indistill, as --network takes it (resnet20,width=8), for the teacher's images and "
+        "classes; it starts from new weights.",
+    )
+    share: float = Field(0.17, gt=0, lt=1, description="Share of the epochs spent on one layer after another.")
+    then: Literal["kd", "pkt"] = Field("kd", description="How the student is trained after that.")
+    pkt_weight: float = Field(30000.0, gt=0, description="Weight of the PKT loss.")
+    label_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the labels' cross-entropy beside PKT; as published it is absent, and the head is not "
+        "trained.",
+    )
 
 
 class SlimmingSettings(Settings):
-    """Of method `slimming`.
+    """Settings of method `slimming` alone."""
 
-    Attributes:
-        sparsity: weight of the sum of |γ| in the loss of the main phase.
-        prune_ratio: share of the channels that is removed before fine-tuning.
-    """
-
-    sparsity: float = Field(1e-4, gt=0)
-    prune_ratio: float = Field(0.4, gt=0, lt=1)
+    sparsity: float = Field(
+        1e-4, gt=0, description="Weight of the batch norms' scales, Σ|γ|, in slimming's loss of the main phase."
+    )
+    prune_ratio: float = Field(
+        0.4, gt=0, lt=1, description="Share of the channels that slimming removes before fine-tuning."
+    )
 
 
 # Field with the settings of one method → that method.
@@ -139,73 +154,116 @@ _OF_METHOD = {"born_again": "born-again", "indistill": "indistill", "slimming": 
 
 
 class Recipe(Settings):
-    """What `compress` does, complete with its defaults.
+    """How a student is trained, complete with its defaults.
 
     The loss is `beta · L_KD + (1 − beta) · section_weight · Σ mse(S_i(T_{i−1}), T_i)` with
     `L_KD = alpha · CE + (1 − alpha) · temperature² · KL` (LIT, ICML 2019, section 3; `section_weight` 1 there).
-
-    Attributes:
-        network: the teacher's network, where its checkpoint does not tell.
-        input_shape: (channels, height, width) of the teacher's images, or (length,) of its texts, likewise.
-        normalise: `imagenet`, `cifar10`, … or `m1,…:s1,…`; None for what the checkpoint or the family says.
-        method: `lit`, or one that it is measured against: `kd`, `hint`, `scratch`, `born-again`,
-            `indistill`, `slimming`.
-        born_again, indistill, slimming: settings of that method alone; None for its defaults.
-        student_depth, student_blocks: the student; one of them. Several depths are a chain: each student is the next
-            one's teacher, and trains for all epochs of the recipe.
-        init: `copy` (evenly spaced blocks of the teacher) or `fresh`; None for the method's own.
-        main, finetune: the two phases. Methods with a single phase train for the epochs of both, as `main` says.
-        compile: the step and the teacher through `torch.compile`; `auto` where it pays in the epochs there are.
-        feature_cache: views of each image whose teacher's features are kept; `auto` where it pays and fits.
-        discriminator: a file of weights; a generator is then fine-tuned against it, and not by distillation.
-        domain_weight, cycle_weight: of that loss (λ_cls and λ_rec of StarGAN, equation 6).
-        teacher_weight: in it, of the mean absolute difference to the teacher's image; 0: equation 6 alone.
-        optimiser: `sgd` with `momentum`, or `adamw` with `betas` (Loshchilov & Hutter, ICLR 2019).
-        hint_share: share of the epochs that `hint` spends on its hint, before distilling.
-        batch_size: images a step, of all ranks together.
-        parallel: how several ranks share the LIT phase: the images of each batch, or the sections (for beta 0).
-        batch_norm: whether each rank normalises by its part of the batch, or all by the whole.
     """
 
-    network: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    normalise: str | None = None
+    network: str | None = Field(
+        None,
+        description="The network, if its file does not name it: resnet56, timm:NAME, hf:NAME, package.module:function.",
+    )
+    input_shape: tuple[int, ...] | None = Field(
+        None,
+        description="Channels, height and width of an image, as in 3,32,32, or the length of a text, if the file does "
+        "not give it.",
+    )
+    normalise: str | None = Field(
+        None,
+        description="Normalization of images: imagenet, cifar10, cifar100, half, none, or m1,m2,m3:s1,s2,s3 on the "
+        "scale 0–1; by default the file's or the network family's.",
+    )
     data: DataSettings = DataSettings()
     augmentation: Augmentation = Augmentation()
-    method: Method = "lit"
+    method: Method = Field(
+        "lit",
+        description="The training method: lit, or one to compare it with: kd, hint, scratch, born-again, indistill, "
+        "slimming.",
+    )
     born_again: BornAgainSettings | None = None
     indistill: InDistillSettings | None = None
     slimming: SlimmingSettings | None = None
-    student_depth: int | tuple[int, ...] | None = None
-    student_blocks: dict[str, int] | None = None
-    init: Literal["copy", "fresh"] | None = None
-    main: Phase = Phase(epochs=9, learning_rate=0.1)
-    finetune: Phase = Phase(epochs=1, learning_rate=0.01)
-    discriminator: str | None = None
-    domain_weight: float = Field(1.0, ge=0)
-    cycle_weight: float = Field(10.0, ge=0)
-    teacher_weight: float = Field(100.0, ge=0)
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    hint_share: float = Field(0.2, gt=0, lt=1)
-    batch_size: int = Field(128, ge=2)
-    alpha: float = Field(0.1, ge=0, le=1)
-    temperature: float = Field(4.0, gt=0)
-    beta: float = Field(0.5, ge=0, le=1)
-    section_weight: float = Field(3.0, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: float = Field(5e-4, ge=0)
-    precision: Precision = "auto"
-    compile: Choice = "auto"
-    feature_cache: Literal["off", "auto"] | Annotated[int, Field(ge=1)] = "auto"
-    parallel: Literal["data", "sections"] = "data"
-    batch_norm: Literal["per-rank", "synchronised"] = "per-rank"
-    seed: int = Field(0, ge=0)
+    student_depth: int | tuple[int, ...] | None = Field(
+        None,
+        description="Depth of the student; litdeploy inspect lists the possible ones. Several, as in 17,9, are a "
+        "chain: each student teaches the next, and each trains for all epochs.",
+    )
+    student_blocks: dict[str, int] | None = Field(
+        None,
+        description="Blocks per section of the student, as in layer1=3,layer3=2, instead of a depth; other sections "
+        "stay whole.",
+    )
+    init: Literal["copy", "fresh"] | None = Field(
+        None,
+        description="Initial weights of the student: copy (evenly spaced blocks of the teacher) or fresh; by default "
+        "the method's own.",
+    )
+    main: Phase = Field(
+        Phase(epochs=9, learning_rate=0.1),
+        description="The main phase. Methods with a single phase train it for the epochs of both.",
+    )
+    finetune: Phase = Field(Phase(epochs=1, learning_rate=0.01), description="The fine-tuning after the main phase.")
+    discriminator: str | None = Field(
+        None,
+        description="Weights of a generator's discriminator: fine-tune the student against it instead of distilling.",
+    )
+    domain_weight: float = Field(
+        1.0, ge=0, description="Weight of the domain loss in that fine-tuning (λ_cls of StarGAN, equation 6)."
+    )
+    cycle_weight: float = Field(
+        10.0, ge=0, description="Weight of the reconstruction loss in that fine-tuning (λ_rec of StarGAN, equation 6)."
+    )
+    teacher_weight: float = Field(
+        100.0,
+        ge=0,
+        description="Weight of the mean absolute difference from the teacher's image in that fine-tuning; 0 leaves "
+        "equation 6 alone.",
+    )
+    optimiser: Literal["sgd", "adamw"] = Field(
+        "sgd", description="sgd with momentum, or adamw with betas (Loshchilov & Hutter, ICLR 2019)."
+    )
+    hint_share: float = Field(
+        0.2, gt=0, lt=1, description="Share of the epochs that method hint spends on its hint before distilling."
+    )
+    batch_size: int = Field(128, ge=2, description="Images or texts per step, all processes together.")
+    alpha: float = Field(
+        0.1, ge=0, le=1, description="Weight of the labels in distillation, 0 to 1; the rest is the teacher's."
+    )
+    temperature: float = Field(4.0, gt=0, description="Temperature of the softmax in distillation.")
+    beta: float = Field(
+        0.5, ge=0, le=1, description="Weight of distillation in LIT's loss, 0 to 1; 0 trains the sections alone."
+    )
+    section_weight: float = Field(3.0, gt=0, description="Factor of the sections' mean squared errors in LIT's loss.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="Decay rates of adamw's two moments."
+    )
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of the optimizer.")
+    precision: Precision = Field("auto", description="Precision of training; auto: bf16 if the device supports it.")
+    compile: Choice = Field(
+        "auto", description="torch.compile of the step and the teacher; auto: if it saves time over all epochs."
+    )
+    feature_cache: Literal["off", "auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Views of each image whose teacher features are cached; auto: as many as save time and fit.",
+    )
+    parallel: Literal["data", "sections"] = Field(
+        "data",
+        description="How the processes of a launcher share LIT: data (parts of each batch) or sections (needs "
+        "--beta 0).",
+    )
+    batch_norm: Literal["per-rank", "synchronised"] = Field(
+        "per-rank",
+        description="Batch statistics: per-rank (of each process's part of the batch) or synchronised (of the whole "
+        "batch).",
+    )
+    seed: int = Field(0, ge=0, description="Random seed for initialization, order and augmentation.")
 
     @field_validator("student_depth", mode="before")
     @classmethod
-    def _shallower_and_shallower(cls, depth: Any) -> Any:
-        """One depth, or a chain of at least two."""
+    def _descending(cls, depth: Any) -> Any:
+        """Accept one depth, or a chain of at least two."""
         chain = tuple(depth) if isinstance(depth, list | tuple) else (depth,)
         if chain == (None,):
             return None
@@ -230,7 +288,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _independent_sections(self) -> Recipe:
         if self.parallel == "sections" and self.method != "lit":
-            raise ValueError(f"parallel 'sections' is for method 'lit', and not {self.method!r}; give --parallel data")
+            raise ValueError(f"parallel 'sections' is for method 'lit', not {self.method!r}; give --parallel data")
         if self.parallel == "sections" and self.beta:
             raise ValueError(
                 f"parallel 'sections' needs beta 0, and it is {self.beta:g}: otherwise the sections learn from the "
@@ -239,10 +297,10 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _who_is_fine_tuned(self) -> Recipe:
+    def _discriminator_of_lit(self) -> Recipe:
         if self.discriminator is not None and self.method != "lit":
             raise ValueError(
-                f"discriminator is of method 'lit', whose fine-tuning it is for, and the method is {self.method!r}; "
+                f"discriminator is of method 'lit', whose fine-tuning uses it, and the method is {self.method!r}; "
                 "leave --discriminator out, or give --method lit"
             )
         return self
@@ -259,7 +317,7 @@ class Recipe(Settings):
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Of the students, in the order in which they are trained; none where no depth is named."""
+        """Depths of the students, in the order in which they are trained; empty if none is named."""
         depth = self.student_depth
         return depth if isinstance(depth, tuple) else () if depth is None else (depth,)
 
@@ -269,7 +327,7 @@ class Recipe(Settings):
         return self.main.epochs + self.finetune.epochs
 
     def with_epochs(self, epochs: int) -> Recipe:
-        """The same recipe in `epochs` epochs: both phases and their milestones scaled by one factor."""
+        """Return the recipe in `epochs` epochs: both phases and their milestones scaled by one factor."""
         factor = epochs / self.epochs
         finetune = round(self.finetune.epochs * factor)
         return self.model_copy(
@@ -280,10 +338,12 @@ class Recipe(Settings):
         )
 
     def with_(self, **changes: Any) -> Recipe:
-        """The same with some fields changed, checked again. A method's settings go with it: another one has its own.
+        """Return the recipe with some fields changed, validated again.
+
+        Another method drops the settings of the old one.
 
         Raises:
-            SettingsError: a value that the field does not take.
+            SettingsError: a value that the field does not accept.
         """
         other = changes.get("method", self.method) != self.method
         values = self.model_dump(mode="json", exclude_defaults=True, exclude=set(_OF_METHOD) if other else None)
@@ -298,10 +358,10 @@ def _scaled(phase: Phase, epochs: int, factor: float) -> Phase:
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
-    """Reads a recipe by name (`cifar10-resnet`) or path; `NAME:paper` with the settings that it has under `paper`.
+    """Read a recipe by name (`cifar10-resnet`) or path; `NAME:paper` applies the settings under its key `paper`.
 
     Raises:
-        SettingsError: see `settings.read`; also a recipe without any epoch.
+        SettingsError: see `settings.read`; also a recipe with no epochs.
     """
     recipe = settings.read(Recipe, name_or_path, "recipes", variants=("paper",))
     if recipe.epochs < 1:

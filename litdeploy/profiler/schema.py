@@ -600,3 +600,9 @@ def open_report(path: Path) -> Report:
             else "no JSON"
         )
         raise BundleError(f"{file}: not a report of litdeploy ({what}). Give a report.json, or a bundle.") from None
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the JSON Schema of report.json, with the meaning of each field."""
+    schema = Report.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

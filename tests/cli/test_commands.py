@@ -115,7 +115,7 @@ def test_each_precision_is_exported_verified_and_evaluated(
     strict.write_text(f"{TARGET}tolerance:\n  int8: {{atol: 0, rtol: 0}}\n")
     answer = run("verify", "--target", strict, "--artefact", "onnx-int8", "--bisect")
     assert answer.code == 3
-    assert "student.int8.onnx.rejected: parts in " in answer.out
+    assert "student.int8.onnx.rejected: differs from " in answer.out
     assert "onnx-int8:" in answer.err
     assert "onnx-int8" not in Bundle(tmp_path / "deploy").read().artefacts
 

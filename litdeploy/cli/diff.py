@@ -1,25 +1,38 @@
-"""`litdeploy profile --compare` and `--schema`: what reads reports, and measures nothing."""
+"""`litdeploy diff`: two reports compared; measures nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import typer
 
-from litdeploy.cli.console import output, print_json, print_table
+import litdeploy
+from litdeploy.cli import options as o
+from litdeploy.cli.console import output, print_table
+
+_Report = Annotated[Path, typer.Argument(help="A report.json, or a profiled bundle.")]
 
 
-def side_by_side(
-    a: Path, b: Path, *, csv: Path | None, html: Path | None, json: bool, gates: dict[str, float | None]
+def command(
+    a: _Report,
+    b: _Report,
+    csv: o.Csv = None,
+    html: o.Html = None,
+    json: o.Json = False,
+    min_speedup: o.MinSpeedup = None,
+    max_accuracy_drop: o.MaxAccuracyDrop = None,
 ) -> None:
-    """Holds two reports side by side, and the second against the gates."""
-    from litdeploy.profiler import check_gates, compare_reports
+    """Compare two reports.
+
+    The gates are for B.
+    """
+    from litdeploy.profiler import check_gates
     from litdeploy.profiler.report import side_by_side_page as page
     from litdeploy.profiler.report.csv_export import to_csv
     from litdeploy.profiler.report.outputs import write_output
 
-    found = compare_reports(a, b)
+    found = litdeploy.diff(a, b)
     if csv is not None:
         write_output(csv, to_csv([found.a, found.b]), "--csv")
     if html is not None:
@@ -32,12 +45,4 @@ def side_by_side(
             if any(table.groups):
                 print_table(table)
         output.print(found.sentence, highlight=False, markup=False)
-    check_gates(found.b, **gates)
-
-
-def show_schema() -> None:
-    """Prints the JSON Schema of report.json."""
-    from litdeploy.profiler import Report
-
-    schema: dict[str, Any] = Report.model_json_schema(mode="serialization")
-    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+    check_gates(found.b, min_speedup=min_speedup, max_accuracy_drop=max_accuracy_drop)
