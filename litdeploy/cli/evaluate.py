@@ -52,8 +52,6 @@ def command(
 
     The images of a generator are compared with its teacher's instead.
     """
-    from litdeploy.storage.records import Likeness
-
     shared: dict[str, Any] = {"batch_size": batch_size, "device": device, **changes(given)}
     if quality is not None:
         if retrieval or min_accuracy is not None:
@@ -71,16 +69,18 @@ def command(
             )
         show_retrieval(file, litdeploy.evaluate_retrieval(file, **shared), json)
         return
-    found = litdeploy.evaluate(file, split=split, precision=precision, teacher=teacher, **shared)
-    if isinstance(found, Likeness) and min_accuracy is not None:
-        raise SettingsError(f"--min-accuracy {min_accuracy:g}: {file} makes images, which have none. Leave it out.")
+    score = litdeploy.evaluate(file, split=split, precision=precision, teacher=teacher, **shared)
+    if score.correct is None and min_accuracy is not None:
+        raise SettingsError(
+            f"--min-accuracy {min_accuracy:g}: {file} is not measured by labels and has no accuracy. Leave it out."
+        )
     if json:
-        print_json({"file": str(file), "split": split, **found.model_dump()})
+        print_json({"file": str(file), "split": split, **score.model_dump()})
     else:
-        loss = "" if isinstance(found, Likeness) else f"   loss {found.loss:.4f}"
-        output.print(f"{file}   {split} {scored(found)}{loss}   {found.images} samples", highlight=False)
-    if min_accuracy is not None and not isinstance(found, Likeness) and 100 * found.top1 < min_accuracy:
-        raise GateError(f"accuracy {scored(found)} is below --min-accuracy {min_accuracy:g} %.")
+        shown = "   ".join(filter(None, (scored(score), score.details(), f"{score.images} samples")))
+        output.print(f"{file}   {split} {shown}", highlight=False)
+    if min_accuracy is not None and score.correct is not None and 100 * score.correct < min_accuracy:
+        raise GateError(f"accuracy {scored(score)} is below --min-accuracy {min_accuracy:g} %.")
 
 
 def show_retrieval(file: Path, found: tuple[Retrieval, ...], json: bool) -> None:
@@ -103,6 +103,6 @@ def show_quality(file: Path, split: str, judged: Judged, json: bool) -> None:
     else:
         for name, found in ((str(file), judged.student), ("its teacher", judged.teacher)):
             if found is not None:
-                output.print(f"{name}   {split} {found.summary()}   {judged.images} images", highlight=False)
+                output.print(f"{name}   {split} {found.told()}   {judged.images} images", highlight=False)
     for line in judged.notes:
         note(line)

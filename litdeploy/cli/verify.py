@@ -81,16 +81,14 @@ def _show(found: Verification, bisect: bool) -> None:
 
 
 def _cells(each: Difference) -> tuple[str, ...]:
-    before, after = each.reference_accuracy, each.candidate_accuracy
-    found = scored(after or each.likeness)
-    points = f"{100 * (after.top1 - before.top1):+.2f}" if before and after else "–"
+    before, after = (score.correct if score else None for score in (each.reference_accuracy, each.candidate_accuracy))
     return (
         each.error,
         each.candidate,
         "not finite" if each.max_absolute is None else f"{each.max_absolute:.2e}",
         "–" if each.max_relative is None else f"{each.max_relative:.2e}",
         "–" if each.top1 is None else f"{each.top1:.2%}",
-        found,
-        points,
+        scored(each.score),
+        "–" if before is None or after is None else f"{100 * (after - before):+.2f}",
         "" if each.parity is None or each.parity.within else "beyond",
     )
