@@ -48,7 +48,7 @@ DIALECT = {
     r"(brings?|brought|bringing)\s+along": "include, contain",
     r"lets?\s+in": "accept, allow",
     r"(find|finds|found|finding)\s+out": "detect, determine",
-    r"serves|(not|which|that)\s+serve": "work, suit, be valid",
+    r"(?<!Triton\s)serves|(not|which|that)\s+serve": "work, suit, be valid",
     r"lies?(?=\s+(in|on|at|outside|inside|within|beside|between|below|above|where|there)\b)": "is",
     r"(?<!no\s)(?<!No\s)such(?!\s+as)": "this, of this kind",
     r"(go|goes|going|gone)\s+by": "use, follow, depend on",
