@@ -22,7 +22,7 @@ from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.exporter.forms import form_of
 from litdeploy.networks import load
 from litdeploy.networks.batch import moved
-from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.storage.bundle import Bundle
 
@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = Bundle(arguments.bundle)
     latencies = measured(bundle, arguments.target)
-    environment = look_around(resolve_device(resolve_target(arguments.target).device))
+    environment = current_environment(resolve_device(resolve_target(arguments.target).device))
     load_average = round(os.getloadavg()[0], 2)
     verification = verify_bundle(bundle, target=arguments.target, progress=print)
     artefacts = bundle.read_complete().artefacts

@@ -26,7 +26,7 @@ from torch.utils import benchmark
 from litdeploy.config.target import Timing
 from litdeploy.networks import new
 from litdeploy.networks.batch import Batch, device_of, moved
-from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.measure.statistics import compare, summarise
 from litdeploy.profiler.measure.timing import measure
@@ -120,7 +120,7 @@ def main() -> int:
     network = new("resnet20", normalise="imagenet", input_shape=(3, 32, 32), classes=10, seed=0)
     network.module.eval()
     batch = moved(network.example(arguments.batch_size), device)
-    result: dict[str, Any] = {"environment": look_around(device).model_dump(mode="json"), "checks": {}}
+    result: dict[str, Any] = {"environment": current_environment(device).model_dump(mode="json"), "checks": {}}
     with pinned(torch.get_num_threads()), open_runner("eager", network=network, device=device) as runner:
         checks: dict[str, Callable[[], dict[str, Any]]] = {
             "independent timers": lambda: against_independent_timers(runner, batch),

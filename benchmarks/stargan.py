@@ -23,7 +23,7 @@ from benchmarks.coloured_digits import DOMAINS, SIZE, read_digits, read_images, 
 from litdeploy.config.recipe import read_recipe
 from litdeploy.networks import load
 from litdeploy.networks.student import make_student
-from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Likeness
 from litdeploy.tasks.translation import as_vectors
@@ -84,7 +84,7 @@ def main() -> None:
             judged = _judged(network.eval(), judges, images_NCHW, labels_N, digits_N)
             found[name] = {**judged, **found.get(name, {})}
     content = {
-        "environment": look_around(torch.device("cpu")).model_dump(mode="json"),
+        "environment": current_environment(torch.device("cpu")).model_dump(mode="json"),
         "recipe": read_recipe(_RECIPE).model_dump(mode="json", exclude_defaults=True),
         "teacher_steps": arguments.steps,
         "test_images": len(labels_N),

@@ -36,7 +36,7 @@ from litdeploy.networks import FAMILIES, find_sections, new
 from litdeploy.networks.batch import moved
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
-from litdeploy.profiler.machine.roofline import as_json, count, measure, roof
+from litdeploy.profiler.machine.roofline import count, measure, roof
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs
@@ -243,11 +243,11 @@ def _roofs(
     }
     rates = {dtype: measure(device, dtype) for dtype in {torch.float32, _dtype(precision)}}
     return {
-        "rates": {str(dtype).removeprefix("torch."): as_json(rate) for dtype, rate in rates.items()},
+        "rates": {str(dtype).removeprefix("torch."): asdict(rate) for dtype, rate in rates.items()},
         "an_image": {
             name: {
-                **{key: value / batch for key, value in as_json(work).items()},
-                **{key: value / batch for key, value in as_json(roof(work, rates[dtype])).items()},
+                **{key: value / batch for key, value in asdict(work).items()},
+                **{key: value / batch for key, value in asdict(roof(work, rates[dtype])).items()},
             }
             for name, (work, batch, dtype) in works.items()
         },

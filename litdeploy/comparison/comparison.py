@@ -16,7 +16,7 @@ from litdeploy.errors import BundleError, SettingsError, TrainingError
 from litdeploy.files import write_whole
 from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
-from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.runtime import resolve_device
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.trainer import Progress, compress
@@ -217,7 +217,7 @@ def _gather(
         outcomes=tuple(outcomes.values()),
         missing=tuple(grid.command(cell, device) for cell in asked if cell not in outcomes),
         failed=failed,
-        environment=look_around(resolve_device(device)),
+        environment=current_environment(resolve_device(device)),
     )
     _write(result, grid.path)
     return result

@@ -26,7 +26,7 @@ from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
-from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.measure.runners import FORM_OF, Pair, Program, Progress, measure_runners
 from litdeploy.profiler.schema import PredictedStudent, Prediction
@@ -71,7 +71,7 @@ def predict(
         teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape)
     chosen = with_timing(resolve_target(target), timing)
     device = resolve_device(chosen.device)
-    environment = look_around(device)
+    environment = current_environment(device)
     sections = sections_of(teacher)
     names = [section.name for section in sections]
     plans = {depth: plan_for_depth(sections, depth, FAMILIES.get(teacher.spec.name)) for depth in sorted(set(depths))}

@@ -22,7 +22,7 @@ from litdeploy.profiler.analysis.disturbances import disturbances
 from litdeploy.profiler.analysis.fidelity import comparable, measure_fidelity
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.machine import roofline
-from litdeploy.profiler.machine.conditions import look_around
+from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.measure.processes import measure_in_processes
 from litdeploy.profiler.measure.runners import (
@@ -98,7 +98,7 @@ def _profile(
     say: Progress,
 ) -> Report:
     manifest = bundle.read_complete()
-    environment = look_around(device)
+    environment = current_environment(device)
 
     networks = load_both(bundle, manifest, teacher, network)
     sections = _sections(networks)

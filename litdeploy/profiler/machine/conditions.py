@@ -1,4 +1,4 @@
-"""The machine before and during a measurement: hardware, libraries, load, clocks."""
+"""The machine before and during a measurement: hardware, libraries, other load, clocks, the GPU's state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,20 @@ from litdeploy.profiler.schema import Conditions, Environment, Gpu
 from litdeploy.runtime import device_name
 from litdeploy.version import __version__
 
-# Of NVML's nvmlClocksEventReasons: those that hold the clocks down for another reason than having nothing to do.
+# Library → names of its distributions; the first one that is installed counts.
+_LIBRARIES = {
+    "torch": ("torch",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "onnx": ("onnx",),
+    "onnxscript": ("onnxscript",),
+    "numpy": ("numpy",),
+}
+
+# The kernel counts in hundredths of a second: over a shorter time, the share of another process is noise.
+_LEAST_SECONDS = 0.2
+_SAMPLE_EVERY_SECONDS = 0.25
+
+# The bits of NVML's nvmlClocksEventReasons that lower the clocks for another reason than idleness.
 _THROTTLE_REASONS = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -29,86 +42,8 @@ _THROTTLE_REASONS = {
 }
 
 
-class Nvml:
-    """Readings of one GPU.
-
-    Args:
-        library: pynvml, initialised.
-        handle: of the GPU.
-    """
-
-    def __init__(self, library: Any, handle: Any) -> None:
-        self._library, self._handle = library, handle
-        self._clocks: list[float] = []
-        self._memory_clocks: list[float] = []
-        self._temperatures: list[float] = []
-        self._watts: list[float] = []
-        self._reasons = 0
-
-    def look(self) -> None:
-        """Reads everything once."""
-        nvml, gpu = self._library, self._handle
-        self._clocks.append(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM))
-        self._memory_clocks.append(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM))
-        self._temperatures.append(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU))
-        self._watts.append(nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3)
-        self._reasons |= nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
-
-    def seen(self) -> Gpu | None:
-        """What was read; None where nothing was."""
-        if not self._clocks:
-            return None
-        nvml = self._library
-        return Gpu(
-            clock_mhz=median(self._clocks),
-            clock_low_mhz=min(self._clocks),
-            max_clock_mhz=nvml.nvmlDeviceGetMaxClockInfo(self._handle, nvml.NVML_CLOCK_SM),
-            memory_clock_mhz=median(self._memory_clocks),
-            temperature_c=max(self._temperatures),
-            power_watts=median(self._watts),
-            throttle_reasons=tuple(name for mask, name in _THROTTLE_REASONS.items() if self._reasons & mask),
-        )
-
-    def joules(self) -> float:
-        """Energy that the whole GPU took since its driver was loaded."""
-        return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
-
-
-def open_nvml(device: torch.device) -> Nvml | None:
-    """NVML for a CUDA device; None on a processor, without nvidia-ml-py, and where it lacks what is read here.
-
-    Old GPUs and slices of one (MIG) have no clocks or energy of their own.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        # By UUID: NVML counts GPUs in another order than CUDA, and CUDA_VISIBLE_DEVICES hides some from CUDA alone.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        opened = Nvml(pynvml, handle)
-        opened.look()
-        opened.joules()
-    except pynvml.NVMLError:
-        return None
-    return Nvml(pynvml, handle)
-
-
-# Distributions by the name that they are installed under; of each line the first that is there.
-_LIBRARIES = {
-    "torch": ("torch",),
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
-    "onnx": ("onnx",),
-    "onnxscript": ("onnxscript",),
-    "numpy": ("numpy",),
-}
-
-
-def look_around(device: torch.device) -> Environment:
-    """Records the machine as it is now."""
+def current_environment(device: torch.device) -> Environment:
+    """The machine and its software now."""
     return Environment(
         device=str(device),
         device_name=device_name(device),
@@ -124,7 +59,7 @@ def look_around(device: torch.device) -> Environment:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a time depends on, as installed; none of them is imported for it."""
+    """Installed versions of the libraries that affect timing, read without importing them."""
     found = {}
     for library, distributions in _LIBRARIES.items():
         for distribution in distributions:
@@ -136,13 +71,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-# The kernel counts in hundredths of a second: over less than this, another's share cannot be told.
-_LEAST_SECONDS = 0.2
-_LOOK_AGAIN_SECONDS = 0.25
+class ConditionsMonitor:
+    """Context manager that records the load and the clocks of the machine.
 
-
-class Watch:
-    """Watches the machine while it is open; `conditions` is what it saw, afterwards."""
+    Attributes:
+        conditions: the record, complete after exit.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._nvml = open_nvml(device)
@@ -152,15 +86,15 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._before = _Counters(self._cores or ())
-        self._look_at = self._before.at
-        self.look()
+        self._next_sample = self._before.at
+        self.sample()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._look_at = 0.0
-        self.look()
+        self._next_sample = 0.0
+        self.sample()
         before, after = self._before, _Counters(self._cores or ())
         seconds = after.at - before.at
         known = seconds >= _LEAST_SECONDS
@@ -176,21 +110,21 @@ class Watch:
             quota_seconds=None if after.quota is None else after.quota - (before.quota or 0),
             clock_mhz=median(self._clocks) if self._clocks else None,
             clock_low_mhz=min(self._clocks, default=None),
-            gpu=None if self._nvml is None else self._nvml.seen(),
+            gpu=None if self._nvml is None else self._nvml.summary(),
         )
 
-    def look(self) -> None:
-        """Reads what has no counter; between two timed calls, and no more often than four times a second."""
-        if time.perf_counter() < self._look_at:
+    def sample(self) -> None:
+        """Read the values that have no counter, at most four times a second. Call it between two timed calls."""
+        if time.perf_counter() < self._next_sample:
             return
         self._clocks += processor.clocks_mhz(self._cores or ())
         if self._nvml is not None:
-            self._nvml.look()
-        self._look_at = time.perf_counter() + _LOOK_AGAIN_SECONDS
+            self._nvml.sample()
+        self._next_sample = time.perf_counter() + _SAMPLE_EVERY_SECONDS
 
 
 class _Counters:
-    """Everything that only grows, read at one time."""
+    """All monotonic counters, read at one time."""
 
     def __init__(self, cores: tuple[int, ...]) -> None:
         self.at = time.perf_counter()
@@ -206,3 +140,71 @@ class _Counters:
 
 def _rate(before: float | None, after: float | None, seconds: float) -> float | None:
     return None if before is None or after is None else max(0.0, (after - before) / seconds)
+
+
+class Nvml:
+    """Clocks, temperature, power and energy of one NVIDIA GPU.
+
+    Args:
+        library: pynvml, initialized.
+        handle: the GPU's handle.
+    """
+
+    def __init__(self, library: Any, handle: Any) -> None:
+        self._library, self._handle = library, handle
+        self._clocks: list[float] = []
+        self._memory_clocks: list[float] = []
+        self._temperatures: list[float] = []
+        self._watts: list[float] = []
+        self._reasons = 0
+
+    def sample(self) -> None:
+        """Read all values once."""
+        nvml, gpu = self._library, self._handle
+        self._clocks.append(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM))
+        self._memory_clocks.append(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM))
+        self._temperatures.append(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU))
+        self._watts.append(nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3)
+        self._reasons |= nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
+
+    def summary(self) -> Gpu | None:
+        """Summary of the samples; None if there is none."""
+        if not self._clocks:
+            return None
+        nvml = self._library
+        return Gpu(
+            clock_mhz=median(self._clocks),
+            clock_low_mhz=min(self._clocks),
+            max_clock_mhz=nvml.nvmlDeviceGetMaxClockInfo(self._handle, nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=median(self._memory_clocks),
+            temperature_c=max(self._temperatures),
+            power_watts=median(self._watts),
+            throttle_reasons=tuple(name for mask, name in _THROTTLE_REASONS.items() if self._reasons & mask),
+        )
+
+    def joules(self) -> float:
+        """Energy that the whole GPU has used since its driver was loaded."""
+        return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+
+
+def open_nvml(device: torch.device) -> Nvml | None:
+    """NVML for a CUDA device; None on a CPU, without nvidia-ml-py, and if the GPU lacks one of the values read here.
+
+    Old GPUs and slices of a GPU (MIG) have no clocks or energy counter of their own.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        # By UUID: NVML numbers the GPUs in another order than CUDA, and ignores CUDA_VISIBLE_DEVICES.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        trial = Nvml(pynvml, handle)
+        trial.sample()
+        trial.joules()
+    except pynvml.NVMLError:
+        return None
+    return Nvml(pynvml, handle)

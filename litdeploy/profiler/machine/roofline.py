@@ -1,9 +1,8 @@
-"""The roofline: how fast a piece of work could run at the most on this device, by what it computes and what it moves.
+"""The roofline: the shortest time that a piece of work can take on this device, from its arithmetic and memory traffic.
 
-Counted are the operations that cannot be left out: convolutions and matrix products, forward and backward. Each reads
-what it is given and writes what it gives, once. All the rest (batch norm, ReLU, losses, the update) is taken as free:
-it could be fused into them. So the roof is above what any program reaches.
-(Williams, Waterman and Patterson, Roofline, Communications of the ACM 2009.)
+It counts convolutions and matrix products, forward and backward; each reads its inputs and writes its outputs once.
+Everything else (batch norm, ReLU, losses, the optimizer step) counts as free, since it could be fused into them. So no
+program runs faster than the roof (Williams, Waterman and Patterson, Roofline, Communications of the ACM 2009).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from litdeploy.networks.flops import counting
 
-# Few threads are as fast in a product of 1,024 rows as in one of 2,048, which takes eight times as long.
+# With few threads, a product of 1,024 rows reaches the rate of one of 2,048, which takes eight times as long.
 _FEW_THREADS = 4
 
 _COUNTED = {
@@ -37,11 +36,11 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class Work:
-    """What a function does.
+    """The work of one function call.
 
     Attributes:
-        operations: floating-point; a multiply-add is two.
-        bytes: read and written.
+        operations: floating-point operations; a multiply-add counts as two.
+        bytes: bytes read and written.
     """
 
     operations: float
@@ -50,11 +49,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the device was measured to do.
+    """Measured rates of a device.
 
     Attributes:
-        operations: a second, of a matrix product.
-        bytes: a second, read and written by a large copy.
+        operations: floating-point operations per second of a matrix product.
+        bytes: bytes per second, read and written, of a large copy.
     """
 
     operations: float
@@ -63,11 +62,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Roof:
-    """The shortest time for some work at these rates.
+    """The shortest time for a piece of work at given rates.
 
     Attributes:
-        seconds: the longer of the two below.
-        by_operations, by_bytes: seconds.
+        seconds: the larger of the two below.
+        by_operations, by_bytes: seconds for the arithmetic and for the memory traffic.
     """
 
     seconds: float
@@ -89,7 +88,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def count(function: Callable[[], Any]) -> Work:
-    """Runs the function once, eagerly, and counts. Not in inference mode, where operators come under other names."""
+    """Run the function once, eagerly, and count its work. Not in inference mode, where operators have other names."""
     assert not torch.is_inference_mode_enabled()
     with counting() as operations, _Bytes() as moved:
         function()
@@ -97,7 +96,7 @@ def count(function: Callable[[], Any]) -> Work:
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The rates of this device with as many threads as torch has now, the best of several; measured once a process."""
+    """Rates of a device with torch's present number of threads, best of several; measured once per process."""
     return _measure(device, dtype, torch.get_num_threads())
 
 
@@ -113,13 +112,13 @@ def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
 
 
 def _product_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second. Large products occupy all threads; small ones end before other work takes the core away."""
+    """Operations per second. Large products occupy all threads; small ones end before another process preempts them."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / _fastest(lambda: a @ b, device)
 
 
 def roof(work: Work, rates: Rates) -> Roof:
-    """The roof of some work."""
+    """The roof of a piece of work."""
     by_operations, by_bytes = work.operations / rates.operations, work.bytes / rates.bytes
     return Roof(max(by_operations, by_bytes), by_operations, by_bytes)
 
@@ -132,10 +131,5 @@ def _fastest(function: Callable[[], Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    # Of a copy and a product there is no faster than possible: the fastest is the least disturbed.
+    # A copy or a product cannot run faster than the hardware allows, so the fastest is the least disturbed.
     return statistics.fmean(sorted(seconds)[:3])
-
-
-def as_json(value: Work | Rates | Roof) -> dict[str, float]:
-    """For a result file."""
-    return asdict(value)

@@ -16,7 +16,7 @@ import torch
 
 from litdeploy.config.target import Timing
 from litdeploy.networks.batch import Batch, device_of, mapped, tensors_of
-from litdeploy.profiler.machine.conditions import Nvml, Watch, open_nvml
+from litdeploy.profiler.machine.conditions import ConditionsMonitor, Nvml, open_nvml
 from litdeploy.profiler.measure.memory_meter import MemoryMeter
 from litdeploy.profiler.measure.statistics import median_interval
 from litdeploy.profiler.schema import Clock, Samples, Scenario, Stopped, Timed
@@ -275,13 +275,13 @@ def measure(
         for call in calls.values():
             _warm_up(call, stopwatch, timing)
         overhead = overhead_ms(stopwatch)
-        with Watch(device_of(batch)) as watch:
+        with ConditionsMonitor(device_of(batch)) as monitor:
             order, readings, stopped = _alternate(
-                calls, stopwatch, timing, before, watch, deadline=started + timing.max_seconds, seed=seed
+                calls, stopwatch, timing, before, monitor, deadline=started + timing.max_seconds, seed=seed
             )
     sides = {side: _samples(first[side], readings, order, side) for side in calls}
     starts = tuple((reading.start_seconds - readings[0].start_seconds) * 1e3 for reading in readings)
-    return Timed(stopwatch.clock, order, starts, sides["T"], sides["S"], stopped, overhead, watch.conditions)
+    return Timed(stopwatch.clock, order, starts, sides["T"], sides["S"], stopped, overhead, monitor.conditions)
 
 
 def _first_run_ms(call: Call, stopwatch: Stopwatch, meter: MemoryMeter) -> float:
@@ -327,7 +327,7 @@ def _alternate(
     stopwatch: Stopwatch,
     timing: Timing,
     before: Call | None,
-    watch: Watch,
+    monitor: ConditionsMonitor,
     deadline: float,
     seed: int,
 ) -> tuple[str, list[Reading], Stopped]:
@@ -344,7 +344,7 @@ def _alternate(
             block = "".join(generator.choice(_BLOCKS) for _ in range(min(stopwatch.at_once, most - done)))
             readings += stopwatch.time([calls[side] for side in block], before)
             order += block
-            watch.look()
+            monitor.sample()
             if len(order) // 4 >= most:
                 stopped = "samples"
             elif settled(order, readings):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from litdeploy.profiler.machine import cores as processor
-from litdeploy.profiler.machine.conditions import Nvml, Watch, open_nvml
+from litdeploy.profiler.machine.conditions import ConditionsMonitor, Nvml, open_nvml
 from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.schema import Conditions, Gpu
 
@@ -44,10 +44,10 @@ class Library:
 
 def test_readings_are_summed_up() -> None:
     nvml = Nvml(Library(), None)
-    assert nvml.seen() is None
+    assert nvml.summary() is None
     for _ in range(3):
-        nvml.look()
-    assert nvml.seen() == Gpu(
+        nvml.sample()
+    assert nvml.summary() == Gpu(
         clock_mhz=1755,
         clock_low_mhz=1200,
         max_clock_mhz=1980,
@@ -68,8 +68,8 @@ def test_a_gpu_tells_its_clocks() -> None:
     pytest.importorskip("pynvml")
     nvml = open_nvml(torch.device("cuda", 0))
     assert nvml is not None
-    nvml.look()
-    seen = nvml.seen()
+    nvml.sample()
+    seen = nvml.summary()
     assert seen is not None
     assert 0 < seen.clock_low_mhz <= seen.clock_mhz <= seen.max_clock_mhz
     assert nvml.joules() > 0
@@ -88,12 +88,12 @@ def test_other_work_on_the_same_core_is_seen() -> None:
         try:
             assert child.stdout is not None
             child.stdout.readline()
-            with Watch(CPU) as watch:
+            with ConditionsMonitor(CPU) as monitor:
                 time.sleep(0.6)
         finally:
             child.kill()
             child.communicate()
-    seen = watch.conditions
+    seen = monitor.conditions
     assert seen.cores == cores
     assert seen.seconds >= 0.6
     assert seen.other_load is not None
@@ -105,11 +105,11 @@ def test_other_work_on_the_same_core_is_seen() -> None:
 
 @linux
 def test_own_work_is_no_other_load() -> None:
-    with pinned(1), Watch(CPU) as watch:
+    with pinned(1), ConditionsMonitor(CPU) as monitor:
         until = time.process_time() + 0.4
         while time.process_time() < until:
-            watch.look()
-    seen = watch.conditions
+            monitor.sample()
+    seen = monitor.conditions
     assert seen.other_load is not None
     # All that the core did, less what this process did of it.
     assert seen.other_load <= 1.1 - 0.4 / seen.seconds
@@ -131,10 +131,10 @@ def test_contended_is_waiting_and_work_alone(waiting: float | None, cpu: float, 
 
 
 def test_too_short_to_tell() -> None:
-    with Watch(CPU) as watch:
+    with ConditionsMonitor(CPU) as monitor:
         pass
-    assert watch.conditions.other_load is None
-    assert watch.conditions.stolen is None
+    assert monitor.conditions.other_load is None
+    assert monitor.conditions.stolen is None
 
 
 @linux

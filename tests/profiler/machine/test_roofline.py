@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import nn
 
-from litdeploy.profiler.machine.roofline import Rates, Work, as_json, count, measure, roof
+from litdeploy.profiler.machine.roofline import Rates, Work, count, measure, roof
 
 
 def test_operations_and_bytes_by_hand() -> None:
@@ -17,7 +19,7 @@ def test_operations_and_bytes_by_hand() -> None:
 
 def test_the_roof_is_the_longer_of_the_two() -> None:
     found = roof(Work(operations=2e9, bytes=1e9), Rates(operations=1e9, bytes=2e9))
-    assert as_json(found) == {"seconds": 2.0, "by_operations": 2.0, "by_bytes": 0.5}
+    assert asdict(found) == {"seconds": 2.0, "by_operations": 2.0, "by_bytes": 0.5}
 
 
 def test_the_device_is_measured_once() -> None:
