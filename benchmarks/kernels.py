@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     device = resolve_device(arguments.device)
     precision = resolve_precision(arguments.precision, device)
     torch.manual_seed(0)
-    rate = roofline.measure(device, DTYPES[precision]).bytes
+    rate = roofline.measure_rates(device, DTYPES[precision]).bytes
     print(
         f"{device_name(device)}, {precision}, torch {torch.__version__}; copying moves {rate / 1e9:,.1f} GB/s. "
         "Medians with 95 % intervals."

@@ -28,8 +28,8 @@ from litdeploy.networks import new
 from litdeploy.networks.batch import Batch, device_of, moved
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
-from litdeploy.profiler.measure.statistics import compare, summarise
-from litdeploy.profiler.measure.timing import measure
+from litdeploy.profiler.measure.statistics import compare, summarize
+from litdeploy.profiler.measure.timing import time_pair
 from litdeploy.profiler.schema import Timed
 from litdeploy.runtime import Runner, open_runner, resolve_device
 
@@ -82,15 +82,15 @@ def against_independent_timers(runner: Runner, batch: Batch) -> dict[str, Any]:
 
 
 def _profiled_ms(runner: Runner, batch: Batch, timing: Timing) -> float:
-    timed = measure(runner, runner, batch, timing)
+    timed = time_pair(runner, runner, batch, timing)
     return statistics.median(timed.teacher.milliseconds + timed.student.milliseconds)
 
 
 def against_itself(runner: Runner, batch: Batch) -> dict[str, Any]:
     """One program as both sides, profiled twice."""
-    profiles = [measure(runner, runner, batch, TIMING, seed=seed) for seed in (0, 1)]
+    profiles = [time_pair(runner, runner, batch, TIMING, seed=seed) for seed in (0, 1)]
     verdicts = [_comparison(timed).verdict for timed in profiles]
-    sides = [summarise(timed.teacher.milliseconds + timed.student.milliseconds, len(batch)) for timed in profiles]
+    sides = [summarize(timed.teacher.milliseconds + timed.student.milliseconds, len(batch)) for timed in profiles]
     intervals = [(side.median_low_ms or 0.0, side.median_high_ms or 0.0) for side in sides]
     agree = max(low for low, _ in intervals) <= min(high for _, high in intervals)
     return {
@@ -108,7 +108,7 @@ def _comparison(timed: Timed) -> Any:
 
 def asleep() -> dict[str, Any]:
     """A runner that takes 5 ms."""
-    timed = measure(Sleeper(), Sleeper(), torch.zeros(1), TIMING)  # type: ignore[arg-type]
+    timed = time_pair(Sleeper(), Sleeper(), torch.zeros(1), TIMING)  # type: ignore[arg-type]
     median = statistics.median(timed.teacher.milliseconds)
     apart = abs(median - 5) / 5
     return {"held": apart <= WITHIN, "median_ms": median, "apart": apart, "overhead_ms": timed.overhead_ms}

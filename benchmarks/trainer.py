@@ -36,7 +36,7 @@ from litdeploy.networks import FAMILIES, find_sections, new
 from litdeploy.networks.batch import moved
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
-from litdeploy.profiler.machine.roofline import count, measure, roof
+from litdeploy.profiler.machine.roofline import count_work, measure_rates, roof
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.trainer.cache import FeatureCache, Layout
 from litdeploy.trainer.epoch import Epochs
@@ -229,11 +229,11 @@ def _roofs(
     def train() -> None:
         step.losses(images_NCHW, labels_N, features)["loss"].backward()  # type: ignore[no-untyped-call]
 
-    trained, taught = count(train), count(lambda: teacher.eager(images_NCHW))
+    trained, taught = count_work(train), count_work(lambda: teacher.eager(images_NCHW))
     few_NCHW, few_N = images_NCHW[:PUBLISHED_BATCH].contiguous(), labels_N[:PUBLISHED_BATCH]
     works = {
-        "published": (count(lambda: published.step(few_NCHW, few_N)), PUBLISHED_BATCH, torch.float32),
-        "tuned": (count(lambda: tuned.step(images_NCHW, labels_N)), recipe.batch_size, _dtype(precision)),
+        "published": (count_work(lambda: published.step(few_NCHW, few_N)), PUBLISHED_BATCH, torch.float32),
+        "tuned": (count_work(lambda: tuned.step(images_NCHW, labels_N)), recipe.batch_size, _dtype(precision)),
         "ours": (
             replace(trained, operations=trained.operations + taught.operations, bytes=trained.bytes + taught.bytes),
             recipe.batch_size,
@@ -241,7 +241,7 @@ def _roofs(
         ),
         "ours_cached": (trained, recipe.batch_size, _dtype(precision)),
     }
-    rates = {dtype: measure(device, dtype) for dtype in {torch.float32, _dtype(precision)}}
+    rates = {dtype: measure_rates(device, dtype) for dtype in {torch.float32, _dtype(precision)}}
     return {
         "rates": {str(dtype).removeprefix("torch."): asdict(rate) for dtype, rate in rates.items()},
         "an_image": {

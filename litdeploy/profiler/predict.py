@@ -6,7 +6,7 @@ Time depends on the shapes of a network and not on its weights, so the blocks of
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,7 @@ from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
-from litdeploy.profiler.measure.runners import FORM_OF, Pair, Program, Progress, measure_runners
+from litdeploy.profiler.measure.runners import FORM_OF, Pair, Program, measure_runners
 from litdeploy.profiler.schema import PredictedStudent, Prediction
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.engine import BatchProfile
@@ -43,7 +43,7 @@ def predict(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
     **timing: Any,
 ) -> Prediction:
     """Times students of these depths in the target's runners, each beside the teacher; none of them is trained.

@@ -1,9 +1,11 @@
-"""The verb: teacher and student side by side in every runner of a target."""
+"""The verb `profile`: teacher and student timed side by side in every runner of a target."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +23,20 @@ from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, ideal_rati
 from litdeploy.profiler.analysis.disturbances import disturbances
 from litdeploy.profiler.analysis.fidelity import comparable, measure_fidelity
 from litdeploy.profiler.analysis.verdict import sentence
-from litdeploy.profiler.machine import roofline
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
+from litdeploy.profiler.machine.roofline import Rates, Work, count_work, measure_rates
 from litdeploy.profiler.measure.processes import measure_in_processes
-from litdeploy.profiler.measure.runners import (
-    BundlePairs,
-    Progress,
-    Results,
-    folder_argument,
-    load_both,
-    measure_runners,
-)
+from litdeploy.profiler.measure.runners import Results, folder_argument, load_both, measure_bundle
 from litdeploy.profiler.measure.section_times import measure_sections
 from litdeploy.profiler.report.report_files import read_training, write_report
 from litdeploy.profiler.report.trace import check_trace_path, write_trace
-from litdeploy.profiler.schema import Breakdown, Environment, Finding, Measurement, Report, SectionTime, Side, headline
+from litdeploy.profiler.schema import Breakdown, Finding, Measurement, Report, SectionTime, Side, headline
 from litdeploy.runtime import resolve_device, resolve_target
+from litdeploy.runtime.feed import IO_DTYPES
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
-from litdeploy.storage.records import Accuracy, Artefact, Likeness, Manifest, Parity
-
-# Whose ceilings are measured; ONNX Runtime's int8 has none in torch.
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from litdeploy.storage.records import Artefact, Manifest, Parity
+from litdeploy.tasks import task_of_scores
 
 
 def profile(
@@ -52,28 +46,28 @@ def profile(
     target: Target | str | Path | None = None,
     network: NetworkName | None = None,
     trace: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
     **timing: Any,
 ) -> Report:
-    """Times teacher and student in every runner of a target, and reports it with all that belongs to it.
+    """Time teacher and student in every runner of a target, and report speed, accuracy and what explains them.
 
-    Writes `profile/report.json`, `report.html` and `samples.json` into the bundle.
+    Write `profile/report.json`, `report.html` and `samples.json` into the bundle.
 
     Args:
-        bundle: as `compress` left it; with its student exported, where a runner of the target takes ONNX.
-        teacher: the teacher's file, where it is no longer where it was.
-        target: a target, or the name or path of one; None: the one for this machine.
-        network: the network, where it is code of the user's.
+        bundle: from `compress`; with the student exported for those runners of the target that take a file.
+        teacher: the teacher's file, if it has moved.
+        target: a target, or its name or path; None: the default target of this machine.
+        network: the network, if it is the user's own code.
         trace: a file for a trace of a few calls, for Perfetto; see `trace.write_trace`.
-        progress: is given a line for each step.
-        **timing: fields of `target.Timing` in place of the target's own; None: its own.
+        progress: called with a line for each step.
+        **timing: fields of `target.Timing` that replace the target's own; None: keep the target's.
 
     Raises:
-        BundleError: no complete bundle, one that another process is at work on, or the teacher's file is gone or is
+        BundleError: the bundle is incomplete or in use by another process, or the teacher's file is missing or
             another one.
-        SettingsError: no such target, wrong `timing`, or the trace cannot be written there.
-        DeviceError: the target's device is not there.
-        RunnerError: nothing could be measured. What cannot be, beside something that can, is in the report's failures.
+        SettingsError: unknown target, invalid `timing`, or the trace cannot be written there.
+        DeviceError: the target's device is not available.
+        RunnerError: nothing could be measured. If only some of it could not, the report lists the failures.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     say = progress or (lambda line: None)
@@ -84,65 +78,57 @@ def profile(
     device = resolve_device(chosen.device)
     with bundle.lock():
         tidy(bundle.profile_path)
-        return _profile(bundle, teacher, chosen, target, device, network, trace, say)
+        manifest = bundle.read_complete()
+        environment = current_environment(device)
+        networks = load_both(bundle, manifest, teacher, network)
+        sections = _common_sections(networks["teacher"], networks["student"])
+        sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
 
-
-def _profile(
-    bundle: Bundle,
-    teacher: str | Path | None,
-    chosen: Target,
-    target: Target | str | Path | None,
-    device: torch.device,
-    network: NetworkName | None,
-    trace: str | Path | None,
-    say: Progress,
-) -> Report:
-    manifest = bundle.read_complete()
-    environment = current_environment(device)
-
-    networks = load_both(bundle, manifest, teacher, network)
-    sections = _sections(networks)
-    sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
-
-    if chosen.timing.processes > 1:
-        results = measure_in_processes(bundle, networks["teacher"].source, chosen, network, say)
-    else:
+        if chosen.timing.processes > 1:
+            results = measure_in_processes(bundle, networks["teacher"].source, chosen, network, say)
+        else:
+            with pinned(torch.get_num_threads()):
+                results = measure_bundle(bundle, manifest, networks, chosen, device, say)
+        results.check()
         with pinned(torch.get_num_threads()):
-            results = measure_runners(BundlePairs(bundle, manifest, networks, device, say), chosen, device, say)
-    results.check()
-    with pinned(torch.get_num_threads()):
-        say("each section in eager PyTorch")
-        ends = sorted({chosen.batch_sizes[0], chosen.batch_sizes[-1]})
-        section_times = measure_sections(networks["teacher"], networks["student"], sections, ends, device)
-        findings = _findings(sides, networks["student"], results, section_times, device)
-    report = _report(bundle, manifest, sides, results, environment, chosen, target).model_copy(
-        update={"section_times": section_times, "findings": findings}
-    )
-    say("fidelity of the sections")
-    report = report.model_copy(update=_fidelity(manifest, networks, sections, device))
-    write_report(report, results.samples, bundle.profile_path)
-    if trace is not None:
-        say(f"trace of both sides in {trace}")
-        write_trace(Path(trace), networks, sections, device, report.headline.batch_size)
+            say("each section in eager PyTorch")
+            batch_sizes = sorted({chosen.batch_sizes[0], chosen.batch_sizes[-1]})
+            section_times = measure_sections(networks["teacher"], networks["student"], sections, batch_sizes, device)
+            findings = _findings(sides, networks["student"], results, section_times, device)
+        say("fidelity of the sections")
+        report = _report(
+            bundle,
+            manifest,
+            sides,
+            results,
+            **_fidelity(manifest, networks, sections, device),
+            section_times=section_times,
+            findings=findings,
+            environment=environment,
+            target=chosen,
+            commands=_commands(bundle, sides["teacher"].path, target, chosen.timing),
+        )
+        write_report(report, results.samples, bundle.profile_path)
+        if trace is not None:
+            say(f"trace of both sides in {trace}")
+            write_trace(Path(trace), networks, sections, device, report.headline.batch_size)
     return report
 
 
 def _fidelity(
     manifest: Manifest, networks: dict[str, Network], sections: list[str], device: torch.device
-) -> dict[str, object]:
-    """The report's fields on fidelity. Data that are gone cost these figures and not the whole report, and so does a
-    student whose sections cannot be held against the teacher's."""
+) -> dict[str, Any]:
+    """The report's fields on fidelity: the figures, or why they are missing. The rest of the report needs neither."""
     if not comparable(networks["teacher"], networks["student"], sections):
-        return {"fidelity_missing": "the student's sections take or give other shapes than the teacher's"}
+        return {"fidelity_missing": "the student's sections take or return other shapes than the teacher's"}
     try:
         return {"fidelity": measure_fidelity(manifest, networks["teacher"], networks["student"], sections, device)}
     except DataError as error:
         return {"fidelity_missing": str(error)}
 
 
-def _sections(networks: dict[str, Network]) -> list[str]:
-    """Names of the teacher's sections; none where the student has no containers of these names."""
-    teacher, student = networks["teacher"], networks["student"]
+def _common_sections(teacher: Network, student: Network) -> list[str]:
+    """Names of the teacher's sections; empty if the student has no containers of these names."""
     try:
         names = [section.name for section in sections_of(teacher)]
         for name in names:
@@ -154,7 +140,6 @@ def _sections(networks: dict[str, Network]) -> list[str]:
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:
     spec = network.spec
-    scores = manifest.metrics.get(role, {}).items()
     return Side(
         name=name_of(network, breakdown),
         network=describe(spec.name, spec.arguments),
@@ -163,8 +148,7 @@ def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown)
         sha256=manifest.teacher.sha256 if role == "teacher" else manifest.student_sha256,
         bytes=Path(network.source).stat().st_size,
         breakdown=breakdown,
-        accuracy={split: score for split, score in scores if isinstance(score, Accuracy)},
-        likeness={split: score for split, score in scores if isinstance(score, Likeness)},
+        **Side.keyed(manifest.metrics.get(role, {})),
     )
 
 
@@ -177,23 +161,23 @@ def _findings(
 ) -> tuple[Finding, ...]:
     """The diagnosis."""
     measured = results.measurements
-    headlined = headline(measured)
-    works: dict[int, roofline.Work] = {}
 
-    def ceilings(measurement: Measurement) -> tuple[roofline.Work, roofline.Rates] | None:
-        dtype = _DTYPES.get(measurement.precision)
-        if dtype is None:
+    @cache
+    def float32_work(batch_size: int) -> Work:
+        with torch.no_grad():
+            return count_work(lambda: forward(student.module, student.example(batch_size)))
+
+    def ceilings(measurement: Measurement) -> tuple[Work, Rates] | None:
+        dtype = IO_DTYPES.get(measurement.precision)
+        if dtype is None:  # int8: torch has no matrix product to measure its ceiling with
             return None
-        size = measurement.batch_size
-        if size not in works:
-            with torch.no_grad():
-                works[size] = roofline.count(lambda: forward(student.module, student.example(size)))
-        # What moves is as many numbers in each precision, and fewer bytes.
-        work = replace(works[size], bytes=works[size].bytes * dtype.itemsize / torch.float32.itemsize)
-        return work, roofline.measure(device, dtype)
+        # Every precision moves the same number of values, in fewer bytes each.
+        work = float32_work(measurement.batch_size)
+        work = replace(work, bytes=work.bytes * dtype.itemsize / torch.float32.itemsize)
+        return work, measure_rates(device, dtype)
 
     return (
-        *ideal_ratio(sides["teacher"], sides["student"], headlined, section_times),
+        *ideal_ratio(sides["teacher"], sides["student"], headline(measured), section_times),
         *bounds(measured, ceilings),
         *launch_bound(measured),
         *copy_bound(measured),
@@ -201,19 +185,16 @@ def _findings(
     )
 
 
-def _report(
-    bundle: Bundle,
-    manifest: Manifest,
-    sides: dict[str, Side],
-    results: Results,
-    environment: Environment,
-    target: Target,
-    asked: Target | str | Path | None,
-) -> Report:
+def _report(bundle: Bundle, manifest: Manifest, sides: dict[str, Side], results: Results, **fields: Any) -> Report:
+    """The report.
+
+    Args:
+        **fields: its fields that do not follow from the other arguments.
+    """
     teacher, student = sides["teacher"], sides["student"]
     onnx = manifest.artefacts.get("onnx")
     return Report(
-        verdict=sentence(teacher, student, headline(results.measurements), environment.device_name),
+        verdict=sentence(teacher, student, headline(results.measurements), fields["environment"].device_name),
         bundle=str(bundle.path),
         student_sha256=manifest.student_sha256,
         onnx_sha256=onnx.sha256 if onnx else None,
@@ -225,16 +206,12 @@ def _report(
         flop_ratio=teacher.breakdown.flops / student.breakdown.flops,
         measurements=tuple(results.measurements),
         failures=tuple(results.failures),
-        section_times=(),
-        findings=(),
         parity=_parity(bundle, onnx) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,
-        test_used_once="test" in student.likeness or ("test" in teacher.accuracy and "test" in student.accuracy),
-        environment=environment,
+        test_used_once=task_of_scores(teacher.scores, student.scores).split(teacher.scores, student.scores) == "test",
         recipe=manifest.recipe,
-        target=target,
-        commands=_commands(bundle, teacher.path, asked, target.timing),
+        **fields,
     )
 
 
@@ -243,13 +220,13 @@ def _parity(bundle: Bundle, artefact: Artefact) -> Parity:
         return Parity.model_validate(artefact.details.get("parity"))
     except ValidationError:
         raise BundleError(
-            f"{bundle.manifest_path}: does not say how {artefact.path} was held against PyTorch. Export it again: "
-            f"litdeploy export{folder_argument(bundle)} --onnx"
+            f"{bundle.manifest_path}: has no record of the comparison of {artefact.path} with PyTorch. Export it "
+            f"again: litdeploy export{folder_argument(bundle)} --onnx"
         ) from None
 
 
 def _commands(bundle: Bundle, teacher: str, target: Target | str | Path | None, timing: Timing) -> tuple[str, ...]:
-    """What to type to do it all again; a target that was made in Python has no name to be typed."""
+    """Commands that repeat the report; a target made in Python has no name to type."""
     named = f" --target {shlex.quote(str(target))}" if isinstance(target, str | Path) else ""
     out = "" if bundle.path == DEFAULT_PATH else f" --out {shlex.quote(str(bundle.path))}"
     how = (" --cold-cache" if timing.cold_cache else "") + (f" --pace {timing.pace:g}/s" if timing.pace else "")

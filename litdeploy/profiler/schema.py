@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import DepthPlan, Noun
 from litdeploy.config.target import Target
 from litdeploy.errors import BundleError
 from litdeploy.files import MOST_RECORD_BYTES, parse_json, read_small
-from litdeploy.storage.records import Accuracy, Ancestor, DataRecord, Likeness, Parity, Record
+from litdeploy.storage.records import Ancestor, DataRecord, Parity, Record, ScoredRecord
 
 SCHEMA_VERSION: Literal[2] = 2
 REPORT_NAME = "report.json"
@@ -161,7 +161,7 @@ class Breakdown(Record):
     parts: tuple[Part, ...]
 
 
-class Side(Record):
+class Side(ScoredRecord):
     """The teacher or the student.
 
     Attributes:
@@ -170,8 +170,7 @@ class Side(Record):
         plan: the blocks that a student kept; None for a teacher.
         path, sha256, bytes: the file of weights.
         breakdown: depth, parameters, FLOPs.
-        accuracy: split (`validation`, `test`) → accuracy as the bundle's manifest has it; empty where images are made.
-        likeness: there, split → how near a student's images come to its teacher's.
+        accuracy, likeness: from the bundle's manifest; see `ScoredRecord`.
     """
 
     name: str
@@ -181,8 +180,6 @@ class Side(Record):
     sha256: str
     bytes: int
     breakdown: Breakdown
-    accuracy: dict[str, Accuracy]
-    likeness: dict[str, Likeness] = Field(default_factory=dict)
 
 
 class Summary(Record):

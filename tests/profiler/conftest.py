@@ -15,7 +15,7 @@ from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.networks import build, new
 from litdeploy.profiler.analysis.verdict import sentence
-from litdeploy.profiler.measure.statistics import compare, summarise
+from litdeploy.profiler.measure.statistics import compare, summarize
 from litdeploy.profiler.schema import (
     Breakdown,
     Conditions,
@@ -93,7 +93,7 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
     artefact = "deploy/export/student.onnx" if runner == "onnxruntime" else None
     teacher, student = (
         SideTiming(
-            **summarise(each, batch_size).model_dump(), first_run_ms=2 * each[0], load_seconds=0.1, artefact=artefact
+            **summarize(each, batch_size).model_dump(), first_run_ms=2 * each[0], load_seconds=0.1, artefact=artefact
         )
         for each in samples
     )

@@ -87,7 +87,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return outputs
 
 
-def count(function: Callable[[], Any]) -> Work:
+def count_work(function: Callable[[], Any]) -> Work:
     """Run the function once, eagerly, and count its work. Not in inference mode, where operators have other names."""
     assert not torch.is_inference_mode_enabled()
     with counting() as operations, _Bytes() as moved:
@@ -95,13 +95,13 @@ def count(function: Callable[[], Any]) -> Work:
     return Work(float(operations.get_total_flops()), float(moved.total))
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Rates:
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Rates of a device with torch's present number of threads, best of several; measured once per process."""
-    return _measure(device, dtype, torch.get_num_threads())
+    return _measure_rates(device, dtype, torch.get_num_threads())
 
 
 @cache
-def _measure(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
+def _measure_rates(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     on_cuda = device.type == "cuda"
     on_processor = (512, 1024) if threads <= _FEW_THREADS else (2048,)
     sides, length = ((8192,), 2**28) if on_cuda else (on_processor, 2**26)

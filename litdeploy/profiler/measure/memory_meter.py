@@ -12,43 +12,43 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # proc(5): sets the process's peak of resident memory to what is resident now
+_RESET_PEAK = "5"  # proc(5): sets the process's peak of resident memory to the present value
 
 
 class MemoryMeter:
-    """Adds up what one runner takes while it is opened and run for the first time.
+    """Adds up the memory that one runner takes while it is opened and run for the first time.
 
-    Memory that the process had before and lends to it is not seen, nor is that a library keeps for all runners charged
-    to another than the first. On CUDA it is what the device has less of, and so holds what backends keep in reserve;
-    what other processes take there meanwhile is in it too.
+    Memory that the process already had and reuses is not counted, and memory that a library keeps for all runners
+    counts for the first of them. On CUDA it is the decrease of the device's free memory, which includes the reserve of
+    the backends and the allocations of other processes.
 
     Attributes:
-        peak_bytes: the most that it had at one time; None where the system does not tell (Linux and CUDA do).
+        peak_bytes: the highest amount at any time; None if the system does not report it (Linux and CUDA do).
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._held = 0
+        self._kept = 0
         self.peak_bytes: int | None = None
 
     @contextmanager
-    def adding(self) -> Iterator[None]:
-        """While it is open, what is taken counts to this runner."""
+    def charge(self) -> Iterator[None]:
+        """Charge the memory taken in the `with` block to this runner."""
         before = self._used() if self._reset() else None
         yield
         if before is None:
             return
         peak, now = self._peak(), self._used()
-        self.peak_bytes = max(self.peak_bytes or 0, self._held + max(0, peak - before))
-        self._held += max(0, now - before)
+        self.peak_bytes = max(self.peak_bytes or 0, self._kept + max(0, peak - before))
+        self._kept += max(0, now - before)
 
     def _reset(self) -> bool:
-        """Gives back what is free, so that it is seen when it is taken again. Whether memory can be measured."""
+        """Release free memory, so that taking it again counts. Return whether memory can be measured."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
             return True
-        with suppress(OSError, AttributeError):  # glibc alone has it
+        with suppress(OSError, AttributeError):  # only glibc has it
             ctypes.CDLL(None).malloc_trim(0)
         try:
             _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
@@ -64,7 +64,7 @@ class MemoryMeter:
         return _status("VmRSS")
 
     def _peak(self) -> int:
-        # A device tells of no peak, but its allocators give nothing back by themselves.
+        # A device reports no peak, but its allocators give nothing back on their own.
         return self._used() if self._device.type == "cuda" else _status("VmHWM")
 
 

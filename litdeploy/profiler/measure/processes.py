@@ -1,7 +1,7 @@
-"""The whole measurement repeated in fresh processes: what differs from one start to the next, no sample tells.
+"""The whole measurement repeated in fresh processes, and their results as one.
 
-Where memory lies, which kernels a library chose: each start draws them anew, and keeps them (Kalibera and Jones,
-Rigorous Benchmarking in Reasonable Time, ISMM 2013). A child is
+Memory layout and a library's choice of kernels are drawn anew at each start and then kept, so no sample of one process
+shows their effect (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). A child process is
 `python -m litdeploy.profiler.measure.processes JOB RESULT`.
 """
 
@@ -24,8 +24,8 @@ from litdeploy.config.target import Target
 from litdeploy.errors import LitdeployError, RunnerError, SettingsError
 from litdeploy.networks import NetworkName
 from litdeploy.profiler.machine.cores import pinned
-from litdeploy.profiler.measure.runners import BundlePairs, Progress, Results, load_both, measure_runners
-from litdeploy.profiler.measure.statistics import across_processes, judge, summarise
+from litdeploy.profiler.measure.runners import Results, load_both, measure_bundle
+from litdeploy.profiler.measure.statistics import across_processes, judge, summarize
 from litdeploy.profiler.schema import (
     Comparison,
     Conditions,
@@ -40,120 +40,13 @@ from litdeploy.runtime import resolve_device
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Record
 
-Value = TypeVar("Value")
+_TAIL = 2_000  # characters of a failed child's stderr that the error shows
 
-
-def merge(results: Sequence[Results]) -> Results:
-    """One of several, each of a process of its own.
-
-    What one of them could not measure counts as a failure, and is not among the measurements.
-    """
-    merged = Results()
-    failures: dict[tuple[str, int | None], Failure] = {}
-    for each in results:
-        failures |= {(failure.runner, failure.batch_size): failure for failure in each.failures}
-    merged.failures = list(failures.values())
-    for first in results[0].measurements:
-        key = (first.runner, first.batch_size)
-        members = [found for each in results for found in each.measurements if (found.runner, found.batch_size) == key]
-        raw = [found for each in results for found in each.samples if (found.runner, found.batch_size) == key]
-        if len(members) == len(results):
-            merged.measurements.append(_one(members, raw))
-            merged.samples += [each.model_copy(update={"process": number}) for number, each in enumerate(raw)]
-    return merged
-
-
-def _one(members: Sequence[Measurement], raw: Sequence[RawSamples]) -> Measurement:
-    first = members[0]
-    return first.model_copy(
-        update={
-            "stopped": _stopped([each.stopped for each in members]),
-            "overhead_ms": median(each.overhead_ms for each in members),
-            "conditions": _conditions([each.conditions for each in members]),
-            "teacher": _side([each.teacher for each in members], [each.timed.teacher for each in raw], first),
-            "student": _side([each.student for each in members], [each.timed.student for each in raw], first),
-            "comparison": _comparison([each.comparison for each in members], raw),
-        }
-    )
-
-
-def _stopped(each: Sequence[Stopped]) -> Stopped:
-    """The worst: `settled` only where all were."""
-    return next(kind for kind in ("time limit", "samples", "settled") if kind in each)
-
-
-def _side(sides: Sequence[SideTiming], samples: Sequence[Samples], measurement: Measurement) -> SideTiming:
-    pooled = [value for each in samples for value in each.milliseconds]
-    summary = summarise(pooled, measurement.batch_size).model_dump()
-    values = [(each.median_ms, each.median_low_ms, each.median_high_ms) for each in sides]
-    _, low, high = across_processes(values)
-    if low is not None and high is not None:
-        # The median of all samples is not quite the mean of their medians.
-        low, high = min(low, summary["median_ms"]), max(high, summary["median_ms"])
-    summary |= {"median_low_ms": low, "median_high_ms": high}
-    medians = ("launch_ms", "cpu_ms", "copy_in_ms", "copy_out_ms", "end_to_end_ms", "captured_ms", "energy_joules")
-    return sides[0].model_copy(
-        update={
-            **summary,
-            **{name: _of(sides, attrgetter(name), median) for name in medians},
-            "load_seconds": median(side.load_seconds for side in sides),
-            "first_run_ms": median(side.first_run_ms for side in sides),
-            "build_seconds": _of(sides, lambda side: side.build_seconds, max),
-            "peak_memory_bytes": _of(sides, lambda side: side.peak_memory_bytes, max),
-        }
-    )
-
-
-def _comparison(each: Sequence[Comparison], raw: Sequence[RawSamples]) -> Comparison:
-    speedup, low, high = across_processes([(one.speedup, one.speedup_low, one.speedup_high) for one in each])
-    paired, _, _ = across_processes([(one.paired_speedup, None, None) for one in each])
-    cpu = _of(each, lambda one: one.cpu_speedup, median)
-    samples = sum(len(one.timed.teacher.milliseconds) for one in raw)
-    waited = any(one.timed.conditions.contended for one in raw)
-    verdict, reason = judge(speedup, low, high, samples, cpu if waited else None)
-    return Comparison(
-        speedup=speedup,
-        speedup_low=low,
-        speedup_high=high,
-        paired_speedup=paired,
-        cpu_speedup=cpu,
-        verdict=verdict,
-        reason=reason,
-        processes=tuple(one.speedup for one in each),
-    )
-
-
-def _conditions(each: Sequence[Conditions]) -> Conditions:
-    """Of all the time together; of loads, the highest."""
-    return Conditions(
-        seconds=sum(one.seconds for one in each),
-        cores=each[0].cores,
-        other_load=_of(each, lambda one: one.other_load, max),
-        machine_load=_of(each, lambda one: one.machine_load, max),
-        stolen=_of(each, lambda one: one.stolen, max),
-        preemptions=_of(each, lambda one: one.preemptions, sum),
-        cpu_seconds=_of(each, lambda one: one.cpu_seconds, sum),
-        waiting_seconds=_of(each, lambda one: one.waiting_seconds, sum),
-        quota_seconds=_of(each, lambda one: one.quota_seconds, sum),
-        clock_mhz=_of(each, lambda one: one.clock_mhz, median),
-        clock_low_mhz=_of(each, lambda one: one.clock_low_mhz, min),
-        gpu=next((one.gpu for one in each if one.gpu is not None), None),
-    )
-
-
-def _of(
-    items: Sequence[Value], field: Callable[[Value], float | None], how: Callable[[list[float]], float]
-) -> float | None:
-    """`how` over those of the fields that are known; None where none is."""
-    known = [value for item in items if (value := field(item)) is not None]
-    return how(known) if known else None
-
-
-_TAIL = 2_000  # characters of what a child said before it died
+_Item = TypeVar("_Item")
 
 
 class _Job(Record):
-    """What a child measures."""
+    """The input of a child process."""
 
     bundle: str
     teacher: str
@@ -163,7 +56,7 @@ class _Job(Record):
 
 
 class _Result(Record):
-    """What it found; `error` is set where it could not even begin."""
+    """The output of a child process; `error` is set if it could not begin to measure."""
 
     measurements: tuple[Measurement, ...] = ()
     samples: tuple[RawSamples, ...] = ()
@@ -172,16 +65,16 @@ class _Result(Record):
 
 
 def measure_in_processes(
-    bundle: Bundle, teacher: str, target: Target, network: NetworkName | None, say: Progress
+    bundle: Bundle, teacher: str, target: Target, network: NetworkName | None, say: Callable[[str], None]
 ) -> Results:
-    """Measures a bundle in `target.timing.processes` fresh processes, one after the other, and merges them.
+    """Measure a bundle in `target.timing.processes` fresh processes, one after the other, and merge the results.
 
     Args:
         teacher: the teacher's file.
-        network: the network, where it is code of the user's: one that another process can import.
+        network: the network, if it is the user's own code; another process must be able to import it.
 
     Raises:
-        SettingsError: it cannot.
+        SettingsError: another process cannot import the network.
         RunnerError: a process failed.
     """
     count = target.timing.processes
@@ -213,15 +106,15 @@ def _importable(network: NetworkName | None) -> str | None:
     return text
 
 
-def _run(job: _Job, folder: Path, say: Progress) -> Results:
-    asked, answered = folder / "job.json", folder / "result.json"
-    asked.write_text(job.model_dump_json(), encoding="utf-8")
-    answered.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "litdeploy.profiler.measure.processes", str(asked), str(answered)]
+def _run(job: _Job, folder: Path, say: Callable[[str], None]) -> Results:
+    job_path, result_path = folder / "job.json", folder / "result.json"
+    job_path.write_text(job.model_dump_json(), encoding="utf-8")
+    result_path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "litdeploy.profiler.measure.processes", str(job_path), str(result_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
         (folder / "errors.txt").open("w+", encoding="utf-8", errors="replace") as errors,
-        # litdeploy's own module, by the interpreter that runs this.
+        # litdeploy's own module, run by this interpreter.
         subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
         ) as child,
@@ -231,29 +124,29 @@ def _run(job: _Job, folder: Path, say: Progress) -> Results:
             say(line.rstrip("\n"))
         status = child.wait()
         errors.seek(0)
-        said = errors.read()
-    if not answered.is_file():
-        raise RunnerError(f"a measuring process ended with status {status}:\n{said[-_TAIL:].strip()}")
-    result = _Result.model_validate_json(answered.read_bytes())
+        stderr = errors.read()
+    if not result_path.is_file():
+        raise RunnerError(f"a measuring process ended with status {status}:\n{stderr[-_TAIL:].strip()}")
+    result = _Result.model_validate_json(result_path.read_bytes())
     if result.error is not None:
         raise RunnerError(result.error)
     return Results(list(result.measurements), list(result.samples), list(result.failures))
 
 
-def main(asked: Path, answered: Path) -> None:
-    """A child's work."""
-    job = _Job.model_validate_json(asked.read_bytes())
+def main(job_path: Path, result_path: Path) -> None:
+    """The work of a child process."""
+    job = _Job.model_validate_json(job_path.read_bytes())
     torch.set_num_threads(job.threads)
     try:
-        result = _measured(job)
+        result = _measure(job)
     except LitdeployError as error:
         result = _Result(error=str(error))
-    partial = answered.with_suffix(".partial")
+    partial = result_path.with_suffix(".partial")
     partial.write_text(result.model_dump_json(), encoding="utf-8")
-    partial.replace(answered)
+    partial.replace(result_path)
 
 
-def _measured(job: _Job) -> _Result:
+def _measure(job: _Job) -> _Result:
     def say(line: str) -> None:
         print(line, flush=True)
 
@@ -261,8 +154,114 @@ def _measured(job: _Job) -> _Result:
     manifest = bundle.read_complete()
     networks = load_both(bundle, manifest, job.teacher, job.network)
     with pinned(torch.get_num_threads()):
-        found = measure_runners(BundlePairs(bundle, manifest, networks, device, say), job.target, device, say)
+        found = measure_bundle(bundle, manifest, networks, job.target, device, say)
     return _Result(measurements=tuple(found.measurements), samples=tuple(found.samples), failures=tuple(found.failures))
+
+
+def merge(results: Sequence[Results]) -> Results:
+    """Merge the results of several processes into one, whose intervals include the spread between them.
+
+    What one of the processes could not measure is a failure, and not among the measurements.
+    """
+    merged = Results()
+    failures: dict[tuple[str, int | None], Failure] = {}
+    for each in results:
+        failures |= {(failure.runner, failure.batch_size): failure for failure in each.failures}
+    merged.failures = list(failures.values())
+    for first in results[0].measurements:
+        key = (first.runner, first.batch_size)
+        members = [found for each in results for found in each.measurements if (found.runner, found.batch_size) == key]
+        raw = [found for each in results for found in each.samples if (found.runner, found.batch_size) == key]
+        if len(members) == len(results):
+            merged.measurements.append(_merge_measurements(members, raw))
+            merged.samples += [each.model_copy(update={"process": number}) for number, each in enumerate(raw)]
+    return merged
+
+
+def _merge_measurements(members: Sequence[Measurement], raw: Sequence[RawSamples]) -> Measurement:
+    first = members[0]
+    return first.model_copy(
+        update={
+            "stopped": _stopped([each.stopped for each in members]),
+            "overhead_ms": median(each.overhead_ms for each in members),
+            "conditions": _conditions([each.conditions for each in members]),
+            "teacher": _side([each.teacher for each in members], [each.timed.teacher for each in raw], first),
+            "student": _side([each.student for each in members], [each.timed.student for each in raw], first),
+            "comparison": _comparison([each.comparison for each in members], raw),
+        }
+    )
+
+
+def _stopped(each: Sequence[Stopped]) -> Stopped:
+    """The worst: `settled` only if all are."""
+    return next(kind for kind in ("time limit", "samples", "settled") if kind in each)
+
+
+def _side(sides: Sequence[SideTiming], samples: Sequence[Samples], measurement: Measurement) -> SideTiming:
+    pooled = [value for each in samples for value in each.milliseconds]
+    summary = summarize(pooled, measurement.batch_size).model_dump()
+    values = [(each.median_ms, each.median_low_ms, each.median_high_ms) for each in sides]
+    _, low, high = across_processes(values)
+    if low is not None and high is not None:
+        # The median of all samples is not exactly the mean of the medians.
+        low, high = min(low, summary["median_ms"]), max(high, summary["median_ms"])
+    summary |= {"median_low_ms": low, "median_high_ms": high}
+    medians = ("launch_ms", "cpu_ms", "copy_in_ms", "copy_out_ms", "end_to_end_ms", "captured_ms", "energy_joules")
+    return sides[0].model_copy(
+        update={
+            **summary,
+            **{name: _known(sides, attrgetter(name), median) for name in medians},
+            "load_seconds": median(side.load_seconds for side in sides),
+            "first_run_ms": median(side.first_run_ms for side in sides),
+            "build_seconds": _known(sides, lambda side: side.build_seconds, max),
+            "peak_memory_bytes": _known(sides, lambda side: side.peak_memory_bytes, max),
+        }
+    )
+
+
+def _comparison(each: Sequence[Comparison], raw: Sequence[RawSamples]) -> Comparison:
+    speedup, low, high = across_processes([(one.speedup, one.speedup_low, one.speedup_high) for one in each])
+    paired, _, _ = across_processes([(one.paired_speedup, None, None) for one in each])
+    cpu = _known(each, lambda one: one.cpu_speedup, median)
+    samples = sum(len(one.timed.teacher.milliseconds) for one in raw)
+    contended = any(one.timed.conditions.contended for one in raw)
+    verdict, reason = judge(speedup, low, high, samples, cpu if contended else None)
+    return Comparison(
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+        paired_speedup=paired,
+        cpu_speedup=cpu,
+        verdict=verdict,
+        reason=reason,
+        processes=tuple(one.speedup for one in each),
+    )
+
+
+def _conditions(each: Sequence[Conditions]) -> Conditions:
+    """Sums of times and counts, and the highest of the loads."""
+    return Conditions(
+        seconds=sum(one.seconds for one in each),
+        cores=each[0].cores,
+        other_load=_known(each, lambda one: one.other_load, max),
+        machine_load=_known(each, lambda one: one.machine_load, max),
+        stolen=_known(each, lambda one: one.stolen, max),
+        preemptions=_known(each, lambda one: one.preemptions, sum),
+        cpu_seconds=_known(each, lambda one: one.cpu_seconds, sum),
+        waiting_seconds=_known(each, lambda one: one.waiting_seconds, sum),
+        quota_seconds=_known(each, lambda one: one.quota_seconds, sum),
+        clock_mhz=_known(each, lambda one: one.clock_mhz, median),
+        clock_low_mhz=_known(each, lambda one: one.clock_low_mhz, min),
+        gpu=next((one.gpu for one in each if one.gpu is not None), None),
+    )
+
+
+def _known(
+    items: Sequence[_Item], field: Callable[[_Item], float | None], how: Callable[[list[float]], float]
+) -> float | None:
+    """`how` over the values that are not None; None if there is none."""
+    known = [value for item in items if (value := field(item)) is not None]
+    return how(known) if known else None
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Teacher and student in the runners of a target; one that is missing or fails is reported and does not end it."""
+"""Teacher and student in the runners of a target; a runner that is missing or fails is reported and skipped."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from litdeploy.config.target import Target
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, LitdeployError, RunnerError
 from litdeploy.exporter import FORMS, export_onnx
 from litdeploy.exporter.forms import runs_here
@@ -30,21 +31,21 @@ from litdeploy.networks.batch import Batch, moved, size_of
 from litdeploy.profiler.figures import milliseconds, times
 from litdeploy.profiler.machine.conditions import versions
 from litdeploy.profiler.measure.memory_meter import MemoryMeter
-from litdeploy.profiler.measure.statistics import compare, summarise
-from litdeploy.profiler.measure.timing import device_times, measure, scenario_of
+from litdeploy.profiler.measure.statistics import compare, summarize
+from litdeploy.profiler.measure.timing import device_times, scenario_of, time_pair
 from litdeploy.profiler.schema import Failure, Measurement, RawSamples, Samples, SideTiming, Timed
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.engine import BatchProfile, read_engine
 from litdeploy.runtime.inductor import package_details
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.storage.pickled import first_line
 from litdeploy.storage.records import Artefact, Manifest, Record
 
-Progress = Callable[[str], None]
-
-# Runners that take an exported file and not the module, each with the form of export that makes it.
+# Runners that take an exported file and not the module → the form of export that makes it.
 FORM_OF = {**{form.runner: name for name, form in FORMS.items()}, "onnxruntime-graph": "onnx", "tensorrt-graph": "trt"}
+_FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
 
-# What a backend raises beside litdeploy's own errors: torch's of all kinds, also when its memory is full.
+# What a backend raises besides litdeploy's own errors: torch raises RuntimeError of all kinds, also out of memory.
 _FAILURES = (LitdeployError, RuntimeError, MemoryError, OSError)
 
 
@@ -53,9 +54,9 @@ class Program:
     """One side in one runner.
 
     Attributes:
-        network: its module, or what its file was exported from.
-        path: the exported file; None where the runner takes the module.
-        build_seconds: that making the file took now; None where it was there.
+        network: its module, or the network that its file was exported from.
+        path: the exported file; None if the runner takes the module.
+        build_seconds: how long building the file took; None if it was there already.
     """
 
     network: Network
@@ -63,7 +64,7 @@ class Program:
     build_seconds: float | None = None
 
     def open(self, runner: str, device: torch.device, target: Target) -> Runner:
-        """The runner of that name, to be entered."""
+        """The runner of that name, not yet entered."""
         source: dict[str, Any] = (
             {"network": self.network} if self.path is None else {FORMS[FORM_OF[runner]].source: self.path}
         )
@@ -82,89 +83,115 @@ class Pair:
 
 @dataclass
 class Results:
-    """What was measured, and what could not be."""
+    """The measurements, their raw samples, and the failures."""
 
     measurements: list[Measurement] = field(default_factory=list)
     samples: list[RawSamples] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def check(self) -> None:
-        """Makes sure that something was measured.
+        """Check that there is a measurement.
 
         Raises:
-            RunnerError: nothing was; it says why of each.
+            RunnerError: there is none; the message lists the failures.
         """
         if not self.measurements:
-            told = "\n".join(f"  {_where(failure)}: {failure.message}" for failure in self.failures)
-            raise RunnerError(f"nothing could be measured in the target's runners:\n{told}")
+            reasons = "\n".join(f"  {_where(failure)}: {failure.message}" for failure in self.failures)
+            raise RunnerError(f"nothing could be measured in the target's runners:\n{reasons}")
 
 
 def _where(failure: Failure) -> str:
     return failure.runner + (f", batch {failure.batch_size}" if failure.batch_size is not None else "")
 
 
-def measure_runners(pairs: Callable[[str], Pair], target: Target, device: torch.device, say: Progress) -> Results:
-    """Times both sides in every runner of the target, at every batch size.
+def measure_runners(
+    pair_for: Callable[[str], Pair], target: Target, device: torch.device, say: Callable[[str], None]
+) -> Results:
+    """Time both sides in every runner of the target, at every batch size.
 
     Args:
-        pairs: gives both sides for a runner, and makes what it needs; what it raises is a failure of that runner.
+        pair_for: returns both sides for a runner, and builds their files; an error that it raises is a failure of
+            that runner.
+        say: called with a line for each measurement and failure.
     """
     results = Results()
+
+    def failed(runner: str, batch_size: int | None, error: Exception) -> None:
+        # The first line of torch's errors says what happened, the rest where in torch's own code.
+        message = str(error) if isinstance(error, LitdeployError) else f"{type(error).__name__}: {first_line(error)}"
+        failure = Failure(runner=runner, batch_size=batch_size, message=message)
+        results.failures.append(failure)
+        say(f"{_where(failure)}: left out: {message}")
+
     for runner in target.runners:
         try:
-            _measure_runner(runner, pairs(runner), target, device, results, say)
+            for batch_size, found in _measure_runner(runner, pair_for(runner), target, device):
+                if isinstance(found, Exception):
+                    failed(runner, batch_size, found)
+                    continue
+                measurement, timed = found
+                results.measurements.append(measurement)
+                results.samples.append(RawSamples(runner=runner, batch_size=batch_size, timed=timed))
+                say(_line(measurement))
         except _FAILURES as error:
-            _fail(results, runner, None, error, say)
+            failed(runner, None, error)
     return results
 
 
 def _measure_runner(
-    name: str, pair: Pair, target: Target, device: torch.device, results: Results, say: Progress
-) -> None:
+    name: str, pair: Pair, target: Target, device: torch.device
+) -> Iterator[tuple[int, tuple[Measurement, Timed] | Exception]]:
+    """Each batch size with its measurement and samples, or with the error."""
+    programs = pair.teacher, pair.student
     meters = MemoryMeter(device), MemoryMeter(device)
     with ExitStack() as stack:
         runners = []
-        for program, meter in zip((pair.teacher, pair.student), meters, strict=True):
-            with meter.adding():
+        for program, meter in zip(programs, meters, strict=True):
+            with meter.charge():
                 runners.append(stack.enter_context(program.open(name, device, target)))
-        teacher, student = runners
         for batch_size in target.batch_sizes:
             batch = moved(pair.student.network.example(batch_size), device)
             try:
-                timed = measure(teacher, student, batch, target.timing, memory=meters)
-                sides = [
+                timed = time_pair(runners[0], runners[1], batch, target.timing, memory=meters)
+                teacher, student = (
                     _side(program, runner, samples, batch, meter)
                     for program, runner, samples, meter in zip(
-                        (pair.teacher, pair.student), runners, (timed.teacher, timed.student), meters, strict=True
+                        programs, runners, (timed.teacher, timed.student), meters, strict=True
                     )
-                ]
+                )
             except _FAILURES as error:
-                _fail(results, name, batch_size, error, say)
-                continue
-            measurement = _measurement(name, student, timed, batch_size, sides, target)
-            results.measurements.append(measurement)
-            results.samples.append(RawSamples(runner=name, batch_size=batch_size, timed=timed))
-            say(_line(measurement))
+                yield batch_size, error
+            else:
+                yield (
+                    batch_size,
+                    (_measurement(name, runners[1], batch_size, target.timing, timed, teacher, student), timed),
+                )
 
 
 def _measurement(
-    name: str, student: Runner, timed: Timed, batch_size: int, sides: list[SideTiming], target: Target
+    name: str,
+    runner: Runner,
+    batch_size: int,
+    timing: Timing,
+    timed: Timed,
+    teacher: SideTiming,
+    student: SideTiming,
 ) -> Measurement:
-    described = student.describe()
+    described = runner.describe()
     return Measurement(
         runner=name,
         mode=described.mode,
-        device=str(student.device),
+        device=str(runner.device),
         precision=described.precision,
         batch_size=batch_size,
         clock=timed.clock,
-        scenario=scenario_of(target.timing),
-        pace=target.timing.pace,
+        scenario=scenario_of(timing),
+        pace=timing.pace,
         stopped=timed.stopped,
         overhead_ms=timed.overhead_ms,
         conditions=timed.conditions,
-        teacher=sides[0],
-        student=sides[1],
+        teacher=teacher,
+        student=student,
         comparison=compare(
             timed.teacher.milliseconds,
             timed.student.milliseconds,
@@ -177,8 +204,8 @@ def _measurement(
 
 def _side(program: Program, runner: Runner, samples: Samples, batch: Batch, meter: MemoryMeter) -> SideTiming:
     return SideTiming(
-        **summarise(samples.milliseconds, size_of(batch)).model_dump(),
-        **asdict(device_times(runner, batch)),
+        **summarize(samples.milliseconds, size_of(batch)).model_dump(),
+        **device_times(runner, batch),
         launch_ms=_median(samples.launch_ms),
         cpu_ms=_median(samples.cpu_ms),
         load_seconds=runner.describe().build_seconds,
@@ -202,70 +229,70 @@ def _line(measured: Measurement) -> str:
     )
 
 
-def _fail(results: Results, runner: str, batch_size: int | None, error: Exception, say: Progress) -> None:
-    # Of torch's errors the first line says what, and the others where in its own code.
-    message = str(error) if isinstance(error, LitdeployError) else f"{type(error).__name__}: {_first_line(error)}"
-    failure = Failure(runner=runner, batch_size=batch_size, message=message)
-    results.failures.append(failure)
-    say(f"{_where(failure)}: left out: {message}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "without a message"
-
-
-_FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
-
-
 def load_both(
     bundle: Bundle, manifest: Manifest, teacher: str | Path | None, network: NetworkName | None
 ) -> dict[str, Network]:
-    """`teacher` and `student`; the arguments are those of `profile`."""
+    """`teacher` and `student` of a bundle; the arguments are those of `profile`."""
     return {
         "teacher": load_teacher(bundle, manifest, teacher, network),
         "student": load(bundle.student_path, network=network),
     }
 
 
-class BundlePairs:
-    """Gives a runner both sides: the modules, or the student as it was exported and the teacher in the same form."""
+def measure_bundle(
+    bundle: Bundle,
+    manifest: Manifest,
+    networks: Mapping[str, Network],
+    target: Target,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Results:
+    """Time a bundle's teacher and student in every runner of the target, at every batch size.
 
-    def __init__(
-        self, bundle: Bundle, manifest: Manifest, networks: dict[str, Network], device: torch.device, say: Progress
-    ) -> None:
-        self._bundle, self._manifest, self._networks = bundle, manifest, networks
-        self._device, self._say = device, say
+    Args:
+        networks: from `load_both`.
+    """
+    return measure_runners(partial(_bundle_pair, bundle, manifest, networks, device, say), target, device, say)
 
-    def __call__(self, runner: str) -> Pair:
-        """Both sides for a runner.
 
-        Raises:
-            BundleError: the bundle holds no student in the form that it takes, or one for GPUs elsewhere.
-        """
-        form = FORM_OF.get(runner)
-        if form is None:
-            return Pair(Program(self._networks["teacher"]), Program(self._networks["student"]))
-        if form not in self._manifest.artefacts:
-            raise BundleError(
-                f"{self._bundle.path}: holds no exported student, which the target's runner {runner} takes. Run "
-                f"`litdeploy export{folder_argument(self._bundle)} --{form}` first."
-            )
-        artefact = self._manifest.artefacts[form]
-        student = self._bundle.artefact_path(artefact)
-        if not runs_here(artefact):
-            raise BundleError(
-                f"{student}: was built ahead of time for GPUs elsewhere. Export it on the machine that it is profiled "
-                f"on: litdeploy export{folder_argument(self._bundle)} --{form}"
-            )
-        self._say(f"teacher as {_FORM_NAMES[form]}")
-        started = time.time()
-        teacher = _teacher_file(
-            form, self._bundle, self._networks["teacher"], self._manifest.teacher.sha256, artefact, self._device
+def _bundle_pair(
+    bundle: Bundle,
+    manifest: Manifest,
+    networks: Mapping[str, Network],
+    device: torch.device,
+    say: Callable[[str], None],
+    runner: str,
+) -> Pair:
+    """Both sides for a runner: the modules, or the student's exported file and the teacher in the same form.
+
+    Raises:
+        BundleError: the student was not exported in this form, or for GPUs of other machines.
+    """
+    form = FORM_OF.get(runner)
+    if form is None:
+        return Pair(Program(networks["teacher"]), Program(networks["student"]))
+    export = f"litdeploy export{folder_argument(bundle)} --{form}"
+    if form not in manifest.artefacts:
+        raise BundleError(
+            f"{bundle.path}: has no student in the form that the target's runner {runner} takes. Run `{export}` first."
         )
-        # One that was there from before took no time now, and how long it took then is not known.
-        made = time.time() - started if teacher.stat().st_mtime >= started else None
-        return Pair(Program(self._networks["teacher"], teacher, made), Program(self._networks["student"], student))
+    artefact = manifest.artefacts[form]
+    student = bundle.artefact_path(artefact)
+    if not runs_here(artefact):
+        raise BundleError(
+            f"{student}: was built for GPUs of other machines. Export it on the machine that runs the profile: {export}"
+        )
+    say(f"teacher as {_FORM_NAMES[form]}")
+    started = time.time()
+    teacher = _teacher_file(form, bundle, networks["teacher"], manifest.teacher.sha256, artefact, device)
+    # A file from an earlier profile took no time now, and its build time is unknown.
+    build_seconds = time.time() - started if teacher.stat().st_mtime >= started else None
+    return Pair(Program(networks["teacher"], teacher, build_seconds), Program(networks["student"], student))
+
+
+def folder_argument(bundle: Bundle) -> str:
+    """The bundle as a command's argument, with a leading space; empty for the default bundle."""
+    return "" if bundle.path == DEFAULT_PATH else f" {shlex.quote(str(bundle.path))}"
 
 
 def _teacher_file(
@@ -278,11 +305,6 @@ def _teacher_file(
             return teacher_package(bundle, teacher, sha256, device)
         case _:
             return teacher_onnx(bundle, teacher, sha256, student.opset())
-
-
-def folder_argument(bundle: Bundle) -> str:
-    """The bundle as a command's argument, with a blank before it; nothing where it is the default."""
-    return "" if bundle.path == DEFAULT_PATH else f" {shlex.quote(str(bundle.path))}"
 
 
 class _Sidecar(Record):

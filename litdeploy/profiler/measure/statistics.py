@@ -29,7 +29,7 @@ _RESAMPLES = 2_000
 _CONFIDENCE = 0.95
 
 
-def summarise(milliseconds: Sequence[float], batch_size: int) -> Summary:
+def summarize(milliseconds: Sequence[float], batch_size: int) -> Summary:
     """Summary of one side.
 
     Args:

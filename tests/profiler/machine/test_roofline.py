@@ -5,14 +5,14 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from litdeploy.profiler.machine.roofline import Rates, Work, count, measure, roof
+from litdeploy.profiler.machine.roofline import Rates, Work, count_work, measure_rates, roof
 
 
 def test_operations_and_bytes_by_hand() -> None:
     layer = nn.Linear(64, 32, bias=False)
     images = torch.randn(8, 64)
     with torch.no_grad():
-        work = count(lambda: layer(images))
+        work = count_work(lambda: layer(images))
     assert work.operations == 2 * 8 * 64 * 32
     assert work.bytes == 4 * (8 * 64 + 64 * 32 + 8 * 32)
 
@@ -23,7 +23,7 @@ def test_the_roof_is_the_longer_of_the_two() -> None:
 
 
 def test_the_device_is_measured_once() -> None:
-    rates = measure(torch.device("cpu"), torch.float32)
+    rates = measure_rates(torch.device("cpu"), torch.float32)
     assert rates.operations > 1e8
     assert rates.bytes > 1e8
-    assert measure(torch.device("cpu"), torch.float32) is rates
+    assert measure_rates(torch.device("cpu"), torch.float32) is rates

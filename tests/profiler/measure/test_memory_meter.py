@@ -15,7 +15,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_taken_and_given_back_is_in_the_peak() -> None:
     meter = MemoryMeter(torch.device("cpu"))
     assert meter.peak_bytes is None
-    with meter.adding():
+    with meter.charge():
         torch.ones(64 * MEGABYTE, dtype=torch.uint8)
     assert meter.peak_bytes is not None
     assert 63 * MEGABYTE <= meter.peak_bytes < 80 * MEGABYTE
@@ -24,9 +24,9 @@ def test_what_is_taken_and_given_back_is_in_the_peak() -> None:
 @linux
 def test_what_is_kept_is_added_to_what_comes_later() -> None:
     meter = MemoryMeter(torch.device("cpu"))
-    with meter.adding():
+    with meter.charge():
         kept = torch.ones(64 * MEGABYTE, dtype=torch.uint8)
-    with meter.adding():
+    with meter.charge():
         torch.ones(32 * MEGABYTE, dtype=torch.uint8)
     assert meter.peak_bytes is not None
     assert 95 * MEGABYTE <= meter.peak_bytes < 112 * MEGABYTE
@@ -36,7 +36,7 @@ def test_what_is_kept_is_added_to_what_comes_later() -> None:
 @pytest.mark.gpu
 def test_on_a_device_it_is_the_devices_memory() -> None:
     meter = MemoryMeter(torch.device("cuda", 0))
-    with meter.adding():
+    with meter.charge():
         kept = torch.ones(256 * MEGABYTE, dtype=torch.uint8, device="cuda")
     assert meter.peak_bytes is not None
     assert meter.peak_bytes >= 256 * MEGABYTE

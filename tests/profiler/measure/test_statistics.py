@@ -13,7 +13,7 @@ from litdeploy.profiler.measure.statistics import (
     median_interval,
     percentile,
     ratio_interval,
-    summarise,
+    summarize,
 )
 
 SIMULATIONS = 1_000
@@ -45,7 +45,7 @@ MACHINES = {
 
 
 def test_summary_of_known_numbers() -> None:
-    summary = summarise([5.0, 1.0, 3.0, 2.0, 4.0], batch_size=6)
+    summary = summarize([5.0, 1.0, 3.0, 2.0, 4.0], batch_size=6)
     assert (summary.samples, summary.median_ms, summary.q1_ms, summary.q3_ms) == (5, 3.0, 2.0, 4.0)
     assert summary.images_per_second == 2000
     assert summary.p90_ms is summary.p95_ms is summary.p99_ms is summary.p99_9_ms is None
