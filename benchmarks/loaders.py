@@ -23,7 +23,7 @@ from litdeploy.config.target import Target, Timing, read_target
 from litdeploy.data import open_data
 from litdeploy.data.data import open_store
 from litdeploy.data.pack import pack
-from litdeploy.data.tokens import Tokens
+from litdeploy.data.texts import Tokens
 from litdeploy.evaluation.evaluate import evaluate
 from litdeploy.exporter import export, export_onnx
 from litdeploy.exporter.teacher import load_teacher

@@ -85,3 +85,11 @@ class ParityError(GateError):
 
 class InterruptedRun(LitdeployError):
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters and without its full stop; its type if it has none.
+
+    For messages that quote what another library raised.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]

@@ -1,16 +1,14 @@
-"""What networks are trained and evaluated on: hub, folder, Parquet, CSV; resident in device memory or streamed.
+"""What networks are trained and evaluated on: hub, folder, Parquet, CSV; in device memory or streamed.
 
-DataSettings ─sources─▶ Source ─table─▶ Table (encoded images, labels) ─images─▶ pixels ─split─▶ batches
-    ─augment─▶ cropped, flipped ─normalise─▶ what a network takes
-A packed file holds labels and pixels as they are: DataSettings ─sources─▶ Packed ─split─▶ batches
+DataSettings ─sources─▶ TableSource ─images, texts─▶ Store ─data─▶ three splits ─split─▶ batches
+    ─augment─▶ cropped, flipped ─prepared─▶ what a network takes
+A packed file holds pixels and labels: DataSettings ─sources─▶ PackedStore ─data─▶ three splits ─split─▶ batches
 """
 
 from litdeploy.data.augment import Crops, augment, draw_crops, normalise, pixel_scale, prepared, standardise
-from litdeploy.data.check import check_against
-from litdeploy.data.data import Data, open_data
-from litdeploy.data.memory import free_memory
+from litdeploy.data.data import Data, check_against, open_data
 from litdeploy.data.pack import Packing, pack
-from litdeploy.data.split import Picked, Split, normalised_batches, shuffled, worker_died
+from litdeploy.data.split import Picked, Split, free_memory, normalised_batches, shuffled, worker_died
 
 __all__ = [
     "Crops",

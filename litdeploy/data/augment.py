@@ -1,4 +1,4 @@
-"""From what is stored, pixels, characters or tokens, to a network's input, on the device where it is.
+"""From what is stored (pixels, characters or tokens) to a network's input, on its device.
 
 Shape suffixes: N images or texts, C channels, H height, W width, L characters or tokens.
 """
@@ -23,12 +23,12 @@ FOREIGN = 127
 
 @dataclass(frozen=True)
 class Crops:
-    """Where a batch of images is cut, and which are flipped. On the images' device.
+    """Crops and flips of a batch of images. On the images' device.
 
     Attributes:
-        tops_N, lefts_N: int64, 0 to 2 · padding: the cut's corner in the padded image.
-        flips_N: bool: the cut is mirrored left to right.
-        padding: pixels of black on each side, before the cut.
+        tops_N, lefts_N: int64, 0 to 2 · padding: corner of the crop in the padded image.
+        flips_N: bool: whether the crop is mirrored left to right.
+        padding: pixels of black on each side, before the crop.
     """
 
     tops_N: Tensor
@@ -44,10 +44,10 @@ class Crops:
 
 
 def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generator) -> Crops:
-    """Draws each image's cut and flip; nothing is drawn for what the augmentation leaves out.
+    """Draw each image's crop and flip; no random numbers are used for what the augmentation leaves out.
 
     Args:
-        generator: on the CPU, so that every device gets the same.
+        generator: on the CPU, so that crops are the same on every device.
     """
     padding = augmentation.padding
     still = torch.zeros(count, dtype=torch.int64)
@@ -59,10 +59,10 @@ def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generato
 
 
 def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
-    """Pads, cuts and flips each image.
+    """Pad, crop and flip each image.
 
     The padding is of black pixels, before normalisation, as torchvision's `RandomCrop(size, padding)` ahead of
-    `ToTensor` does it (and the LIT paper's CIFAR runs).
+    `ToTensor` does (and the LIT paper on CIFAR).
 
     Args:
         images_NCHW: uint8, on any device; not changed.
@@ -82,13 +82,13 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
 
 
 def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first: int = 0) -> Batch:
-    """What a network takes, of what is stored of a batch.
+    """A batch as the network takes it, from what is stored.
 
     Args:
-        stored: on any device, uint8: images (N, C, H, W), or texts of one byte a character (N, L), 0 behind their ends;
-            or texts as the ids of their tokens (N, L), int16 or int32, negative behind their ends.
-        labels: theirs; see `Task.inputs`, which needs them of some tasks.
-        first: place of the first of them in its split.
+        stored: on any device, uint8: images (N, C, H, W), or texts of one byte a character (N, L), 0 after their ends;
+            or token ids (N, L), int16 or int32, negative after their ends.
+        labels: of the batch; some tasks need them, see `Task.inputs`.
+        first: position of the first sample in its split.
     """
     if isinstance(spec, CharacterInput):
         return _character_ids(spec, stored.device)[stored.long()]
@@ -100,7 +100,7 @@ def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first
 
 @lru_cache(maxsize=16)
 def _character_ids(spec: CharacterInput, device: torch.device) -> Tensor:
-    """int64 (256): the id of each byte, see `CharacterInput`; not to be written to."""
+    """int64 (256): the id of each byte, see `CharacterInput`; read-only."""
     places = {character: place for place, character in enumerate(spec.alphabet, start=2)}
     ids = [places.get(chr(byte), places.get(chr(byte).lower(), 1)) for byte in range(FOREIGN)]
     with torch.inference_mode(False):
@@ -112,7 +112,7 @@ def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.f
 
     Args:
         images_NCHW: uint8, on any device.
-        dtype: of the result; the arithmetic is float32 whatever it is.
+        dtype: of the result; the arithmetic is float32.
 
     Returns:
         The same shape and device, in channels-last memory format.
@@ -121,18 +121,18 @@ def normalise(images_NCHW: Tensor, spec: InputSpec, dtype: torch.dtype = torch.f
 
 
 def standardise(images_NCHW: Tensor, mean_C11: Tensor, std_C11: Tensor, dtype: torch.dtype) -> Tensor:
-    """`normalise` by what `pixel_scale` gives."""
+    """`normalise` with the tensors of `pixel_scale`."""
     values = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
     return values.sub_(mean_C11).div_(std_C11).to(dtype)
 
 
-# Kept on the device: a copy from the host at each batch would wait for it, and cannot be captured in a CUDA graph.
+# Kept on the device: a copy from the host at each batch would synchronize, and cannot be captured in a CUDA graph.
 @lru_cache(maxsize=16)
 def pixel_scale(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel on the scale of stored pixels, 0 to 255.
 
     Returns:
-        float32 (C, 1, 1) both, on the device; the same two at each call, not to be written to.
+        float32 (C, 1, 1) both, on the device; the same tensors at each call, read-only.
     """
     with torch.inference_mode(False):
         mean_C11, std_C11 = (255 * torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))

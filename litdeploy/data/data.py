@@ -1,8 +1,7 @@
-"""A dataset with its three splits, each loaded when it is first used."""
+"""A dataset with its three splits, each loaded on first use; and whether it fits a network."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -12,32 +11,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import MOST_VALUES, NetworkSpec, Noun, TokenInput
+from litdeploy.config.spec import MOST_VALUES, CharacterInput, NetworkSpec, Noun, TokenInput
 from litdeploy.data import sources
-from litdeploy.data.memory import free_memory
-from litdeploy.data.packed import Packed
-from litdeploy.data.split import SPLITS, Resident, Split
+from litdeploy.data.packed import PackedStore
+from litdeploy.data.split import SPLITS, Resident, Split, free_memory
 from litdeploy.data.table import Columns, holds_texts
-from litdeploy.data.texts import Characters, Encoder, Texts
-from litdeploy.data.tokens import Tokens
+from litdeploy.data.texts import Characters, Encoder, TextStore, Tokens
 from litdeploy.errors import DataError
 from litdeploy.storage.records import DataRecord
+from litdeploy.tasks import task_of
 
-# Fixed: every run is tested on the same images, whatever its own seed.
+# Fixed: every run is tested on the same images, whatever its seed.
 _TEST_SEED = 0
 
 
 class Store(Protocol):
-    """Where a dataset's images or texts are: in tables and folders, or packed in one file.
+    """Where a dataset's images or texts are stored: in tables and folders, or packed in one file.
 
     Attributes:
         name: of the source, as the user gave it.
         noun: what it holds.
         splits: those of train, validation and test that the source itself has.
         classes: names, in the order of the labels.
-        columns: what held images or texts, and labels.
-        test_share: share of the training images that is held out where there is neither test nor validation split.
-        value_bytes: of each value that is stored.
+        columns: of images or texts, and of labels.
+        test_share: share of the training images that is held out if there is neither a test nor a validation split.
+        value_bytes: size of a stored value.
     """
 
     name: str
@@ -50,7 +48,7 @@ class Store(Protocol):
 
     @property
     def tokens(self) -> Tokens | None:
-        """What makes tokens of the texts; None where they are read as characters, and of images."""
+        """The tokenizer; None for texts read as characters, and for images."""
         ...
 
     @property
@@ -58,7 +56,7 @@ class Store(Protocol):
         """(channels, height, width) of every image, or (characters,) or (tokens,) of every text.
 
         Raises:
-            DataError: the image that tells it cannot be decoded.
+            DataError: the first image cannot be decoded.
         """
         ...
 
@@ -67,48 +65,49 @@ class Store(Protocol):
         ...
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        """One index into the classes a row; of attributes 0 or 1 for each (rows, attributes).
+        """One index into the classes for each row; of attributes 0 or 1 for each (rows, attributes).
 
         Raises:
-            DataError: the split cannot be read, or a label is missing or none of the classes.
+            DataError: the split cannot be read, or a label is missing or not one of the classes.
         """
         ...
 
     def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """What is stored of these rows: (rows, *shape), uint8 but for tokens, on the device, nobody else's. See
-        `prepared`.
+        """What is stored of these rows: (rows, *shape), uint8 (tokens: int16 or int32), on the device; the caller's own
+        copy. See `prepared`.
 
         Raises:
-            DataError: an image that cannot be decoded, or a text that cannot be read.
+            DataError: an image cannot be decoded, or a text cannot be read.
         """
         ...
 
     def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
-        """Those of the rows whose images cannot be decoded, and why."""
+        """Rows that cannot be decoded → why."""
         ...
 
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
-        """The same rows as a split whose batches are read when they are asked for."""
+        """The same rows as a split whose batches are read on demand."""
         ...
 
 
 def open_data(settings: DataSettings, device: torch.device, seed: int, spec: NetworkSpec | None = None) -> Data:
-    """Finds a dataset and reads its class names; images are decoded when a split is first used.
+    """Find a dataset and read its class names; images are decoded when a split is first used.
 
     Args:
-        device: where batches will be.
-        seed: decides which training images are held out for validation, where there is no validation split.
-        spec: of the network that shall take it: one of tokens has texts tokenised. None: they are read as characters.
+        device: of the batches.
+        seed: of the draw of training images for validation, if there is no validation split.
+        spec: of the network that will take it: texts become tokens if it takes tokens. None: texts are read as
+            characters.
 
     Raises:
-        DataError: no such dataset, or one whose columns or labels do not serve, or no tokeniser for the network.
-        DependencyError: a tokeniser is needed, and transformers is not installed.
+        DataError: no such dataset, its columns or labels cannot be used, or there is no tokenizer for the network.
+        DependencyError: a tokenizer is needed, and transformers is not installed.
     """
     return Data(open_store(settings, spec), settings, device, seed)
 
 
 def open_store(settings: DataSettings, spec: NetworkSpec | None = None) -> Store:
-    """Finds a dataset. Raises as `open_data`."""
+    """Find a dataset. Raises as `open_data`."""
     if settings.image_size is not None and min(settings.image_size) < 1:
         raise DataError(f"--image-size {settings.image_size[0]},{settings.image_size[1]}: both are at least 1 (H,W).")
     if settings.image_size is not None and 3 * settings.image_size[0] * settings.image_size[1] > MOST_VALUES:
@@ -116,18 +115,15 @@ def open_store(settings: DataSettings, spec: NetworkSpec | None = None) -> Store
             f"--image-size {settings.image_size[0]},{settings.image_size[1]}: an image is no larger than 2364,2364."
         )
     found = sources.find(settings.source)
-    if isinstance(found, Packed):
+    if isinstance(found, PackedStore):
         found.check(settings)
         return found
-    first = next(split for split in SPLITS if split in found.splits)
-    dataset = found.splits[first]()
-    found = replace(found, splits={**found.splits, first: lambda: dataset})
-    if holds_texts(dataset, settings):
-        return Texts(found, settings, _encoder(settings, spec))
+    if holds_texts(found.load(found.first), settings):
+        return TextStore(found, settings, _encoder(settings, spec))
     # Imported here: a packed file is for machines without Pillow.
-    from litdeploy.data.encoded import Encoded
+    from litdeploy.data.images import ImageStore
 
-    return Encoded(found, settings)
+    return ImageStore(found, settings)
 
 
 def _encoder(settings: DataSettings, spec: NetworkSpec | None) -> Encoder:
@@ -143,16 +139,16 @@ def _encoder(settings: DataSettings, spec: NetworkSpec | None) -> Encoder:
 class Data:
     """A dataset, its classes and its splits.
 
-    `train` is the split of that name, or the only one, less what is held out of it. `test` is the test split; else the
-    validation split; else a tenth of the training images (of `digits` a fifth), stratified by label and the same for
-    every seed. `validation` is the validation split where there is a test split too; else the share
+    `train` is the split of that name, or the only one, without what is held out of it. `test` is the test split; else
+    the validation split; else a tenth of the training images (of `digits` a fifth), stratified by label and the same
+    for every seed. `validation` is the validation split if there is a test split too; else the share
     `settings.validation` of the training images, stratified, drawn by the seed. No image is in two of them.
 
     Attributes:
-        source: as the user named it.
-        noun: what it holds, as messages call it.
+        source: its name, as the user gave it.
+        noun: what it holds, in messages.
         classes: names, in the order of the labels; those of the training images.
-        tokens: what makes tokens of the texts; None where they are read as characters, and of images.
+        tokens: the tokenizer; None for texts read as characters, and for images.
     """
 
     def __init__(self, store: Store, settings: DataSettings, device: torch.device, seed: int) -> None:
@@ -168,7 +164,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of every image, told by the first one; (characters,) or (tokens,) of every text.
+        """(channels, height, width) of every image, as of the first one; (characters,) or (tokens,) of every text.
 
         Raises:
             DataError: that image cannot be decoded.
@@ -177,7 +173,7 @@ class Data:
 
     @property
     def has_attributes(self) -> bool:
-        """Whether an image has several labels, each 0 or 1, in place of one class."""
+        """Whether an image has several labels, each 0 or 1, instead of one class."""
         return bool(self._store.columns.attributes)
 
     @cached_property
@@ -200,7 +196,7 @@ class Data:
         return self._split("test")
 
     def record(self) -> DataRecord:
-        """What the manifest says of the dataset. Decodes nothing.
+        """The dataset's entry in the manifest. Decodes nothing.
 
         Raises:
             DataError: a split cannot be read.
@@ -216,11 +212,12 @@ class Data:
         )
 
     def left_out(self) -> list[str]:
-        """Of all splits, the images that cannot be decoded, each with the reason; none is looked for without
-        `settings.skip_bad`. To be asked before a training: the test split is used after it. Its texts are read at once.
+        """Why images of any split cannot be decoded, one entry each; without `settings.skip_bad` none is tried.
+
+        Call it before training, since the test split is used only after it. Texts of the test split are read at once.
 
         Raises:
-            DataError: they are more than that.
+            DataError: there are more than `settings.skip_bad`, or a text of the test split cannot be read.
         """
         if not self._settings.skip_bad:
             if self.noun == "text":
@@ -235,7 +232,7 @@ class Data:
             raise DataError(
                 f"{self.source}: {len(faults)} {self.noun}s cannot be decoded, and --skip-bad allows {most}:\n  "
                 + "\n  ".join(faults[:3])
-                + f"\nMend or remove them, or leave out as many: --skip-bad {len(faults)}"
+                + f"\nMend or remove them, or leave them out: --skip-bad {len(faults)}"
             )
         return faults
 
@@ -251,7 +248,7 @@ class Data:
 
     @cached_property
     def _own(self) -> dict[str, str]:
-        """Split → the dataset's own split that serves as it; those that are held out of `train` are not in here."""
+        """Split → the dataset's own split used for it, except those that are held out of `train`."""
         own: dict[str, str] = {split: split for split in ("validation", "test") if split in self._store.splits}
         if "test" not in own and "validation" in own:
             return {"test": own["validation"]}
@@ -259,7 +256,7 @@ class Data:
 
     @cached_property
     def _shares(self) -> dict[str, NDArray[np.int64]]:
-        """The dataset's `train` shared out: split → its rows there, disjoint."""
+        """The dataset's `train`, divided: split → its rows there, disjoint."""
         labels = self._store.labels("train")
         shares = {"train": np.arange(len(labels))}
         if "test" not in self._own:
@@ -315,3 +312,71 @@ class Data:
             return self._store.streamed(own, rows, self._device, self._settings.workers)
         labels_M = torch.from_numpy(self._store.labels(own)[rows]).to(self._device)
         return Resident(self._store.stored(own, rows, self._device), labels_M)
+
+
+def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
+    """Check a dataset against the network that will take it.
+
+    Args:
+        classes: number of the network's classes or domains.
+
+    Raises:
+        DataError: another number or order of classes, other channels, another image size, or another kind of input.
+    """
+    task = task_of(spec)
+    task.check_classes(data.source, data.classes, data.has_attributes, spec, classes)
+    if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
+        raise DataError(
+            f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
+            f"{', '.join(spec.classes[:5])}, …. "
+            + (
+                f"Name them in the network's order: --attributes {','.join(spec.classes)}"
+                if data.has_attributes
+                else f"Label the {data.noun}s by number, in the network's order."
+            )
+        )
+    if len(data.shape) == 1:
+        _check_texts(data, spec)
+        return
+    image = spec.input.images
+    if image is None:
+        raise DataError(
+            f"{data.source} has images, and {spec.name} takes texts ({spec.input.summary()}). Give --data texts: a "
+            "Parquet or CSV file with a text and a label column (--text-column, --label-column)."
+        )
+    channels, height, width = data.shape
+    wanted_channels, *wanted_size = image.shape
+    if channels != wanted_channels:
+        raise DataError(
+            f"{data.source} has images of {_channels(channels)}, and {spec.name} takes {_channels(wanted_channels)}. "
+            "Save the images so, or give --data another dataset."
+        )
+    if [height, width] != wanted_size:
+        raise DataError(
+            f"{data.source} has images of {height} × {width} pixels (height × width), and {spec.name} takes "
+            f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}"
+            + (f", or say that it takes these: --input-shape {channels},{height},{width}." if task.any_size else ".")
+        )
+
+
+def _check_texts(data: Data, spec: NetworkSpec) -> None:
+    wanted = spec.input
+    if wanted.images is not None:
+        raise DataError(
+            f"{data.source} has texts, and {spec.name} takes images. Give --data images, or name their column: "
+            "--image-column image."
+        )
+    if isinstance(wanted, TokenInput):
+        # The tokenizer was checked against the network when the data were opened.
+        assert data.tokens is not None, "opened without the network's spec"
+        return
+    assert isinstance(wanted, CharacterInput)
+    if data.shape != wanted.shape:
+        raise DataError(
+            f"{data.source}: its texts are cut to {data.shape[0]} characters, and {spec.name} takes {wanted.length}. "
+            f"Say so: --text-length {wanted.length}."
+        )
+
+
+def _channels(count: int) -> str:
+    return "1 channel (gray)" if count == 1 else f"{count} channels" + (" (RGB)" if count == 3 else "")

@@ -1,4 +1,4 @@
-"""From encoded images to pixels: one uint8 array of one shape, or a message that names the image at fault."""
+"""Datasets of encoded images (PNG, JPEG, …): decoded to uint8 of one shape, or a message that names the image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from litdeploy.data.table import Table
+from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import Noun
+from litdeploy.data.sources import TableSource, TableStore
+from litdeploy.data.split import Split, Streamed
+from litdeploy.data.table import find_columns
 from litdeploy.errors import DataError
 from litdeploy.files import read_small
 
 _ROWS_AT_ONCE = 256
-_GREY_MODES = {"1", "L", "LA", "La"}
+_GRAY_MODES = {"1", "L", "LA", "La"}
 # Pillow would clip them to 8 bits, not scale them.
 _DEEP_MODES = ("I", "F")
 _ORIENTATION = 0x0112
@@ -33,20 +38,51 @@ _MOST_BYTES = 2**29
 
 
 @dataclass(frozen=True)
+class ImageTable:
+    """One split: encoded images and their labels.
+
+    Attributes:
+        source, split: names in messages.
+        dataset: a `datasets.Dataset` of the image column alone, not decoded. A worker process maps the same file into
+            memory.
+        base: folder that relative paths are relative to; None if there is none.
+        labels: int64, one index into the classes a row; of attributes 0 or 1 for each (rows, attributes).
+    """
+
+    source: str
+    split: str
+    dataset: Any
+    base: Path | None
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def cells(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The encoded images of these rows: `bytes`, or else `path`; both None if a row has no image."""
+        [column] = self.dataset.column_names
+        return [cell or {"bytes": None, "path": None} for cell in self.dataset[list(rows)][column]]
+
+    def where(self, row: int, path: str | None) -> str:
+        """The image's name in a message."""
+        return f"{self.source}: row {row} (counted from 0) of split '{self.split}'" + (f", {path}" if path else "")
+
+
+@dataclass(frozen=True)
 class Images:
     """The images of a table as pixels. Plain data, so that it can be sent to a worker process.
 
     Attributes:
-        shape: (channels, height, width) of every image; one channel is grey, three are RGB.
+        shape: (channels, height, width) of every image; one channel is gray, three are RGB.
         resize: whether images of another size are resized to it; else they are refused.
     """
 
-    table: Table
+    table: ImageTable
     shape: tuple[int, int, int]
     resize: bool
 
     def decode(self, rows: Sequence[int]) -> Tensor:
-        """Pixels of these rows: uint8, (images, channels, height, width), on the CPU.
+        """Pixels of these rows: uint8 (N, channels, height, width), on the CPU.
 
         Raises:
             DataError: an image is missing, cannot be decoded, or is of another size or kind; names split, row and file.
@@ -95,10 +131,10 @@ class Images:
         channels, height, width = self.shape
         mode = "L" if channels == 1 else "RGB"
         if image.mode != mode:
-            if channels == 1 and image.mode not in _GREY_MODES:
+            if channels == 1 and image.mode not in _GRAY_MODES:
                 raise DataError(
-                    f"{self.table.where(row, cell['path'])}: a colour image (mode {image.mode}), and the first "
-                    "training image is grey. Save them all in grey, or all in colour."
+                    f"{self.table.where(row, cell['path'])}: a color image (mode {image.mode}), and the first "
+                    "training image is gray. Save them all in gray, or all in color."
                 )
             image = image.convert(mode)
         if image.size != (width, height):
@@ -113,30 +149,29 @@ class Images:
         return image
 
 
-def find_shape(table: Table, image_size: tuple[int, int] | None, skip_bad: int = 0) -> tuple[int, int, int]:
-    """(channels, height, width) of a dataset, told by its first image.
+def find_shape(table: ImageTable, image_size: tuple[int, int] | None, skip_bad: int = 0) -> tuple[int, int, int]:
+    """(channels, height, width) of a dataset, taken from its first image.
 
     Args:
-        image_size: (height, width) that images will be resized to; None for the image's own.
-        skip_bad: so many may be undecodable; the first one that is not tells.
+        image_size: (height, width) that images will be resized to; None: the image's own.
+        skip_bad: so many may be undecodable; the first one that can be decoded is taken.
 
     Raises:
         DataError: the image is missing or cannot be decoded.
     """
-    [cell] = table.cells([row := 0])
-    while True:
+    for row in range(len(table)):
+        [cell] = table.cells([row])
         try:
             image = _open(table, row, cell)
             break
         except DataError:
             if row >= min(skip_bad, len(table) - 1):
                 raise
-            [cell] = table.cells([row := row + 1])
     height, width = image_size or (image.height, image.width)
-    return (1 if image.mode in _GREY_MODES else 3), height, width
+    return (1 if image.mode in _GRAY_MODES else 3), height, width
 
 
-def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
+def _open(table: ImageTable, row: int, cell: dict[str, Any]) -> Image.Image:
     encoded = cell["bytes"]
     if encoded is None:
         encoded = _read(table, row, cell["path"])
@@ -144,12 +179,12 @@ def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _check_size(image)
             image.load()
-            # A camera held upright writes its pixels lying, and says so here; `datasets` turns them likewise.
+            # A camera turned upright stores its pixels sideways, and says so here; `datasets` turns them too.
             turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-    except Exception as error:  # Pillow's decoders fail in as many ways as files can be torn
+    except Exception as error:  # Pillow's decoders raise any kind of error for a damaged file
         raise DataError(
             f"{table.where(row, cell['path'])}: cannot be decoded as an image ({error}). Mend or remove it, or "
-            "leave such out: --skip-bad 1"
+            "leave it out: --skip-bad 1"
         ) from error
     if turned.mode.startswith(_DEEP_MODES):
         raise DataError(
@@ -159,7 +194,7 @@ def _open(table: Table, row: int, cell: dict[str, Any]) -> Image.Image:
 
 
 def _check_size(image: Image.Image) -> None:
-    """Before any of it is decoded: a few bytes of a file can be any number of pixels."""
+    """Refuse a huge image before it is decoded: a few bytes of a file can be any number of pixels."""
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(
             f"{image.height:,} × {image.width:,} pixels, and {_MOST_PIXELS:,} are the most that are decoded; make it "
@@ -171,12 +206,75 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _read(table: Table, row: int, path: str | None) -> bytes:
+def _read(table: ImageTable, row: int, path: str | None) -> bytes:
     if not path:
-        raise DataError(f"{table.where(row, None)} has no image. Remove such rows.")
+        raise DataError(f"{table.where(row, None)} has no image. Remove the row.")
     file = Path(path) if table.base is None else table.base / path
     try:
         return read_small(file, _MOST_BYTES)
     except (OSError, ValueError) as error:
-        beside = f"; paths are relative to {table.base}" if table.base and not Path(path).is_absolute() else ""
-        raise DataError(f"{table.where(row, path)}: cannot be read ({_reason(error)}{beside}).") from error
+        relative = f"; paths are relative to {table.base}" if table.base and not Path(path).is_absolute() else ""
+        raise DataError(f"{table.where(row, path)}: cannot be read ({_reason(error)}{relative}).") from error
+
+
+class ImageStore(TableStore):
+    """The `Store` of a dataset of images. Raises as `TableStore`."""
+
+    noun: Noun = "image"
+    value_bytes = 1
+    tokens = None
+
+    def __init__(self, source: TableSource, settings: DataSettings) -> None:
+        super().__init__(source, find_columns(source.load(source.first), source.name, settings))
+        self._image_size = settings.image_size
+        self._skip_bad = settings.skip_bad
+        self._tables: dict[str, ImageTable] = {}
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Store.shape`; of the first image."""
+        return find_shape(self._table(self.source.first), self._image_size, self._skip_bad)
+
+    def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """See `Store.stored`."""
+        return self._images(split).decode_all(rows, device)
+
+    def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
+        """See `Store.undecodable`."""
+        return self._images(split).undecodable(rows)
+
+    def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
+        """See `Store.streamed`."""
+        images = self._images(split)
+        return Streamed(images.decode, rows, torch.from_numpy(images.table.labels[rows]).to(device), workers)
+
+    def _images(self, split: str) -> Images:
+        return Images(self._table(split), self.shape, resize=self._image_size is not None)
+
+    def _table(self, split: str) -> ImageTable:
+        """One split with its labels.
+
+        Raises:
+            DataError: its columns or labels are not like those of the first split.
+        """
+        if split not in self._tables:
+            labels = self.labels(split)
+            encoded = _encoded(self.source.load(split), self.name, split, self.columns.content)
+            self._tables[split] = ImageTable(self.name, split, encoded, self.source.base, labels)
+        return self._tables[split]
+
+
+def _encoded(dataset: Any, source: str, split: str, column: str) -> Any:
+    """The column of images alone, not decoded: we decode them, straight into the memory of a batch."""
+    import datasets
+
+    encoded = dataset.select_columns([column])
+    try:
+        encoded = encoded.cast_column(column, datasets.Image(decode=False))
+        encoded[:1]  # the cast happens when rows are read
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"{source}: column '{column}' of split '{split}' holds {dataset.features[column]}; encoded images (PNG, "
+            "JPEG, …) or paths of image files are needed. Name another with --image-column."
+        ) from error
+    return encoded

@@ -1,4 +1,4 @@
-"""Packs a dataset into one file: decoded once, as it lies in memory, with the parts that a run needs to know."""
+"""The verb `pack`: a dataset in one file, decoded once, with its classes and labels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.settings import parse
 from litdeploy.data.data import Store, open_store
-from litdeploy.data.memory import free_memory
 from litdeploy.data.packed import METADATA_KEY, SUFFIX, Header, images_key, labels_key
+from litdeploy.data.split import free_memory
 from litdeploy.errors import DataError
 from litdeploy.files import sha256_of, write_whole
 from litdeploy.storage.records import Record
@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Packing(Record):
-    """A file that was packed: where it is, its SHA-256, its size, and what it says of itself."""
+    """A packed file: its path, SHA-256, size and header."""
 
     path: str
     sha256: str
@@ -41,30 +41,30 @@ def pack(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Packing:
-    """Writes a dataset as one safetensors file, which every verb takes as `data` and gives the same batches from.
+    """Write a dataset as one safetensors file, which every verb takes as `data`, with the same batches.
 
-    Images keep their order, so that a training on the file is the training on its source, image for image. Where some
-    are left out, the same number of each class is kept as far as there are as many, drawn by the seed; a smaller draw
-    is part of a larger one. What is held out of the training images is then held out of those that are kept.
+    Images keep their order, so that training on the file is training on its source, image for image. If some are left
+    out, the same number of each class is kept, as far as there are enough, drawn by the seed; a smaller draw is part of
+    a larger one. Validation and test images are then held out of the training images that are kept.
 
     Args:
-        data: the source, or settings with its columns and the images' size.
+        data: the source, or settings with its columns and image size.
         out: the file, `.safetensors`.
-        limit: the most images of each split.
-        train_images: the most training images, over `limit`.
+        limit: most images of each split.
+        train_images: most training images; overrides `limit`.
         seed: of the draw.
-        overwrite: replace a file that is there.
+        overwrite: replace an existing file.
 
     Raises:
-        DataError: the source cannot be read or decoded, `out` is there or cannot be written, fewer images than classes
-            are asked for, or they do not fit in memory.
+        DataError: the source cannot be read or decoded, `out` exists or cannot be written, fewer images than classes
+            are requested, or they do not fit in memory.
     """
     path = Path(out)
     _check_out(path, overwrite)
     settings = _settings(data)
     store = open_store(settings)
     if len(store.shape) != 3:
-        raise DataError(f"{store.name}: holds texts, and images are packed. Give --data {store.name} as it is.")
+        raise DataError(f"{store.name}: holds texts, and images are packed. Give --data {store.name} itself.")
     if store.columns.attributes:
         raise DataError(f"{store.name}: a packed file holds one label an image, and no attributes. Leave them out.")
     most = dict.fromkeys(store.splits, limit)
@@ -119,7 +119,7 @@ def _settings(data: DataSettings | dict[str, Any] | str | Path) -> DataSettings:
 
 
 def _kept(store: Store, split: str, most: int | None, seed: int) -> NDArray[np.int64]:
-    """The rows of a split that are packed, in their order."""
+    """Rows of a split to pack, in their order."""
     labels = store.labels(split)
     if most is None or most >= len(labels):
         return np.arange(len(labels))
@@ -134,7 +134,7 @@ def _kept(store: Store, split: str, most: int | None, seed: int) -> NDArray[np.i
     for label in np.unique(labels):
         members = drawn[labels[drawn] == label]
         turn[members] = np.arange(len(members))
-    # Each class gives its first, then each its second, and so on; a sort that is stable keeps the order drawn.
+    # First each class's first image, then each one's second, and so on; the stable sort keeps the order of the draw.
     return np.sort(drawn[np.argsort(turn[drawn], kind="stable")][:most])
 
 

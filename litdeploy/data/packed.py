@@ -20,7 +20,7 @@ from torch import Tensor
 
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.spec import Noun
-from litdeploy.data.split import SPLITS, Mapped, Split
+from litdeploy.data.split import SPLITS, OnDemand, Split
 from litdeploy.data.table import Columns
 from litdeploy.errors import DataError
 from litdeploy.files import sha256_of
@@ -36,18 +36,18 @@ Counts = Annotated[dict[Literal["train", "validation", "test"], Count], Field(mi
 
 
 class Header(Record):
-    """What a packed file says of itself, as JSON under one key of its metadata, which are strings.
+    """A packed file's metadata, as JSON under one key.
 
     Attributes:
         version: of this format.
-        source: what it was packed from, as the user named it.
+        source: what it was packed from, as the user gave it.
         fingerprint: the source's.
-        image_column, label_column: the source's columns that were used.
+        image_column, label_column: columns of the source that were used.
         classes: names, in the order of the labels.
         shape: (channels, height, width) of every image.
-        images: split → how many are here.
-        source_images: split → how many the source has.
-        seed: what the images were drawn by, where some were left out.
+        images: split → number in this file.
+        source_images: split → number in the source.
+        seed: of the draw, if some images were left out.
         test_share: see `Store`.
     """
 
@@ -93,14 +93,14 @@ def labels_key(split: str) -> str:
     return f"{split}.labels"
 
 
-class Packed:
-    """The `Store` of a packed file. Its header and labels are read and checked at once, its images when asked for.
+class PackedStore:
+    """The `Store` of a packed file. Its header and labels are read and checked at once, its images on first use.
 
     Args:
-        name: the file as the user named it.
+        name: of the file, as the user gave it.
 
     Raises:
-        DataError: torn, no packed dataset, of another version, or one whose parts do not agree.
+        DataError: truncated, not a packed dataset, of another version, or its parts do not agree.
     """
 
     noun: Noun = "image"
@@ -120,7 +120,7 @@ class Packed:
                 }
         except DataError:
             raise
-        except Exception as error:  # SafetensorError, and what torch says of a type that it does not have
+        except Exception as error:  # SafetensorError, and what torch raises for a type it does not have
             raise DataError(
                 f"{name}: not a whole safetensors file ({error}). Copy it again, or pack its source again: {_PACK}."
             ) from None
@@ -131,10 +131,10 @@ class Packed:
         self.columns = Columns(self.header.image_column, self.header.label_column)
 
     def check(self, settings: DataSettings) -> None:
-        """Holds what is asked of the data against how they were packed.
+        """Check the user's settings against how the data were packed.
 
         Raises:
-            DataError: another size, or other columns.
+            DataError: they ask for another size or other columns.
         """
         height, width = self.shape[1:]
         size = settings.image_size
@@ -180,9 +180,10 @@ class Packed:
         return {}
 
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
-        """See `Store.streamed`; from the file as it is mapped into memory, so that there is no work for workers."""
+        """See `Store.streamed`; from the file, which is mapped into memory, so that workers have nothing to do."""
         labels_N = torch.from_numpy(self._labels[split][rows]).to(device)
-        return Mapped(self._images(split), torch.from_numpy(rows), labels_N)
+        images_MCHW = self._images(split)
+        return OnDemand(lambda some: images_MCHW.index_select(0, torch.from_numpy(some)), rows, labels_N)
 
     def _images(self, split: str) -> Tensor:
         """uint8 (images, channels, height, width), mapped from the file."""
@@ -207,7 +208,7 @@ def _header(name: str, metadata: dict[str, str]) -> Header:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"])) or "JSON"
         raise DataError(
-            f"{name}: what the file says of its data is damaged ({at}: {first['msg']}). Pack the source again: {_PACK}."
+            f"{name}: the metadata are damaged ({at}: {first['msg']}). Pack the source again: {_PACK}."
         ) from None
 
 
@@ -218,12 +219,12 @@ def _check_tensors(name: str, header: Header, file: Any) -> None:
     for key in sorted(expected.keys() | found.keys()):
         if found.get(key) != expected.get(key):
             raise DataError(
-                f"{name}: tensor '{key}' is {_told(found.get(key))}; by what the file says of its data it is "
-                f"{_told(expected.get(key))}. Pack the source again: {_PACK}."
+                f"{name}: tensor '{key}' is {_described(found.get(key))}; by the file's metadata it is "
+                f"{_described(expected.get(key))}. Pack the source again: {_PACK}."
             )
 
 
-def _told(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+def _described(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return "not there" if tensor is None else f"{tensor[0]} of shape {tensor[1]}"
 
 

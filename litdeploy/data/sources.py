@@ -1,6 +1,6 @@
-"""Where images are: the name of a source → its splits, each loaded when it is asked for.
+"""Find a dataset by name: a path, a hub id or `digits` → its splits, each loaded on first use.
 
-`datasets`, Pillow and scikit-learn are imported where they are used: a packed file needs none of them.
+`datasets`, Pillow and scikit-learn are imported in functions: a packed file needs none of them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from litdeploy.data.packed import SUFFIX as PACKED_KIND
-from litdeploy.data.packed import Packed
-from litdeploy.data.tables import check_table
-from litdeploy.errors import DataError, DependencyError
+from litdeploy.data.packed import PackedStore
+from litdeploy.data.split import SPLITS
+from litdeploy.data.table import Columns, check_table, class_names, read_labels
+from litdeploy.errors import DataError, DependencyError, first_line
 from litdeploy.files import is_file, is_folder
 
 _SPLIT_NAMES = {
@@ -46,40 +48,87 @@ _WHAT_IS_TAKEN = (
 
 
 @dataclass(frozen=True)
-class Source:
-    """A dataset that was found; none of it is loaded yet.
+class TableSource:
+    """A dataset that was found, as tables of `datasets`.
 
     Attributes:
         name: as the user gave it.
-        splits: `train`, `validation`, `test` → what loads it as a `datasets.Dataset`.
-        fingerprint: computes the SHA-256 (hexadecimal) of the contents.
-        base: the folder that relative image paths are relative to; None where there is none.
-        test_share: share of the training images that is held out where there is neither test nor validation split.
+        loaders: `train`, `validation`, `test` → loads it as a `datasets.Dataset`.
+        digest: computes the SHA-256 (hexadecimal) of the contents.
+        base: folder that relative image paths are relative to; None if there is none.
+        test_share: share of the training images that is held out if there is neither a test nor a validation split.
     """
 
     name: str
-    splits: Mapping[str, Callable[[], Any]]
-    fingerprint: Callable[[], str]
+    loaders: Mapping[str, Callable[[], Any]]
+    digest: Callable[[], str]
     base: Path | None = None
     test_share: float = 0.1
+    _loaded: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def first(self) -> str:
+        """The split that decides columns, classes and shape: the training images, else the next one there is."""
+        return next(split for split in SPLITS if split in self.loaders)
+
+    def load(self, split: str) -> Any:
+        """The split's `datasets.Dataset`; the same at each call.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if split not in self._loaded:
+            self._loaded[split] = self.loaders[split]()
+        return self._loaded[split]
 
 
-def find(name: str | None) -> Source | Packed:
-    """Finds the dataset of this name: `digits`, a path, or an id at the hub.
+class TableStore:
+    """What a `Store` of images and one of texts have in common: the tables they are in, their columns and labels.
+
+    Args:
+        columns: those that are used.
+        any_numbers: see `class_names`.
 
     Raises:
-        DataError: no name, no such path, a path that holds no images, an id that the hub does not know, or a packed
-            file that is none.
-        DependencyError: `datasets` is not installed, and the file is no packed one.
+        DataError: the split that decides cannot be read, or its columns or labels cannot be used.
+    """
+
+    def __init__(self, source: TableSource, columns: Columns, any_numbers: bool = False) -> None:
+        self.source = source
+        self.name = source.name
+        self.splits = tuple(source.loaders)
+        self.test_share = source.test_share
+        self.columns = columns
+        self.classes = class_names(source.load(source.first), self.name, source.first, columns, any_numbers)
+        self._labels: dict[str, NDArray[np.int64]] = {}
+
+    def fingerprint(self) -> str:
+        """See `Store.fingerprint`; of the files' bytes, whatever the columns and the size."""
+        return self.source.digest()
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """See `Store.labels`."""
+        if split not in self._labels:
+            self._labels[split] = read_labels(self.source.load(split), self.name, split, self.columns, self.classes)
+        return self._labels[split]
+
+
+def find(name: str | None) -> TableSource | PackedStore:
+    """Find the dataset of this name: `digits`, a path, or an id at the hub.
+
+    Raises:
+        DataError: no name, no such path, a path without images, an id that the hub does not know, or a damaged
+            packed file.
+        DependencyError: `datasets` is not installed, and the file is not packed.
     """
     if not name:
         raise DataError(f"No dataset is named. Give one with --data: {_WHAT_IS_TAKEN}.")
     path = Path(name).expanduser()
     if path.suffix.lower() == PACKED_KIND and is_file(path):
-        return Packed(name, path.absolute())
+        return PackedStore(name, path.absolute())
     if importlib.util.find_spec("datasets") is None:
         raise DependencyError(
-            f"--data {name}: is opened by the library datasets, which is not installed. Install it: pip install "
+            f"--data {name}: needs the library datasets, which is not installed. Install it: pip install "
             "datasets; or give a file that `litdeploy data pack` wrote elsewhere: --data FILE.safetensors"
         )
     if name == "digits":
@@ -107,7 +156,7 @@ def _split_of(name: str) -> str | None:
     return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
 
 
-def _digits() -> Source:
+def _digits() -> TableSource:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -118,7 +167,7 @@ def _digits() -> Source:
     def load() -> Any:
         import datasets
 
-        # As PNG, so that from here on there is one kind of dataset.
+        # As PNG, so that all image datasets are of one kind.
         return datasets.Dataset.from_dict(
             {"image": [_png(image_HW) for image_HW in pixels_NHW], "label": labels},
             features=datasets.Features({"image": datasets.Value("binary"), "label": datasets.Value("int64")}),
@@ -127,7 +176,7 @@ def _digits() -> Source:
     def fingerprint() -> str:
         return hashlib.sha256(pixels_NHW.tobytes() + labels.tobytes()).hexdigest()
 
-    return Source("digits", {"train": load}, fingerprint, test_share=0.2)
+    return TableSource("digits", {"train": load}, fingerprint, test_share=0.2)
 
 
 def _png(pixels_HW: np.ndarray[Any, Any]) -> bytes:
@@ -138,7 +187,7 @@ def _png(pixels_HW: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _folder(name: str, path: Path) -> Source:
+def _folder(name: str, path: Path) -> TableSource:
     files = _table_files(path)
     named = {split: found for split, found in _by_split(files).items() if split is not None}
     if named:
@@ -172,7 +221,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _table_files(folder: Path) -> list[Path]:
-    """Parquet files, or where there are none the CSV files."""
+    """Parquet files; if there are none, the CSV files."""
     entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
     for kind in _TABLE_KINDS:
         found = [entry for entry in entries if entry.suffix.lower() == kind]
@@ -189,14 +238,14 @@ def _by_split(files: Iterable[Path]) -> dict[str | None, list[Path]]:
 
 
 def _class_folders(path: Path) -> dict[str, dict[str, list[Path]]]:
-    """Split → class → image files. Empty where the folders do not look like classes."""
+    """Split → class → image files. Empty if the folders do not look like classes."""
     subfolders = _subfolders(path)
     splits = [folder for folder in subfolders if _SPLIT_NAMES.get(folder.name.lower()) and _subfolders(folder)]
     if splits:
         found = {_SPLIT_NAMES[folder.name.lower()]: _images_by_class(folder) for folder in splits}
         return {split: classes for split, classes in found.items() if classes}
     classes = _images_by_class(path)
-    # One class is nothing to learn, and `train/1.png` names a split, not a class.
+    # One class cannot be learned, and `train/1.png` names a split, not a class.
     if len(classes) < 2 or all(name.lower() in _SPLIT_NAMES for name in classes):
         return {}
     return {"train": classes}
@@ -214,7 +263,7 @@ def _classes(folders: dict[str, dict[str, list[Path]]]) -> set[str]:
     return {name for classes in folders.values() for name in classes}
 
 
-def _classes_source(name: str, path: Path, folders: dict[str, dict[str, list[Path]]]) -> Source:
+def _classes_source(name: str, path: Path, folders: dict[str, dict[str, list[Path]]]) -> TableSource:
     def load(classes: dict[str, list[Path]]) -> Any:
         import datasets
 
@@ -223,7 +272,7 @@ def _classes_source(name: str, path: Path, folders: dict[str, dict[str, list[Pat
 
     files = [file for classes in folders.values() for found in classes.values() for file in found]
     splits = {split: partial(load, classes) for split, classes in folders.items()}
-    return Source(name, splits, partial(_digest, files, path))
+    return TableSource(name, splits, partial(_digest, files, path))
 
 
 def _digest(files: Iterable[Path], root: Path) -> str:
@@ -235,11 +284,11 @@ def _digest(files: Iterable[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def _tables(name: str, files: dict[str, list[Path]]) -> Source:
+def _tables(name: str, files: dict[str, list[Path]]) -> TableSource:
     folder = next(iter(files.values()))[0].parent
     splits = {split: partial(_load_tables, name, found) for split, found in files.items()}
     everything = [file for found in files.values() for file in found]
-    return Source(name, splits, partial(_digest, everything, folder), base=folder)
+    return TableSource(name, splits, partial(_digest, everything, folder), base=folder)
 
 
 def _load_tables(name: str, files: list[Path]) -> Any:
@@ -254,16 +303,16 @@ def _load_tables(name: str, files: list[Path]) -> Any:
     try:
         with _unlogged():
             return datasets.load_dataset(kind, data_files={"train": patterns}, split="train")
-    except Exception as error:  # whatever pyarrow and pandas make of a damaged file
+    except Exception as error:  # whatever pyarrow and pandas raise for a damaged file
         cause = error.__cause__ or error
         mend = " Write it again in UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
-        told = ", ".join(file.name for file in files[:3])
-        raise DataError(f"{name}: {told} cannot be read as {kind} ({_first_line(cause)}).{mend}") from error
+        named = ", ".join(file.name for file in files[:3])
+        raise DataError(f"{name}: {named} cannot be read as {kind} ({first_line(cause)}).{mend}") from error
 
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """`datasets` logs what it raises too; the message that becomes of it is enough."""
+    """Silence the log of `datasets`: it logs what it raises too, and our message has it."""
     logger = logging.getLogger("datasets")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -273,7 +322,7 @@ def _unlogged() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _hub(name: str) -> Source:
+def _hub(name: str) -> TableSource:
     import datasets
 
     datasets.disable_progress_bars()
@@ -282,24 +331,24 @@ def _hub(name: str) -> Source:
         loaded = datasets.load_dataset(name)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(
-            f"{no_path}, and the Hugging Face hub has no such dataset, or not for you ({_first_line(error)}). "
+            f"{no_path}, and the Hugging Face hub has no such dataset, or not for you ({first_line(error)}). "
             f"Give --data {_WHAT_IS_TAKEN}."
         ) from error
     except ConnectionError as error:
         raise DataError(
             f"{no_path}, and the Hugging Face hub, where it may be a dataset's id, cannot be reached "
-            f"({_first_line(error)}). Connect, or give --data the path of a copy: {_WHAT_IS_TAKEN}."
+            f"({first_line(error)}). Connect, or give --data the path of a copy: {_WHAT_IS_TAKEN}."
         ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{name}: the dataset at the Hugging Face hub cannot be opened by its id alone ({_first_line(error)}). "
+            f"{name}: the dataset at the Hugging Face hub cannot be opened by its id alone ({first_line(error)}). "
             "Save it as Parquet, one file a split, and give --data that folder."
         ) from error
     splits = _hub_splits(name, {str(split): dataset for split, dataset in loaded.items()})
     # `datasets` derives them from the revision, the configuration and the split.
     marks = [f"{split}\0{dataset._fingerprint}" for split, dataset in sorted(splits.items())]
     digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()
-    return Source(name, {split: partial(_same, dataset) for split, dataset in splits.items()}, lambda: digest)
+    return TableSource(name, {split: partial(_same, dataset) for split, dataset in splits.items()}, lambda: digest)
 
 
 def _hub_splits(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -319,7 +368,3 @@ def _hub_splits(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
 
 def _same(dataset: Any) -> Any:
     return dataset
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,14 +1,17 @@
-"""One split as batches: resident in device memory, streamed from worker processes, or mapped from a file.
+"""One split as batches: in device memory, decoded by worker processes, or read on demand. All give the same batches.
 
-All give the same batches.
+Shape suffixes: N images or texts of a batch, M of the whole source, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,55 +21,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from litdeploy.config.spec import AnyInput
 from litdeploy.data.augment import prepared
-from litdeploy.errors import DataError
+from litdeploy.errors import DataError, first_line
 from litdeploy.networks.batch import Batch
-
-if TYPE_CHECKING:
-    from litdeploy.data.images import Images
 
 SPLITS = ("train", "validation", "test")
 
 
-class Split(Protocol):
-    """Images and labels of one split.
-
-    Attributes:
-        labels: int64, one (of attributes: a row of 0 and 1) a image, on the device, in the order of the split.
-    """
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the split, in its order; the last batch may have fewer images.
-
-        Returns:
-            (images, labels): uint8 (batch, channels, height, width), or of texts (batch, characters) or int16 or int32
-            (batch, tokens), and int64 (batch), on the device. Copies: the caller may write to them.
-
-        Raises:
-            DataError: an image that cannot be decoded, or a worker process that died.
-        """
-        ...
-
-    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
-        """The images at these positions of the split, one batch for each tensor of them (int64, on the CPU).
-
-        Raises:
-            DataError: as `batches`.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class Picked:
-    """A batch where it lies: no pixel is copied.
+    """A batch as rows of a larger tensor: no pixel is copied.
 
     Attributes:
-        source_MCHW: uint8, on the device; not to be written to. Of texts (M, characters), or int16 or int32 (M,
-            tokens).
-        rows_N: int64, on the device: which of the source's images are the batch.
+        source_MCHW: uint8, on the device; read-only. Texts are (M, characters), or int16 or int32 (M, tokens).
+        rows_N: int64, on the device: rows of the source that are the batch.
         labels_N: int64, on the device.
     """
 
@@ -75,42 +42,56 @@ class Picked:
     labels_N: Tensor
 
     def images(self) -> Tensor:
-        """A copy of the batch: uint8 (N, C, H, W), or of texts as they are stored."""
+        """A copy of the batch: uint8 (N, C, H, W), or texts in their stored form."""
         return self.source_MCHW.index_select(0, self.rows_N)
 
 
-def shuffled(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """A pass over `count` images in an order drawn at once, in whole batches; what is left over is left out."""
-    order = torch.randperm(count, generator=generator)[: count - count % batch_size]
-    return torch.split(order, batch_size) if len(order) else ()
+class Split(ABC):
+    """Images or texts of one split, with their labels.
 
-
-def normalised_batches(split: Split, spec: AnyInput, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
-    """(what a network takes, as normalised float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
-    first = 0
-    for stored, labels in split.batches(batch_size):
-        yield prepared(stored, spec, labels, first), labels
-        first += len(labels)
-
-
-class Resident:
-    """All images, or texts, in one tensor on the device.
-
-    Args:
-        images_MCHW: uint8; of texts as `Picked` has them.
-        labels_M: int64, on the same device.
+    Attributes:
+        labels: int64, one an image (of attributes: a row of 0 and 1), on the device, in the order of the split.
     """
 
-    def __init__(self, images_MCHW: Tensor, labels_M: Tensor) -> None:
-        self.labels = labels_M
-        self._images_MCHW = images_MCHW
+    def __init__(self, labels_N: Tensor) -> None:
+        self.labels = labels_N
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
+    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
+        """The images at these positions of the split, one batch for each tensor of them (int64, on the CPU).
+
+        Raises:
+            DataError: an image cannot be decoded, or a worker process died.
+        """
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split.batches`."""
-        return copies(self, batch_size)
+        """One pass over the split, in its order; the last batch may have fewer images.
+
+        Returns:
+            (images, labels): uint8 (N, C, H, W), or texts: uint8 (N, characters), int16 or int32 (N, tokens); and int64
+            (N), on the device. Copies: the caller may write to them.
+
+        Raises:
+            DataError: as `pick`.
+        """
+        for picked in self.pick(torch.split(torch.arange(len(self)), batch_size)):
+            yield picked.images(), picked.labels_N
+
+
+class Resident(Split):
+    """All images, or texts, in one tensor on the device.
+
+    Args:
+        images_MCHW: uint8; texts as in `Picked`.
+        labels_M: int64, on the same device.
+    """
+
+    def __init__(self, images_MCHW: Tensor, labels_M: Tensor) -> None:
+        super().__init__(labels_M)
+        self._images_MCHW = images_MCHW
 
     def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
         """See `Split.pick`."""
@@ -121,41 +102,33 @@ class Resident:
                 yield Picked(self._images_MCHW, rows, self.labels.index_select(0, rows))
 
 
-class Mapped:
-    """Read from a tensor in a file that is mapped into memory, batch by batch.
+class OnDemand(Split):
+    """Read batch by batch in this process, from a file that is mapped into memory.
 
     Args:
-        images_MCHW: uint8, mapped.
-        rows_N: int64, on the CPU: which of them are the split.
-        labels_N: int64, theirs, on the device.
+        read: rows of the source → what is stored of them, on the CPU.
+        rows: rows of the source that are the split.
+        labels_N: int64, of these rows, on the device.
     """
 
-    def __init__(self, images_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor) -> None:
-        self.labels = labels_N
-        self._images_MCHW = images_MCHW
-        self._rows_N = rows_N
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split.batches`."""
-        return copies(self, batch_size)
+    def __init__(self, read: Callable[[NDArray[np.int64]], Tensor], rows: NDArray[np.int64], labels_N: Tensor) -> None:
+        super().__init__(labels_N)
+        self._read, self._rows = read, rows
 
     def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
         """See `Split.pick`."""
         device = self.labels.device
         for some in order:
-            images_NCHW = self._images_MCHW.index_select(0, self._rows_N[some]).to(device)
+            stored = self._read(self._rows[some.numpy()]).to(device)
             labels = self.labels.index_select(0, some.to(device))
-            yield Picked(images_NCHW, torch.arange(len(some), device=device), labels)
+            yield Picked(stored, torch.arange(len(some), device=device), labels)
 
 
 class _Decoding(Dataset[Any]):
     """What runs in a worker process: positions in the split → pixels."""
 
-    def __init__(self, images: Images, rows: NDArray[np.int64]) -> None:
-        self._images = images
+    def __init__(self, decode: Callable[[Sequence[int]], Tensor], rows: NDArray[np.int64]) -> None:
+        self._decode = decode
         self._rows = rows
 
     def __len__(self) -> int:
@@ -163,14 +136,14 @@ class _Decoding(Dataset[Any]):
 
     def __getitems__(self, positions: list[int]) -> Tensor | DataError:
         try:
-            return self._images.decode(self._rows[positions].tolist())
+            return self._decode(self._rows[positions].tolist())
         except DataError as error:
-            # Given back, not raised: torch would bury the message under the worker's traceback.
+            # Returned, not raised: torch would bury the message under the worker's traceback.
             return error
 
 
 class _Positions:
-    """The batch sampler; the batches of the next pass are put into it, so that workers outlive a pass."""
+    """The batch sampler. The next pass assigns its batches to it, so that workers outlive a pass."""
 
     def __init__(self) -> None:
         self.batches: Sequence[list[int]] = ()
@@ -182,29 +155,27 @@ class _Positions:
         return len(self.batches)
 
 
-class Streamed:
+class Streamed(Split):
     """Decoded anew at each pass, by worker processes.
 
     Args:
-        workers: how many; 0 decodes in this process.
+        decode: rows of the source → pixels, on the CPU. Sent to the workers by pickle.
+        rows: rows of the source that are the split.
+        labels_N: int64, of these rows, on the device.
+        workers: number of processes; 0 decodes in this one.
     """
 
-    def __init__(self, images: Images, rows: NDArray[np.int64], device: torch.device, workers: int) -> None:
-        self.labels = torch.from_numpy(images.table.labels[rows]).to(device)
-        self._decoding = _Decoding(images, rows)
+    def __init__(
+        self, decode: Callable[[Sequence[int]], Tensor], rows: NDArray[np.int64], labels_N: Tensor, workers: int
+    ) -> None:
+        super().__init__(labels_N)
+        self._decoding = _Decoding(decode, rows)
         self._workers = workers
         self._idle: list[tuple[_Positions, DataLoader[Any]]] = []
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split.batches`."""
-        return copies(self, batch_size)
-
     def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
         """See `Split.pick`."""
-        # A loader serves one pass at a time; whoever starts a second pass beside the first gets another.
+        # A loader runs one pass at a time; a second pass at the same time gets another.
         positions, loader = self._idle.pop() if self._idle else self._new_loader()
         positions.batches = [some.tolist() for some in order]
         device = self.labels.device
@@ -220,13 +191,13 @@ class Streamed:
 
     def _new_loader(self) -> tuple[_Positions, DataLoader[Any]]:
         positions = _Positions()
-        # Not forked: a fork beside threads (torch's, CUDA's) can deadlock, and Python 3.12 warns of it.
+        # Not forked: a fork while threads run (torch's, CUDA's) can deadlock, and Python 3.12 warns of it.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         loader = DataLoader(
             self._decoding,
             batch_sampler=positions,
             num_workers=self._workers,
-            collate_fn=_as_is,
+            collate_fn=_unchanged,
             pin_memory=self.labels.device.type == "cuda",
             multiprocessing_context=method if self._workers else None,
             persistent_workers=self._workers > 0,
@@ -236,13 +207,7 @@ class Streamed:
         return positions, loader
 
 
-def copies(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """`Split.batches` by way of `Split.pick`."""
-    for picked in split.pick(torch.split(torch.arange(len(split)), batch_size)):
-        yield picked.images(), picked.labels_N
-
-
-def _as_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -261,9 +226,34 @@ def _guarded(loader: DataLoader[Any]) -> Iterator[Tensor]:
 
 def worker_died(error: BaseException) -> DataError:
     """The error of a pass whose worker process is gone."""
-    cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return DataError(
-        f"A worker process that decodes images died ({cause}). It may have run out of memory: "
-        "use fewer (--workers 0 decodes in this process). In a script of yours, call litdeploy below "
+        f"A worker process that decodes images died ({first_line(error)}). It may have run out of memory: "
+        "use fewer (--workers 0 decodes in this process). In your own script, call litdeploy below "
         'if __name__ == "__main__": since workers import the script.'
     )
+
+
+def shuffled(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Positions for a pass over `count` images in random order, in whole batches; the remainder is left out."""
+    order = torch.randperm(count, generator=generator)[: count - count % batch_size]
+    return torch.split(order, batch_size) if len(order) else ()
+
+
+def normalised_batches(split: Split, spec: AnyInput, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
+    """(what a network takes, e.g. float32 images (N, C, H, W), labels (N)) of a whole split, in order."""
+    first = 0
+    for stored, labels in split.batches(batch_size):
+        yield prepared(stored, spec, labels, first), labels
+        first += len(labels)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes available on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        # Not SC_AVPHYS_PAGES: it leaves out what the page cache would give up, which is most of it on a busy machine.
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,9 +1,11 @@
-"""One split as it is stored: which column holds the images, which the labels, and what the classes are called."""
+"""Tables from strangers: what a Parquet or CSV file may hold, which column is which, and the labels.
+
+Files are checked before they are opened: `datasets` unpacks whatever looks packed.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.errors import DataError
+from litdeploy.errors import DataError, first_line
 
+_MOST_TIMES_FILE, _ALWAYS_ALLOWED = 64, 2**30
+_ROWS_AT_ONCE = 4096
+# Bytes of a row: a label, and where its image is.
+_LEAST_ROW = 8
 _IMAGE_COLUMNS = ("image", "img", "images", "file_name", "filename", "file", "path", "image_path", "filepath", "pixels")
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "category", "class_name")
 _TEXT_COLUMNS = ("text", "sentence", "content", "review", "review_text", "document", "comment")
@@ -29,42 +35,107 @@ class Columns:
     attributes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Table:
-    """Encoded images and their labels.
+def check_table(file: Path, name: str) -> None:
+    """Check a table file before it is opened.
 
-    Attributes:
-        source, split: what messages call it.
-        dataset: a `datasets.Dataset` of the image column alone, not decoded. In worker processes it is the memory map
-            of the same file.
-        base: the folder that relative paths are relative to.
-        labels: int64, one index into the classes a row; of attributes 0 or 1 for each (rows, attributes).
+    Args:
+        name: of the source, as the user gave it.
+
+    Raises:
+        DataError: an archive under another ending, not Parquet, or Parquet that unpacks to far more than the file.
     """
+    from datasets.utils.extract import Extractor
 
-    source: str
-    split: str
-    dataset: Any
-    base: Path | None
-    labels: NDArray[np.int64]
+    packed = Extractor.infer_extractor_format(file)
+    if packed:
+        raise DataError(
+            f"{name}: {file.name} is a {packed} archive by its content. Unpack it, and give what was in it."
+        )
+    if file.suffix.lower() == ".parquet":
+        _check_parquet(file, name)
+    elif b"\0" in _start(file):
+        raise DataError(f"{name}: {file.name} is no text, which a CSV file is.")
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def cells(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The encoded images of these rows: `bytes`, or else `path`; both None where a row has no image."""
-        [column] = self.dataset.column_names
-        return [cell or {"bytes": None, "path": None} for cell in self.dataset[list(rows)][column]]
+def _start(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(4096)
 
-    def where(self, row: int, path: str | None) -> str:
-        """What a message calls an image."""
-        return f"{self.source}: row {row} (counted from 0) of split '{self.split}'" + (f", {path}" if path else "")
+
+def _check_parquet(file: Path, name: str) -> None:
+    import pyarrow.parquet as pq
+
+    length = file.stat().st_size
+    limit = _MOST_TIMES_FILE * length + _ALWAYS_ALLOWED
+    try:
+        with pq.ParquetFile(file) as opened:
+            told = opened.metadata
+            groups = [told.row_group(index) for index in range(told.num_row_groups)]
+            columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
+            wrong = [told.num_rows, *(each for group in columns for column in group for each in _counts(column))]
+            if min(wrong) < 0 or sum(group.num_rows for group in groups) != told.num_rows:
+                raise ValueError("its numbers of rows and bytes do not agree")
+            unpacked = sum(column.total_uncompressed_size for group in columns for column in group)
+            unpacked = max(unpacked, told.num_rows * _LEAST_ROW)
+            if unpacked > limit:
+                raise _too_large(file, name, unpacked, length)
+            doubtful = {column.path_in_schema for group in columns for column in group if _repeats(column, limit)}
+        if doubtful:
+            _check_values(file, sorted(doubtful), limit, name)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's own have no common base
+        raise DataError(
+            f"{name}: {file.name} cannot be read as parquet ({first_line(error)}). Copy it again."
+        ) from error
+
+
+def _counts(column: Any) -> tuple[int, int, int]:
+    return column.num_values, column.total_compressed_size, column.total_uncompressed_size
+
+
+def _repeats(column: Any, limit: int) -> bool:
+    """Whether a column could come to more than the limit, as values that are stored once may stand in every row."""
+    repeats = column.has_dictionary_page and column.physical_type == "BYTE_ARRAY"
+    return bool(repeats) and column.num_values * column.total_uncompressed_size > limit
+
+
+def _check_values(file: Path, columns: list[str], limit: int, name: str) -> None:
+    """Add up the lengths of these columns' values, each still stored once."""
+    import pyarrow.parquet as pq
+
+    seen = 0
+    with pq.ParquetFile(file, read_dictionary=columns) as opened:
+        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            seen += sum(_written_out(column) for column in batch.columns)
+            if seen > limit:
+                raise _too_large(file, name, seen, file.stat().st_size)
+
+
+def _written_out(values: Any) -> int:
+    """Bytes of an array with every value written out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(values.type):
+        return sum(_written_out(each) for each in values.flatten())
+    if not pa.types.is_dictionary(values.type):
+        return int(values.nbytes)
+    return int(pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0)
+
+
+def _too_large(file: Path, name: str, found: int, length: int) -> DataError:
+    return DataError(
+        f"{name}: {file.name} has {length:,} bytes and unpacks to {found:,} or more. It is damaged or forged. If it "
+        "is right, split it into smaller files, or save it without compression."
+    )
 
 
 def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
-    """Decides which columns hold images and labels: as named, else by type, else by their usual names.
+    """Decide which columns hold images and labels: as named, else by type, else by their usual names.
 
     Raises:
-        DataError: a named column is not there, or none, or several, could be meant.
+        DataError: a named column is missing, or no column or several could be meant.
     """
     content = _choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS)
     if settings.attributes is not None:
@@ -87,7 +158,7 @@ def holds_texts(dataset: Any, settings: DataSettings) -> bool:
 
 
 def find_text_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
-    """Decides which columns hold texts and labels: as named, else by their usual names. Raises as `find_columns`."""
+    """Decide which columns hold texts and labels: as named, else by their usual names. Raises as `find_columns`."""
     if settings.image_column is not None or settings.image_size is not None:
         raise DataError(f"{source}: options for images and for texts are given. Leave --image-… or --text-… out.")
     if settings.attributes is not None:
@@ -121,12 +192,12 @@ def _choose(dataset: Any, source: str, role: str, named: str | None, feature: st
 
 
 def class_names(dataset: Any, source: str, split: str, columns: Columns, any_numbers: bool = False) -> tuple[str, ...]:
-    """Names of the classes, in the order of the labels; of attributes those that were asked for.
+    """Names of the classes, in the order of the labels; of attributes the requested ones.
 
-    A `ClassLabel` brings them; strings are sorted; whole numbers are named by themselves.
+    A `ClassLabel` has them; strings are sorted; whole numbers are their own names.
 
     Args:
-        any_numbers: whether those need not count from 0 without a gap: stars, which reviews have from 1 to 5.
+        any_numbers: whether whole numbers may start anywhere and have gaps, such as stars from 1 to 5.
 
     Raises:
         DataError: labels of another kind, or numbers that do not count from 0 without a gap.
@@ -151,33 +222,12 @@ def class_names(dataset: Any, source: str, split: str, columns: Columns, any_num
     return names
 
 
-def read_table(
-    dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...], base: Path | None
-) -> Table:
-    """One split with its labels as indices into `classes`.
+def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """The labels of one split as indices into `classes`, or its attributes.
 
     Raises:
-        DataError: a column is missing or of the wrong type, or a label is missing or none of the classes.
+        DataError: a column is missing or of the wrong type, or a label is missing or not one of the classes.
     """
-    import datasets
-
-    labels = read_labels(dataset, source, split, columns, classes)
-    encoded = dataset.select_columns([columns.content])
-    try:
-        # Decoded by us, into memory that is there already.
-        encoded = encoded.cast_column(columns.content, datasets.Image(decode=False))
-        # The cast comes true when rows are read.
-        encoded[:1]
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"{source}: column '{columns.content}' of split '{split}' holds {dataset.features[columns.content]}; "
-            "encoded images (PNG, JPEG, …) or paths of image files are needed. Name another with --image-column."
-        ) from error
-    return Table(source, split, encoded, base, labels)
-
-
-def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """The labels of one split as indices into `classes`, or its attributes. Raises as `read_table`."""
     if columns.attributes:
         return _attributes(dataset, source, split, columns.attributes)
     codes, names = _coded(dataset, source, split, columns)
@@ -207,7 +257,7 @@ def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -
             )
         values = dataset.select_columns([name]).with_format("arrow")[:].column(0)
         if values.null_count:
-            raise _unlabelled(source, split, values.is_null().to_pylist().index(True))
+            raise _unlabeled(source, split, values.is_null().to_pylist().index(True))
         dtype = getattr(dataset.features[name], "dtype", "")
         kinds = set(values.unique().to_pylist()) if dtype == "bool" or "int" in dtype else {dtype or "no numbers"}
         if not (kinds <= {False, True} or kinds <= {-1, 1}):
@@ -221,7 +271,7 @@ def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -
 
 
 def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels as indices into the names beside them, whatever their type."""
+    """(indices, names): labels of any type as indices into their names."""
     for column in (columns.content, columns.label):
         if column not in dataset.column_names:
             raise DataError(
@@ -241,11 +291,11 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
     values = dataset.select_columns([columns.label]).with_format("arrow")[:].column(0)
     if values.null_count:
         row = values.is_null().to_pylist().index(True)
-        raise _unlabelled(source, split, row)
+        raise _unlabeled(source, split, row)
     if hasattr(feature, "names"):
         codes = values.to_numpy().astype(np.int64)
         if codes.min() < 0:  # how the hub marks a test split whose labels are kept secret
-            raise _unlabelled(source, split, int(codes.argmin()))
+            raise _unlabeled(source, split, int(codes.argmin()))
         if codes.max() >= len(feature.names):
             raise DataError(
                 f"{source}: row {codes.argmax()} (counted from 0) of split '{split}' has the label {codes.max()}, and "
@@ -257,7 +307,7 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
     return inverse.astype(np.int64), tuple(str(value) for value in unique.tolist())
 
 
-def _unlabelled(source: str, split: str, row: int) -> DataError:
+def _unlabeled(source: str, split: str, row: int) -> DataError:
     return DataError(
         f"{source}: row {row} (counted from 0) of split '{split}' has no label. Remove such rows; a split without "
         "labels can be neither trained nor evaluated on."

@@ -1,11 +1,15 @@
-"""A dataset of texts as `datasets` opens it: stored one byte a character, or as the ids of a tokeniser; see `prepared`.
+"""Datasets of texts: stored one byte a character, or as the token ids of a tokenizer; see `prepared`.
 
 Shape suffixes: N texts of a batch, L characters or tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,17 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import Noun
+from litdeploy.config.spec import NetworkSpec, Noun, TokenInput
 from litdeploy.data.augment import FOREIGN
-from litdeploy.data.sources import Source
-from litdeploy.data.split import SPLITS, Picked, Split, copies
-from litdeploy.data.table import Columns, class_names, find_text_columns, read_labels
-from litdeploy.data.tokens import Tokens
-from litdeploy.errors import DataError
+from litdeploy.data.sources import TableSource, TableStore
+from litdeploy.data.split import OnDemand, Split
+from litdeploy.data.table import find_text_columns
+from litdeploy.errors import DataError, first_line
+from litdeploy.networks import is_hub
+from litdeploy.networks.library import library
 
 DEFAULT_LENGTH = 1014
-# More in one cell is no text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
+# A longer cell is not a text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
 LONGEST = 2**20
+# Stored after the end of a text: no id, so that a padding token written in a text is one of its tokens.
+NOTHING = -1
 _ROWS_AT_ONCE = 1024
 _TYPES = ("string", "large_string", "binary", "large_binary")
 
@@ -33,7 +40,7 @@ class Encoder(Protocol):
     """Texts → what is stored of them.
 
     Attributes:
-        length: of each; longer texts are cut, and shorter ones padded behind.
+        length: of each text; longer ones are cut, and shorter ones padded at the end.
         dtype: of what is stored.
     """
 
@@ -43,12 +50,12 @@ class Encoder(Protocol):
     def dtype(self) -> type[np.integer[Any]]: ...
 
     def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
-        """(texts, length)."""
+        """(N, length)."""
         ...
 
 
 class Characters:
-    """One byte a character, 0 behind the end."""
+    """One byte a character, 0 after the end."""
 
     def __init__(self, length: int | None) -> None:
         self.length = length or DEFAULT_LENGTH
@@ -63,42 +70,175 @@ class Characters:
         return bytes_NL
 
 
-class Texts:
-    """The `Store` of a `Source` of texts. They are cut to one length, and shorter ones padded behind.
+class Tokens:
+    """The `Encoder` for a network that takes tokens. Texts are cut (special tokens are kept), and padded at the end.
 
     Args:
-        encoder: what is stored of a text.
+        settings: the tokenizer, and the number of tokens of a text if the network leaves it open.
+        spec: of the network, which takes tokens.
+
+    Attributes:
+        length: tokens of a text.
+        dtype: int16 if the network's vocabulary allows it, else int32.
+        fingerprint: SHA-256 (hexadecimal) of everything that decides a text's ids.
 
     Raises:
-        DataError: the split that decides cannot be read, or its columns or labels do not serve.
+        DataError: there is no such tokenizer, or it does not fit the network.
+        DependencyError: transformers is not installed.
+    """
+
+    def __init__(self, settings: DataSettings, spec: NetworkSpec) -> None:
+        assert isinstance(spec.input, TokenInput)
+        self._takes = spec.input
+        self.source = _tokenizer_source(settings, spec)
+        self._tokenizer = _open_tokenizer(self.source)
+        self.length = settings.text_length or self._takes.length
+        _check_fits(self._tokenizer, self.source, spec.name, self._takes)
+        self._check_length(spec.name)
+        self.dtype: type[np.signedinteger[Any]] = np.int16 if self._takes.vocabulary <= 2**15 else np.int32
+        self.fingerprint = _fingerprint(self._tokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
+        """See `Encoder`: ids (N, L), `NOTHING` after their ends.
+
+        Raises:
+            DataError: the tokenizer fails on a text, or gives ids that the network does not take: it is damaged.
+        """
+        ids_NL = np.full((len(texts), self.length), NOTHING, np.int64)
+        try:
+            for row, ids in zip(ids_NL, self._ids(texts), strict=True):
+                row[: len(ids)] = ids
+        except Exception as error:  # whatever a tokenizer raises that names tokens it does not have
+            raise self._failed(first_line(error)) from None
+        # The special tokens it adds need not be in its vocabulary.
+        if ids_NL.max(initial=NOTHING) >= self._takes.vocabulary:
+            raise self._failed(f"it gives the id {ids_NL.max()}, and the network takes less")
+        return ids_NL.astype(self.dtype)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        return found
+
+    def _failed(self, why: str) -> DataError:
+        return DataError(
+            f"{self.source}: the tokenizer fails on a text ({why}). Copy its files again, or name another: --tokenizer "
+            "FOLDER"
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder; opened from there, it is the same."""
+        self._tokenizer.save_pretrained(folder)
+
+    def _check_length(self, network: str) -> None:
+        most, special = self._takes.length, self._tokenizer.num_special_tokens_to_add()
+        if self.length > most or (self._takes.fixed and self.length != most):
+            raise DataError(
+                f"--text-length {self.length}: {network} takes texts of {'' if self._takes.fixed else 'up to '}{most} "
+                f"tokens. Say so: --text-length {most}"
+            )
+        if self.length <= special:
+            raise DataError(
+                f"--text-length {self.length}: the tokenizer {self.source} adds {special} tokens of its own to each "
+                f"text, so that none of the text is left. Give more: --text-length {min(most, 128)}"
+            )
+
+
+def _tokenizer_source(settings: DataSettings, spec: NetworkSpec) -> str:
+    if settings.tokenizer is not None:
+        return settings.tokenizer
+    if is_hub(spec.name):
+        return spec.name.partition(":")[2]
+    raise DataError(
+        f"{spec.name}: takes tokens, and no tokenizer for them is named. Name the folder that it was "
+        "saved in: --tokenizer FOLDER"
+    )
+
+
+def _open_tokenizer(source: str) -> Any:
+    """Open the tokenizer; no code in the folder is run.
+
+    Raises:
+        DataError: there is none, or it is damaged or needs its own code.
+        DependencyError: transformers is not installed.
+    """
+    transformers = library("transformers", f"the tokenizer {source}", "pip install transformers")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # whatever transformers and tokenizers raise for a damaged file
+        raise DataError(
+            f"{source}: no tokenizer can be opened there ({first_line(error)}). Give the folder that holds its "
+            "tokenizer.json (or vocab.txt): --tokenizer FOLDER. Nothing is downloaded, and no code in it is run."
+        ) from None
+    if not getattr(found, "is_fast", False):
+        raise DataError(
+            f"{source}: its tokenizer ({type(found).__name__}) is written in Python, and litdeploy takes only those "
+            "that the library tokenizers runs. Save it as a tokenizer.json: AutoTokenizer.from_pretrained(…, "
+            "use_fast=True).save_pretrained(FOLDER)"
+        )
+    # From a folder without a vocabulary transformers makes a tokenizer that knows only its special tokens.
+    if len(found) <= len(found.all_special_ids):
+        raise DataError(
+            f"{source}: holds no tokenizer: its vocabulary has nothing but {len(found)} special tokens. Copy its "
+            "tokenizer.json (or vocab.txt) there, or name the folder that holds it: --tokenizer FOLDER"
+        )
+    return found
+
+
+def _check_fits(tokenizer: Any, source: str, network: str, takes: TokenInput) -> None:
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= takes.vocabulary:
+        raise DataError(
+            f"{source}: the tokenizer has ids up to {highest:,}, and {network} takes 0 to {takes.vocabulary - 1:,}. "
+            "Name the one that the network was made for: --tokenizer FOLDER"
+        )
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            f"{source}: the tokenizer has no token to pad with. Write one into its "
+            'tokenizer_config.json: "pad_token": "[PAD]"'
+        )
+    if tokenizer.pad_token_id != takes.pad:
+        raise DataError(
+            f"{source}: the tokenizer pads with id {tokenizer.pad_token_id}, and {network} with {takes.pad} "
+            "(pad_token_id in its config.json; for your own network `pad` of its TokenInput). Name the tokenizer that "
+            "it was made for: --tokenizer FOLDER"
+        )
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """Hash the tokenizer as its library writes it, without its truncation and padding, which change when it is used."""
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    whole |= {"truncation": tokenizer.truncation_side, "padding": tokenizer.pad_token_id}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+class TextStore(TableStore):
+    """The `Store` of a dataset of texts. They are cut to one length, and shorter ones padded at the end.
+
+    Args:
+        encoder: makes what is stored of a text.
+
+    Raises:
+        DataError: as `TableStore`.
     """
 
     noun: Noun = "text"
 
-    def __init__(self, source: Source, settings: DataSettings, encoder: Encoder) -> None:
-        self.name = source.name
-        self.splits = tuple(source.splits)
-        self.test_share = source.test_share
+    def __init__(self, source: TableSource, settings: DataSettings, encoder: Encoder) -> None:
+        columns = find_text_columns(source.load(source.first), source.name, settings)
+        super().__init__(source, columns, any_numbers=True)
         self.shape = (encoder.length,)
         self.value_bytes = np.dtype(encoder.dtype).itemsize
         self.tokens = encoder if isinstance(encoder, Tokens) else None
         self._encode = encoder
-        self._source = source
-        self._loaded: dict[str, Any] = {}
-        self._labels: dict[str, NDArray[np.int64]] = {}
-        first = next(split for split in SPLITS if split in source.splits)
-        self.columns: Columns = find_text_columns(self._load(first), self.name, settings)
-        self.classes = class_names(self._load(first), self.name, first, self.columns, any_numbers=True)
-
-    def fingerprint(self) -> str:
-        """See `Store.fingerprint`; of the files as they are, whatever the columns and the length."""
-        return self._source.fingerprint()
-
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """See `Store.labels`."""
-        if split not in self._labels:
-            self._labels[split] = read_labels(self._load(split), self.name, split, self.columns, self.classes)
-        return self._labels[split]
 
     def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
         """See `Store.stored`: (rows, length)."""
@@ -131,13 +271,13 @@ class Texts:
 
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
         """See `Store.streamed`; from the memory map of `datasets`, so quickly that workers would not help."""
-        return StreamedTexts(self, split, rows, torch.from_numpy(self.labels(split)[rows]).to(device))
+        return OnDemand(partial(self.read, split), rows, torch.from_numpy(self.labels(split)[rows]).to(device))
 
     def read(self, split: str, rows: NDArray[np.int64]) -> Tensor:
         """What is stored of the texts of these rows: (rows, length), on the CPU.
 
         Raises:
-            DataError: a text that is missing, empty, no UTF-8 or as long as none is; names split and row.
+            DataError: a text that is missing, empty, not UTF-8 or absurdly long; names split and row.
         """
         return torch.from_numpy(self._encode(self._texts(split, rows)))
 
@@ -149,7 +289,7 @@ class Texts:
         column = self._column(split)
         try:
             cells: list[Any] = column[rows.tolist()][self.columns.content]
-        except UnicodeDecodeError:  # Arrow does not look at what it is given; Python does
+        except UnicodeDecodeError:  # Arrow does not check UTF-8; Python does
             cells = [self._cell(split, row) for row in rows.tolist()]
         return cells
 
@@ -167,7 +307,7 @@ class Texts:
             except UnicodeDecodeError as error:
                 raise self._not_utf8(split, row, error) from None
         if cell is None or not cell.strip():
-            raise DataError(f"{where} has no text in column '{self.columns.content}'. Remove such rows.")
+            raise DataError(f"{where} has no text in column '{self.columns.content}'. Remove the row.")
         if len(cell) > LONGEST:
             raise DataError(
                 f"{where} has a text of {len(cell):,} characters, and {LONGEST:,} are the most. Is a quote in the file "
@@ -178,11 +318,11 @@ class Texts:
     def _not_utf8(self, split: str, row: int, error: UnicodeDecodeError) -> DataError:
         return DataError(
             f"{self.name}: row {row} (counted from 0) of split '{split}' holds a text that is not UTF-8 "
-            f"({error.reason} at byte {error.start}). Write the file again in UTF-8, or remove such rows."
+            f"({error.reason} at byte {error.start}). Write the file again in UTF-8, or remove the row."
         )
 
     def _column(self, split: str) -> Any:
-        dataset = self._load(split)
+        dataset = self.source.load(split)
         dtype = str(getattr(dataset.features.get(self.columns.content), "dtype", "nothing"))
         if dtype not in _TYPES:
             raise DataError(
@@ -190,31 +330,3 @@ class Texts:
                 "Name another with --text-column."
             )
         return dataset.select_columns([self.columns.content])
-
-    def _load(self, split: str) -> Any:
-        if split not in self._loaded:
-            self._loaded[split] = self._source.splits[split]()
-        return self._loaded[split]
-
-
-class StreamedTexts:
-    """A split whose texts are read when a batch is asked for."""
-
-    def __init__(self, texts: Texts, split: str, rows: NDArray[np.int64], labels_M: Tensor) -> None:
-        self.labels = labels_M
-        self._texts, self._split, self._rows = texts, split, rows
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split.batches`."""
-        return copies(self, batch_size)
-
-    def pick(self, order: Sequence[Tensor]) -> Iterator[Picked]:
-        """See `Split.pick`."""
-        device = self.labels.device
-        for some in order:
-            texts_NL = self._texts.read(self._split, self._rows[some.numpy()]).to(device)
-            labels = self.labels.index_select(0, some.to(device))
-            yield Picked(texts_NL, torch.arange(len(some), device=device), labels)

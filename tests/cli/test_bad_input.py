@@ -369,7 +369,7 @@ def _of_another_channel(folder: Path, content: bytes) -> None:
         (_truncated, "model.onnx: not an ONNX file"),
         (_of_other_shapes, "--image-size 8,8"),
         (_of_another_network, "has 3 classes"),
-        (_of_another_channel, "takes 1 channel (grey)"),
+        (_of_another_channel, "takes 1 channel (gray)"),
     ],
 )
 def test_an_exported_file_that_is_torn_or_of_something_else(
@@ -453,7 +453,7 @@ def test_texts_that_a_student_cannot_learn_from(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--tokenizer", "nowhere/there"), "nowhere/there: no tokeniser can be opened there"),
+        (("--tokenizer", "nowhere/there"), "nowhere/there: no tokenizer can be opened there"),
         (("--text-length", "13"), "takes texts of up to 12 tokens. Say so: --text-length 12"),
         (("--student-depth", "5"), "Possible: 1, 2, 3, 4"),
         (("--student-depth", "", "--method", "slimming"), "the scales of their batch norms, and the network has none"),

@@ -75,7 +75,7 @@ def test_among_colour_images_others_become_rgb(folder: Folder, opened: Opened, p
 
 def test_a_colour_image_among_grey_ones_is_refused(folder: Folder, opened: Opened, picture: Picture) -> None:
     data = opened(folder(picture(0, mode="L"), picture(1)))
-    with pytest.raises(DataError, match=r"row 1 .*split 'test', pictures/1\.png: a colour image \(mode RGB\)"):
+    with pytest.raises(DataError, match=r"row 1 .*split 'test', pictures/1\.png: a color image \(mode RGB\)"):
         pixels(data)
 
 

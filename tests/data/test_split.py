@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from litdeploy.data import Data, Split, shuffled
-from litdeploy.data.images import Images
-from litdeploy.data.split import Mapped, Resident, Streamed
-from litdeploy.data.table import Table
+from litdeploy.data import Data, Split, free_memory, shuffled
+from litdeploy.data.images import Images, ImageTable
+from litdeploy.data.split import OnDemand, Resident, Streamed
 from litdeploy.errors import DataError
 
 CPU = torch.device("cpu")
@@ -26,7 +25,7 @@ def images(encoded: Callable[..., bytes]) -> Images:
 
     cells = [{"bytes": encoded(number), "path": None} for number in range(10)]
     dataset = datasets.Dataset.from_dict({"img": cells}).cast_column("img", datasets.Image(decode=False))
-    return Images(Table("made", "train", dataset, None, np.arange(10) % 3), (3, 8, 6), resize=False)
+    return Images(ImageTable("made", "train", dataset, None, np.arange(10) % 3), (3, 8, 6), resize=False)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -38,17 +37,22 @@ def resident(images: Images, device: torch.device = CPU) -> Resident:
     return Resident(images.decode_all(ROWS, device), labels)
 
 
-def mapped(images: Images, device: torch.device = CPU) -> Mapped:
+def mapped(images: Images, device: torch.device = CPU) -> OnDemand:
     every = images.decode(range(len(images.table)))
-    return Mapped(every, torch.from_numpy(ROWS), torch.from_numpy(images.table.labels[ROWS]).to(device))
+    labels = torch.from_numpy(images.table.labels[ROWS]).to(device)
+    return OnDemand(lambda rows: every[torch.from_numpy(rows)], ROWS, labels)
+
+
+def streamed(images: Images, rows: np.ndarray, device: torch.device, workers: int) -> Streamed:
+    return Streamed(images.decode, rows, torch.from_numpy(images.table.labels[rows]).to(device), workers)
 
 
 def made(kind: str, images: Images) -> Split:
     kinds: dict[str, Callable[[], Split]] = {
         "resident": lambda: resident(images),
         "mapped": lambda: mapped(images),
-        "streamed": lambda: Streamed(images, ROWS, CPU, workers=0),
-        "workers": lambda: Streamed(images, ROWS, CPU, workers=1),
+        "streamed": lambda: streamed(images, ROWS, CPU, workers=0),
+        "workers": lambda: streamed(images, ROWS, CPU, workers=1),
     }
     return kinds[kind]()
 
@@ -122,11 +126,11 @@ def test_the_global_generator_is_left_alone(split: Split) -> None:
 
 
 def test_workers_give_what_memory_gives_pass_after_pass_also_after_one_that_was_left(images: Images) -> None:
-    memory, streamed = resident(images), Streamed(images, ROWS, CPU, workers=2)
+    memory, anew = resident(images), streamed(images, ROWS, CPU, workers=2)
     others = {child.pid for child in multiprocessing.active_children()}
     workers = []
     for seed in range(3):
-        ours, theirs = (drawn(split, 2, generator(seed)) for split in (streamed, memory))
+        ours, theirs = (drawn(split, 2, generator(seed)) for split in (anew, memory))
         for count, ((pixels, labels), (other_pixels, other_labels)) in enumerate(zip(ours, theirs, strict=True)):
             assert torch.equal(pixels, other_pixels)
             assert torch.equal(labels, other_labels)
@@ -152,7 +156,7 @@ def test_an_image_at_fault_is_named(
 
 def test_a_worker_that_died_is_told(images: Images) -> None:
     others = {child.pid for child in multiprocessing.active_children()}
-    batches = Streamed(images, np.arange(10).repeat(10), CPU, workers=1).batches(2)
+    batches = streamed(images, np.arange(10).repeat(10), CPU, workers=1).batches(2)
     next(batches)
     [worker] = [child for child in multiprocessing.active_children() if child.pid not in others]
     assert worker.pid is not None
@@ -166,9 +170,13 @@ def test_a_worker_that_died_is_told(images: Images) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_on_a_gpu(images: Images, workers: int) -> None:
     device = torch.device("cuda")
-    for split in (resident(images, device), mapped(images, device), Streamed(images, ROWS, device, workers)):
+    for split in (resident(images, device), mapped(images, device), streamed(images, ROWS, device, workers)):
         expected = drawn(resident(images), 3, generator())
         for (pixels, labels), (right, right_labels) in zip(drawn(split, 3, generator()), expected, strict=True):
             assert pixels.device.type == labels.device.type == "cuda"
             assert torch.equal(pixels.cpu(), right)
             assert torch.equal(labels.cpu(), right_labels)
+
+
+def test_free_memory_is_of_this_machine() -> None:
+    assert 2**24 < free_memory(torch.device("cpu")) < 2**50

@@ -84,7 +84,7 @@ def test_export_and_evaluation(exported: Bundle, reviews_path: Path) -> None:
     assert isinstance(found, Accuracy)
     assert found.top1 == whole.top1
     assert found.loss == pytest.approx(whole.loss, abs=0.02)
-    with pytest.raises(DataError, match=r"elsewhere: no tokeniser"):
+    with pytest.raises(DataError, match=r"elsewhere: no tokenizer"):
         evaluate(exported.path, data={"tokenizer": "else/elsewhere"}, device="cpu")
 
 
