@@ -1,4 +1,4 @@
-"""The verb `inspect`: which network a file holds, its sections, and how deep a student of it can be."""
+"""The verb `inspect`: which network a file holds, its sections, and the possible depths of a student."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from litdeploy.storage.records import Artefact, Manifest, Record
 
 
 class FoundNetwork(Record):
-    """What is known of a file of weights.
+    """The network in a file of weights.
 
     Attributes:
-        title: for people: `CIFAR ResNet-56, shortcut A`.
-        network: as `--network` takes it.
-        classes: width of the logits; how many domains, where it makes images.
-        class_names: in the order of the logits, where the file says them.
+        title: readable name: `CIFAR ResNet-56, shortcut A`.
+        network: the network as `--network` takes it.
+        classes: number of classes, or of a generator's domains.
+        class_names: names of the classes in the order of the logits; empty if the file does not name them.
+        input: what the network takes.
+        sha256: of the file.
         breakdown: depth, sections, parameters, FLOPs.
-        student_depths: what `--student-depth` takes; empty for a student, and where there are no repeated blocks.
-        plan: for a student, the teacher's blocks that it kept.
-        narrowed: how many of its layers channels were taken out of.
+        student_depths: possible values of `--student-depth`; empty for a student, and without repeated blocks.
+        plan: the teacher's blocks that a student kept; None for a teacher.
+        narrowed: number of layers from which channels were removed.
     """
 
     title: str
@@ -46,7 +48,7 @@ class FoundNetwork(Record):
 
 
 class FoundOnnx(Record):
-    """What is known of an ONNX file: inputs and output (a size that is free is a name), opset and metadata."""
+    """The network in an ONNX file: inputs and output (a dynamic size is a name), opset and metadata."""
 
     opset: int
     input: str
@@ -65,11 +67,18 @@ def inspect(
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> FoundNetwork | FoundOnnx | Artefact | Manifest:
-    """Looks into a file of weights, a folder as transformers saves a network in, an ONNX file, an AOTInductor package
-    (by its sidecar) or a bundle.
+    """Describe what a file holds.
+
+    Args:
+        path: weights, a folder that transformers saved, an ONNX file, an AOTInductor package (described by its
+            sidecar) or a bundle.
+        network, normalise, input_shape: as for `load`, if the file does not state them.
+
+    Returns:
+        The description of weights, of an ONNX file, of a package, or the bundle's manifest.
 
     Raises:
-        LitdeployError: the file is none of these, or its network is not recognised.
+        LitdeployError: the file is none of these, or its network is not recognized.
     """
     path = Path(path)
     path, network = published(path, network)
@@ -78,9 +87,9 @@ def inspect(
     if path.suffix == ".onnx":
         try:
             return FoundOnnx(**describe_onnx(path), sha256=sha256_of(path))
-        except ValidationError:  # protobuf gives a name that is no text as bytes
+        except ValidationError:  # protobuf returns a name that is not text as bytes
             raise RunnerError(
-                f"{path}: names in it are no text. It is damaged; make it again: litdeploy export"
+                f"{path}: its names are not text. The file is damaged; export it again: litdeploy export"
             ) from None
     if path.suffix == ".pt2":
         return read_package(path)

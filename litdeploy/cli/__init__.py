@@ -102,7 +102,7 @@ def _options(
 def main() -> None:
     """Run the command line: a user's error becomes a message and an exit code, ours a traceback and 1."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        # Started by torchrun, whose last lines show each rank's traceback from such a file.
+        # Started by torchrun, whose last lines show each rank's traceback from that file.
         from torch.distributed.elastic.multiprocessing.errors import record
 
         record(_main)()

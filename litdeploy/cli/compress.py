@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @recipe_options()
 def command(
-    teacher: o.Teacher,
+    teacher: o.TeacherFile,
     recipe: o.RecipeName = None,
     device: o.Device = "auto",
     out: o.Out = o.DEFAULT_BUNDLE,

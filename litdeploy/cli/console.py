@@ -1,4 +1,4 @@
-"""What commands print by: results to standard output, progress and messages to standard error."""
+"""Printing of all commands: results to standard output, progress and messages to standard error."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from litdeploy.storage.records import Score
     from litdeploy.trainer import Progress
 
-# What a terminal takes as a command, and what turns the direction of reading.
-_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Characters that a terminal interprets as commands, or that reverse the direction of reading.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class _Plain(Console):
-    """Prints text as it is: names and messages may come from a stranger's file."""
+    """Prints text without interpreting it: names and messages may come from an untrusted file."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(_COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text), **options)
+        return super().render_str(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text), **options)
 
 
 output = _Plain(soft_wrap=True, markup=False, emoji=False)
@@ -35,17 +35,17 @@ _WIDEST = 1_000
 
 
 def print_json(content: Any) -> None:
-    """One JSON document on standard output, and nothing else there."""
+    """Print one JSON document to standard output, and nothing else."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def note(text: str) -> None:
-    """A line on standard error."""
+    """Print a line to standard error."""
     errors.print(text, markup=False, highlight=False)
 
 
 def print_table(table: Table) -> None:
-    """A table of the profiler's, to standard output: within a terminal's width; elsewhere as wide as it is."""
+    """Print a table of the profiler to standard output: within a terminal's width, elsewhere at its full width."""
     printed = _printed(table, "{} ({})")
     wide = Measurement.get(output, output.options.update(max_width=_WIDEST), printed).maximum
     if not output.is_terminal:
@@ -66,23 +66,30 @@ def _printed(table: Table, with_small: str) -> Printed:
 
 
 def scored(score: Score | None) -> str:
-    """`89.67 %`, `PSNR 31.2 dB, SSIM 0.9512`, or a dash where it was not measured."""
+    """`89.67 %`, `PSNR 31.2 dB, SSIM 0.9512`, or a dash if it was not measured."""
     return score.summary() if score else "–"
 
 
 def epoch_line(row: dict[str, Any], noun: str) -> str:
-    """What an epoch came to, on one line. `noun`: what was trained on."""
-    top1 = row.get("validation_top1")
-    found = f"{row['validation_psnr']:.1f} dB" if top1 is None else f"{top1:.2%}"
+    """One line on an epoch.
+
+    Args:
+        row: its line of metrics.jsonl.
+        noun: what the network takes.
+    """
+    from litdeploy.tasks import TASKS
+
+    curve = next(task.curve for task in TASKS.values() if f"validation_{task.curve.metric}" in row)
+    validation = f"{curve.factor * row[f'validation_{curve.metric}']:.2f} {curve.unit}"
     return (
         f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "
-        f"validation {found}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"
+        f"validation {validation}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"
     )
 
 
 def training_progress() -> Progress:
-    """Somebody who shows a run: a bar with its rate and time left on a terminal, a line an epoch elsewhere."""
-    # Imported here, as the trainer imports torch, which `litdeploy --help` does without.
+    """Progress of a training: a bar with rate and remaining time on a terminal, one line per epoch elsewhere."""
+    # The trainer imports torch, which `litdeploy --help` must not.
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

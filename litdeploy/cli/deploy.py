@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @recipe_options()
 def command(
-    teacher: o.Teacher,
+    teacher: o.TeacherFile,
     recipe: o.RecipeName = None,
     target: o.TargetName = None,
     device: o.Device = "auto",

@@ -14,7 +14,7 @@ from litdeploy.storage.bundle import DEFAULT_PATH
 DEFAULT_BUNDLE = DEFAULT_PATH
 _OUTPUT = "Output and resuming"
 
-Teacher = Annotated[
+TeacherFile = Annotated[
     Path,
     typer.Argument(
         help="The teacher's weights (.pt .pth .th .ckpt .bin .safetensors), or a folder that transformers saved."
@@ -33,7 +33,7 @@ RecipeName = Annotated[
     typer.Option("--recipe", help="Name or path of a recipe; with :paper after it, its published settings."),
 ]
 TargetName = Annotated[str | None, typer.Option("--target", help="Name or path of a deployment target.")]
-MovedTeacher = Annotated[
+MovedTeacherFile = Annotated[
     Path | None, typer.Option(help="The teacher's file, if it is no longer where the bundle says.")
 ]
 

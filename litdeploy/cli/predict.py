@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @recipe_options({"network", "normalise", "input_shape"})
 def command(
-    teacher: o.Teacher,
+    teacher: o.TeacherFile,
     student_depth: Annotated[
         str | None,
         typer.Option(help="The depths, as in 8,14,20; litdeploy inspect lists the possible ones.", metavar="N,…"),

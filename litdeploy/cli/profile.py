@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def command(
     bundle: o.BundlePath = o.DEFAULT_BUNDLE,
     target: o.TargetName = None,
-    teacher: o.MovedTeacher = None,
+    teacher: o.MovedTeacherFile = None,
     cold_cache: o.ColdCache = False,
     pace: o.Pace = None,
     processes: Annotated[

@@ -91,7 +91,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Training": ("optimiser", "momentum", "weight_decay", "precision", "compile", "batch_norm", "parallel"),
 }
 
-# What the verbs accept beside the recipe's fields, since it sets fields of both phases.
+# Not fields, but accepted by the verbs like one: each sets fields of the phases.
 _OF_PHASES: dict[str, tuple[type, str]] = {
     "epochs": (int, "Epochs of both phases together."),
     "learning_rate": (float, "Highest learning rate of the main phase."),

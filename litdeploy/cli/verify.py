@@ -29,7 +29,7 @@ def command(
         typer.Option("--bisect", help="Name the first layer that differs in ONNX files beyond their tolerance."),
     ] = False,
     target: o.TargetName = None,
-    teacher: o.MovedTeacher = None,
+    teacher: o.MovedTeacherFile = None,
     json: o.Json = False,
     **given: Any,
 ) -> None:

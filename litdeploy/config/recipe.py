@@ -18,8 +18,6 @@ from litdeploy.config import settings
 from litdeploy.config.settings import Settings
 from litdeploy.errors import SettingsError
 
-Method = Literal["lit", "kd", "hint", "scratch", "born-again", "indistill", "slimming"]
-Precision = Literal["auto", "fp32", "bf16"]
 Choice = Literal["auto", "on", "off"]
 
 
@@ -28,7 +26,7 @@ class DataSettings(Settings):
 
     source: str | None = Field(
         None,
-        description="The dataset: a folder of class folders, a Parquet or CSV file, a folder of such files, a hub id, "
+        description="The dataset: a folder of class folders, a Parquet or CSV file, a folder of either, a hub id, "
         "a packed file (litdeploy data pack), or digits.",
     )
     image_column: str | None = Field(None, description="Column with the images, if its type does not show it.")
@@ -133,8 +131,8 @@ class InDistillSettings(Settings):
     label_weight: float = Field(
         1.0,
         ge=0,
-        description="Weight of the labels' cross-entropy beside PKT; as published it is absent, and the head is not "
-        "trained.",
+        description="Weight of the labels' cross-entropy in addition to PKT; the published loss has none, and does not "
+        "train the head.",
     )
 
 
@@ -176,7 +174,7 @@ class Recipe(Settings):
     )
     data: DataSettings = DataSettings()
     augmentation: Augmentation = Augmentation()
-    method: Method = Field(
+    method: Literal["lit", "kd", "hint", "scratch", "born-again", "indistill", "slimming"] = Field(
         "lit",
         description="The training method: lit, or one to compare it with: kd, hint, scratch, born-again, indistill, "
         "slimming.",
@@ -240,7 +238,9 @@ class Recipe(Settings):
         (0.9, 0.999), description="Decay rates of adamw's two moments."
     )
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of the optimizer.")
-    precision: Precision = Field("auto", description="Precision of training; auto: bf16 if the device supports it.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Precision of training; auto: bf16 if the device supports it."
+    )
     compile: Choice = Field(
         "auto", description="torch.compile of the step and the teacher; auto: if it saves time over all epochs."
     )

@@ -1,4 +1,4 @@
-"""Recipes and targets as YAML files: found by name or path, read strictly, faults named with their line."""
+"""Recipes and targets as YAML files: found by name or path, read strictly, errors reported with their line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from litdeploy.files import is_file, read_small
 
 
 class Settings(BaseModel):
-    """Base of every settings model: immutable, unknown keys refused, no silent conversions."""
+    """Base of all settings: immutable, without unknown keys or implicit conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-# The longest that comes with litdeploy has 40 lines.
+# The longest file that ships with litdeploy has 40 lines.
 _MOST_BYTES = 2**20
 _MOST_NODES = 10_000
 _DEEPEST = 20
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
     _levels = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        # Told while it is read: the reader's time grows with the square of the depth.
+        # Checked while parsing: the parser's time grows with the square of the depth.
         self._levels += 1
         if self._levels > _DEEPEST:
             raise RecursionError
@@ -45,7 +45,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def fetch_tag(self) -> None:
-        raise yaml.scanner.ScannerError(None, None, "tags (!…) are not taken: settings are plain data", self.get_mark())
+        raise yaml.scanner.ScannerError(
+            None, None, "tags (!…) are not allowed: settings are plain data", self.get_mark()
+        )
 
 
 _Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -55,30 +57,30 @@ _Loader.add_implicit_resolver(
 
 
 def folder(kind: str) -> Path:
-    """The folder `recipes/` or `profiles/`: inside the package where it was installed, beside it in a checkout."""
+    """The folder `recipes/` or `profiles/`: inside an installed package, next to the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / kind
     return inside if inside.is_dir() else package.parent / kind
 
 
 def names(kind: str) -> list[str]:
-    """Names of the settings that come with litdeploy."""
+    """Names of the settings that ship with litdeploy."""
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
 def read(model: type[S], name_or_path: str | Path, kind: str, variants: tuple[str, ...] = ()) -> S:
-    """Reads one settings file.
+    """Read one settings file.
 
     Args:
-        model: what it must hold.
-        name_or_path: a file's path, or the name of one in `kind` without its ending; with `:VARIANT` behind it, the
-            settings that the file holds under that key are laid over its others, nested mappings too.
+        model: the settings' class.
+        name_or_path: a file's path, or the name of a file in `kind` without its suffix. With `:VARIANT` after it, the
+            settings under that key replace the file's others, also within nested mappings.
         kind: `recipes` or `profiles`.
-        variants: the keys under which a file may hold such settings.
+        variants: keys under which a file may hold variants.
 
     Raises:
-        SettingsError: no such file or variant, not YAML, an unknown key or a wrong value; it names the file and the
-            line.
+        SettingsError: a missing file or variant, invalid YAML, an unknown key or a wrong value; the message names the
+            file and the line.
     """
     name, variant = _split(str(name_or_path), variants)
     path = _find(name, kind)
@@ -88,17 +90,17 @@ def read(model: type[S], name_or_path: str | Path, kind: str, variants: tuple[st
     for key, node in changes.items():
         if not isinstance(node, yaml.MappingNode):
             line = node.start_mark.line + 1
-            raise SettingsError(f"{path} line {line}: '{key}' is a mapping of the settings that it changes.")
+            raise SettingsError(f"{path} line {line}: '{key}' must be a mapping of the settings that it changes.")
     if variant is not None:
         if variant not in changes:
-            there = [name, *(f"{name}:{key}" for key in changes)]
-            raise SettingsError(f"{name_or_path}: holds no settings '{variant}'. Name {' or '.join(there)}.")
-        root = _laid_over(root, changes[variant])
+            existing = [name, *(f"{name}:{key}" for key in changes)]
+            raise SettingsError(f"{name_or_path}: holds no settings '{variant}'. Name {' or '.join(existing)}.")
+        root = _overlaid(root, changes[variant])
     return parse(model, _Loader("").construct_document(root), str(path), root)
 
 
 def _split(text: str, variants: tuple[str, ...]) -> tuple[str, str | None]:
-    """`cifar10-resnet:paper` → its two parts; a file of that very name, or a drive's letter, is no variant."""
+    """Split `cifar10-resnet:paper` into its parts; a file of exactly that name, or a drive letter, has no variant."""
     name, _, variant = text.rpartition(":")
     if not variants or not name or re.search(r"[/\\.]", variant) or is_file(Path(text)):
         return text, None
@@ -112,14 +114,14 @@ def _find(name: str, kind: str) -> Path:
     shipped = folder(kind) / f"{name}.yaml"
     if path.suffix in {".yaml", ".yml"} or not is_file(shipped):
         raise SettingsError(
-            f"{name}: no such file, and none of this name in {kind}/. Those that come with litdeploy: "
+            f"{name}: no such file, and none of this name in {kind}/. litdeploy ships with: "
             f"{', '.join(names(kind)) or 'none'}."
         )
     return shipped
 
 
 def _compose(path: Path) -> yaml.MappingNode:
-    """The document as nodes, which know their lines; it is sure to be plain data, and not much of it."""
+    """Parse the document into nodes, which know their lines, and check that it is plain data of a limited size."""
     try:
         loader = _Loader(read_small(path, _MOST_BYTES).decode("utf-8"))
         root = loader.get_single_node()
@@ -135,7 +137,7 @@ def _compose(path: Path) -> yaml.MappingNode:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
     except RecursionError:
         raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.") from None
-    except ValueError as error:  # a date that is none, a number of thousands of digits
+    except ValueError as error:  # an impossible date, a number of thousands of digits
         raise SettingsError(f"{path}: holds a value that cannot be read ({error}).") from None
     if values is None:
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
@@ -145,10 +147,10 @@ def _compose(path: Path) -> yaml.MappingNode:
 
 
 def _check_size(root: yaml.Node | None, path: Path) -> None:
-    """Counts the values as they will be once every alias stands for what it names, which a few lines can make millions.
+    """Count the values with every alias expanded: a few lines of aliases can expand to millions of values.
 
     Raises:
-        SettingsError: too many, or nested too deeply, as an alias inside what it names is without end.
+        SettingsError: too many values, or nested too deeply, as an alias within its own anchor is without end.
     """
     open_nodes = [(root, 1)]
     count = 0
@@ -156,7 +158,7 @@ def _check_size(root: yaml.Node | None, path: Path) -> None:
         node, depth = open_nodes.pop()
         count += 1
         if count > _MOST_NODES:
-            raise SettingsError(f"{path}: holds more than {_MOST_NODES:,} values, its aliases written out.")
+            raise SettingsError(f"{path}: holds more than {_MOST_NODES:,} values, with its aliases expanded.")
         if depth > _DEEPEST:
             raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.")
         if isinstance(node, yaml.MappingNode):
@@ -165,38 +167,38 @@ def _check_size(root: yaml.Node | None, path: Path) -> None:
             open_nodes += [(each, depth + 1) for each in node.value]
 
 
-def _laid_over(node: yaml.MappingNode, changes: yaml.MappingNode) -> yaml.MappingNode:
-    """The mapping with the changes in it. Nodes and not values, so that a fault is still told with its line."""
+def _overlaid(node: yaml.MappingNode, changes: yaml.MappingNode) -> yaml.MappingNode:
+    """Return the mapping with the changes in it: nodes rather than values, so that errors still know their line."""
     merged = {key.value: (key, value) for key, value in node.value}
     for key, value in changes.value:
         _, under = merged.get(key.value, (None, None))
         if isinstance(under, yaml.MappingNode) and isinstance(value, yaml.MappingNode):
-            value = _laid_over(under, value)
+            value = _overlaid(under, value)
         merged[key.value] = (key, value)
     return yaml.MappingNode(node.tag, list(merged.values()), node.start_mark, node.end_mark)
 
 
 def parse(model: type[S], values: dict[str, Any], source: str, root: yaml.Node | None = None) -> S:
-    """Checks `values` against `model`.
+    """Validate `values` as settings of class `model`.
 
     Args:
-        source: what a message calls the origin of the values.
+        source: the origin of the values, for messages.
         root: the YAML document, for line numbers.
 
     Raises:
-        SettingsError: names each fault, its line where known, and the nearest key for an unknown one.
+        SettingsError: each error with its line, if known, and the nearest key for an unknown one.
     """
     try:
-        # JSON is the mode in which strict models take lists for tuples, as YAML writes them.
+        # Strict models accept lists for tuples, as YAML has them, only from JSON.
         return model.model_validate_json(json.dumps(values))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise SettingsError(f"{source}: {error}.") from None
-        faults = [_fault(model, dict(detail), source, root) for detail in error.errors()]
-        raise SettingsError("\n".join(faults)) from None
+        messages = [_message(model, dict(detail), source, root) for detail in error.errors()]
+        raise SettingsError("\n".join(messages)) from None
 
 
-def _fault(model: type[Settings], detail: dict[str, Any], source: str, root: yaml.Node | None) -> str:
+def _message(model: type[Settings], detail: dict[str, Any], source: str, root: yaml.Node | None) -> str:
     keys = detail["loc"]
     line = _line(root, keys)
     where = source + (f" line {line}" if line else "")
@@ -211,7 +213,7 @@ def _fault(model: type[Settings], detail: dict[str, Any], source: str, root: yam
         return f"{where}: '{dotted}' is missing."
     message = detail["msg"].removeprefix("Value error, ")
     at = f"{dotted}: " if dotted else ""
-    # A fault of several keys together names them itself.
+    # An error of several keys together names them itself.
     found = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
     return f"{where}: {at}{message[0].lower() + message[1:]}{found}."
 
@@ -230,7 +232,7 @@ def _fields_at(model: type[BaseModel], keys: tuple[str | int, ...]) -> list[str]
 
 
 def _line(node: yaml.Node | None, keys: tuple[str | int, ...]) -> int | None:
-    """Line of the key (or item) that `keys` leads to; of the nearest one above it where it is not in the file."""
+    """Line of the key (or item) at `keys`, or of the nearest one above it if it is not in the file."""
     line = None
     for key in keys:
         if isinstance(node, yaml.MappingNode):

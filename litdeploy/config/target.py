@@ -1,4 +1,4 @@
-"""The target: what `export` and `profile` do their work for. One YAML file a deployment target in `profiles/`."""
+"""The target: where the student will run. One YAML file per deployment target in `profiles/`, read by `--target`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 class Timing(Settings):
-    """When to measure, and how much.
+    """How latency is measured, and how long.
 
-    A measurement ends when both medians' 95 % intervals are within `half_width` of their middle, once it has
-    `min_samples` and took `min_seconds`; else at `samples` or `max_seconds`.
+    A measurement ends when the 95 % intervals of both medians are within `half_width` of their middle, after at least
+    `min_samples` and `min_seconds`; otherwise at `samples` or `max_seconds`.
 
     Attributes:
-        warmup_ms: least time that each runner is warmed up for, in milliseconds.
-        half_width: of the intervals, relative to their middle; 0: it never ends by them.
-        min_samples: calls timed a side and batch size before it may end by its intervals.
-        min_seconds: the same in seconds, both sides together: what disturbs a machine comes and goes in longer waves.
-        samples: most calls timed a side and batch size.
+        warmup_ms: least warm-up time of each runner, in milliseconds.
+        half_width: largest half width of the intervals, relative to their middle; 0: intervals never end it.
+        min_samples: timed calls per side and batch size before the intervals may end it.
+        min_seconds: the same in seconds, both sides together: disturbances of a machine come in longer waves.
+        samples: most timed calls per side and batch size.
         max_seconds: limit for one runner and batch size, both sides together.
         cold_cache: whether the caches are emptied before each call.
-        pace: calls a second, at even times; None: one after the other.
-        processes: fresh processes in which the whole is repeated, one after the other; 1: all in this process.
+        pace: calls per second, at even intervals; None: one call after another.
+        processes: new processes in which all measurements are repeated, one after another; 1: all in this process.
     """
 
     warmup_ms: float = Field(200.0, ge=0)
@@ -48,23 +48,22 @@ class Timing(Settings):
     def _one_scenario(self) -> Timing:
         if self.cold_cache and self.pace is not None:
             raise ValueError(
-                "cold_cache and pace exclude each other, since caches cool by themselves between paced calls; leave "
+                "cold_cache and pace exclude each other, since caches cool down between paced calls anyway; leave "
                 "one of the two out (--cold-cache, --pace)"
             )
         return self
 
 
 class Tolerance(Settings):
-    """How far an artefact may be from PyTorch: |artefact − reference| ≤ atol + rtol · max |reference|.
+    """How far an exported file may be from PyTorch: |file − reference| ≤ atol + rtol · max |reference|.
 
     Attributes:
-        atol: absolute, in units of the logits.
-        rtol: relative to the largest magnitude in the reference's output.
-        top1: least share of images on which both give the same class.
-        psnr, ssim: of a network that makes images, in place of the others: least likeness to the reference's, in dB
-            and 0–1.
-        accuracy: most that the share of rightly classified images may fall by. One image less is always allowed: on a
-            small test split a single image is more than this share.
+        atol: absolute tolerance, in units of the output.
+        rtol: tolerance relative to the largest magnitude in the reference's output.
+        top1: least share of images with the same class in both outputs.
+        psnr, ssim: least similarity of generated images to the reference's, in dB and 0–1, instead of the others.
+        accuracy: largest drop in the share of correctly classified images. One image is always allowed: on a small
+            test split a single image is more than this share.
     """
 
     atol: float = Field(1e-4, ge=0)
@@ -75,10 +74,10 @@ class Tolerance(Settings):
     accuracy: float = Field(0.001, ge=0, le=1)
 
 
-# fp32: the same arithmetic in another order; the rounding (6e-8 a step) of some dozens of layers stays below 1e-4.
-# fp16, bf16: 11 and 8 significant bits, hence up to 5e-4 and 4e-3 at each of some dozens of roundings that partly
-#   cancel; classes that lie that near to one another change places, which costs as often as it gains.
-# int8: 256 steps for each tensor's range. The logits move visibly; what counts is the class.
+# fp32: the same arithmetic in another order; the rounding errors (6e-8 each) of dozens of layers stay below 1e-4.
+# fp16, bf16: 11 and 8 significant bits, hence errors up to 5e-4 and 4e-3 at each of dozens of roundings, which partly
+#   cancel; classes that close to one another change places, for better as often as for worse.
+# int8: 256 steps for the range of each tensor. The logits move visibly; the class is what counts.
 _TOLERANCES: dict[str, dict[str, float]] = {
     "fp32": {"atol": 1e-4, "rtol": 1e-4, "top1": 0.999, "accuracy": 0.001, "psnr": 80, "ssim": 0.9999},
     "fp16": {"atol": 1e-2, "rtol": 1e-2, "top1": 0.99, "accuracy": 0.001, "psnr": 45, "ssim": 0.995},
@@ -88,7 +87,7 @@ _TOLERANCES: dict[str, dict[str, float]] = {
 
 
 class Tolerances(Settings):
-    """A tolerance for each precision; what is not given of one stays at its default."""
+    """The tolerance of each precision; values that are not given keep their defaults."""
 
     fp32: Tolerance
     fp16: Tolerance
@@ -111,15 +110,16 @@ class Target(Settings):
     """Where the student will run.
 
     Attributes:
-        device: `auto` takes CUDA where there is one.
-        compute_capability: of the GPU (`9.0`), for what is compiled for it; None for a processor, or any GPU.
+        device: `cpu`, `cuda`, or `auto` for CUDA if it is available.
+        compute_capability: the GPU's (`9.0`), for files that are compiled for it; None for a CPU, or any GPU.
         memory_limit: device memory that the student may use, in GiB; None: no limit.
-        precisions: those that it computes in.
-        runners: the backends that are measured.
-        compile_mode: of torch.compile, in the runner `compiled`.
-        batch_sizes: images a call. Artefacts are verified at the least, the middle and the largest.
-        opset: ONNX operator set; None for the exporter's own.
-        tolerance: how far an artefact of each precision may be from the student.
+        precisions: precisions that the device computes in.
+        runners: the backends to measure.
+        compile_mode: mode of torch.compile in the runner `compiled`.
+        batch_sizes: images or texts per call. Exported files are verified at the smallest, middle and largest.
+        opset: ONNX operator set; None: the exporter's default.
+        tolerance: how far an exported file of each precision may be from the student.
+        timing: how latency is measured.
     """
 
     device: str = "auto"
@@ -135,7 +135,7 @@ class Target(Settings):
 
     @property
     def batch_profile(self) -> tuple[int, int, int]:
-        """The least, the middle and the largest batch size."""
+        """The smallest, middle and largest batch size."""
         sizes = self.batch_sizes
         return sizes[0], sizes[(len(sizes) - 1) // 2], sizes[-1]
 
@@ -143,7 +143,7 @@ class Target(Settings):
     @classmethod
     def _batch_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         if not sizes or min(sizes) < 1:
-            raise ValueError("needs one batch size of at least 1 or more")
+            raise ValueError("needs at least one batch size, and all of at least 1")
         return tuple(sorted(set(sizes)))
 
     @field_validator("runners", "precisions")
@@ -155,7 +155,7 @@ class Target(Settings):
 
 
 def read_target(name_or_path: str | Path) -> Target:
-    """Reads a target by name (`cpu`) or path.
+    """Read a target by name (`cpu`) or path.
 
     Raises:
         SettingsError: see `settings.read`.
@@ -164,7 +164,7 @@ def read_target(name_or_path: str | Path) -> Target:
 
 
 def with_timing(target: Target, changes: Mapping[str, Any]) -> Target:
-    """The target with some fields of its timing changed; None leaves one as it is.
+    """Return the target with some fields of its timing changed; None leaves a field unchanged.
 
     Raises:
         SettingsError: an unknown field, or a wrong value.

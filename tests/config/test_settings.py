@@ -168,7 +168,7 @@ def test_settings_that_are_not_there(tmp_path: Path) -> None:
         read_recipe("digits-resnet:paper")
     path = tmp_path / "mine.yaml"
     path.write_text("alpha: 0.5\npaper: 3\n")
-    with pytest.raises(SettingsError, match=r"mine\.yaml line 2: 'paper' is a mapping"):
+    with pytest.raises(SettingsError, match=r"mine\.yaml line 2: 'paper' must be a mapping"):
         read_recipe(path)
 
 

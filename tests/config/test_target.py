@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from litdeploy.config import settings
 from litdeploy.config.target import Target, Timing, Tolerance, Tolerances, read_target, with_timing
 from litdeploy.errors import SettingsError
 
@@ -78,3 +79,9 @@ def test_timing_is_changed_field_by_field() -> None:
         with_timing(changed, {"cold_cache": True})
     with pytest.raises(SettingsError, match="processes"):
         with_timing(target, {"processes": 0})
+
+
+@pytest.mark.parametrize("name", settings.names("profiles"))
+def test_the_first_line_of_each_file_says_that_it_is_a_target(name: str) -> None:
+    first = (settings.folder("profiles") / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith(f"# Target, read by `--target {name}`: ")
