@@ -1,4 +1,4 @@
-"""Where the time goes: each section of teacher and student in eager PyTorch."""
+"""Time of each section of teacher and student in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from litdeploy.profiler.schema import REMAINDER, SectionTime
 from litdeploy.runtime.device import ieee_float32
 from litdeploy.runtime.eager import placed
 
-# Enough for a median that is looked at by eye, and no more time than that is worth.
+# Enough for a median in a bar chart.
 _WARM_UP = 5
 _BLOCKS = 32
 _SECONDS = 2.0
@@ -27,14 +27,14 @@ _SECONDS = 2.0
 def measure_sections(
     teacher: Network, student: Network, sections: Sequence[str], batch_sizes: Sequence[int], device: torch.device
 ) -> tuple[SectionTime, ...]:
-    """Times each section of both, by hooks before its first block and after its last.
+    """Time each section of both, with hooks before its first block and after its last.
 
     Args:
-        sections: names of the teacher's containers, which the student has too.
-        batch_sizes: images a call.
+        sections: names of the teacher's containers; the student has them too.
+        batch_sizes: images per call.
 
     Returns:
-        By batch size: the sections in the order given, then stem and head.
+        For each batch size: the sections in the given order, then stem and head.
     """
     with torch.inference_mode(), ieee_float32(device):
         modules = [placed(network, device, "fp32") for network in (teacher, student)]
@@ -42,12 +42,14 @@ def measure_sections(
             found: list[SectionTime] = []
             for batch_size in batch_sizes:
                 batch = moved(teacher.example(batch_size), device)
-                found += _at(batch, [(modules[0], first), (modules[1], second)], sections)
+                found += _section_times(batch, [(modules[0], first), (modules[1], second)], sections)
     return tuple(found)
 
 
-def _at(batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequence[str]) -> Iterator[SectionTime]:
-    """Both sides in turn, TSST, on one batch."""
+def _section_times(
+    batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequence[str]
+) -> Iterator[SectionTime]:
+    """Time both sides in turn, TSST, on one batch."""
     for side in sides:
         for _ in range(_WARM_UP):
             _call(*side, batch)
@@ -69,7 +71,7 @@ def _at(batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequen
 
 
 def _call(module: nn.Module, marks: list[Any], batch: Batch) -> list[Any]:
-    """Marks in the order in which they were made: start, then start and end of each section, then end."""
+    """Marks in order: start, then start and end of each section, then end."""
     marks.clear()
     marks.append(_mark(device_of(batch)))
     forward(module, batch)
@@ -78,14 +80,14 @@ def _call(module: nn.Module, marks: list[Any], batch: Batch) -> list[Any]:
 
 
 def _durations(marks: list[Any]) -> list[float]:
-    """Milliseconds of each section, then of all the rest."""
-    inside = [_between(start, end) for start, end in zip(marks[1:-1:2], marks[2:-1:2], strict=True)]
-    return [*inside, _between(marks[0], marks[-1]) - sum(inside)]
+    """Milliseconds of each section, then of the rest."""
+    inside = [_ms_between(start, end) for start, end in zip(marks[1:-1:2], marks[2:-1:2], strict=True)]
+    return [*inside, _ms_between(marks[0], marks[-1]) - sum(inside)]
 
 
 @contextmanager
 def _marking(module: nn.Module, sections: Sequence[str], device: torch.device) -> Iterator[list[Any]]:
-    """While it is open, each forward pass adds two marks for each section to the list."""
+    """In the `with` block, each forward pass adds two marks for each section to the list."""
     marks: list[Any] = []
     handles = []
     for name in sections:
@@ -100,7 +102,7 @@ def _marking(module: nn.Module, sections: Sequence[str], device: torch.device) -
 
 
 def _mark(device: torch.device) -> Any:
-    """A point in time: on a CPU nanoseconds, on CUDA an event on the current stream."""
+    """A point in time: nanoseconds on a CPU, an event on the current stream on CUDA."""
     if device.type != "cuda":
         return time.perf_counter_ns()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -108,5 +110,5 @@ def _mark(device: torch.device) -> Any:
     return event
 
 
-def _between(start: Any, end: Any) -> float:
+def _ms_between(start: Any, end: Any) -> float:
     return (end - start) / 1e6 if isinstance(start, int) else float(start.elapsed_time(end))

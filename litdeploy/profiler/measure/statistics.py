@@ -1,4 +1,4 @@
-"""What is said of the samples: medians, quartiles, tails where there are enough, and the ratio of two sides."""
+"""Statistics of the samples: medians, quartiles, tail percentiles, and the ratio of two sides with its verdict."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from scipy.special import ndtri, stdtrit
 
 from litdeploy.profiler.schema import Comparison, Summary, Verdict
 
-# Fewest samples from which a percentile is told: with them, some lie beyond it, and not one freak alone.
+# The fewest samples to report a percentile from: then several are beyond it, and not a single outlier.
 _SAMPLES_FOR: dict[float, int] = {90: 64, 95: 130, 99: 662, 99.9: 6_636}
-# From fewer than six samples even the least and the largest hold the median less than 95 times in 100.
+# With fewer than six samples, even the smallest and the largest contain the median less than 95 times in 100.
 _SAMPLES_FOR_INTERVAL = 6
 _BLOCKS_FOR_INTERVAL = 4
 _CALLS_A_SIDE_AND_BLOCK = 2
 
-# A side is called faster when all of the interval is beyond the first, and both are called the same when all of it is
-# within the second. Two copies of one program differ by up to a percent for good: their memory lies elsewhere.
+# The verdict is "faster" if the whole interval is beyond the first, and "same" if all of it is within the second. Two
+# copies of one program may differ by a percent as long as they run, since their memory is at other addresses.
 _LEAST_DIFFERENCE = 1.02
 _SAME_WITHIN = 1.05
 
-# A speed-up by the clock on the wall that is so many times that in processor time is not the programs' own.
+# If the speed-up in wall time differs from that in processor time by this factor, other load caused it.
 _FAR_FROM_CPU = 1.25
 
 _RESAMPLES = 2_000
@@ -30,11 +30,11 @@ _CONFIDENCE = 0.95
 
 
 def summarize(milliseconds: Sequence[float], batch_size: int) -> Summary:
-    """Summary of one side.
+    """Summarize the times of one side.
 
     Args:
-        milliseconds: one a call, in the order of the calls, at least one.
-        batch_size: images a call.
+        milliseconds: one per call, in the order of the calls; at least one.
+        batch_size: images per call.
     """
     q1, middle, q3 = (float(value) for value in np.percentile(milliseconds, (25, 50, 75)))
     low, high = median_interval(milliseconds) or (None, None)
@@ -54,18 +54,18 @@ def summarize(milliseconds: Sequence[float], batch_size: int) -> Summary:
 
 
 def percentile(milliseconds: Sequence[float], percent: float) -> float | None:
-    """A percentile of the tail (90, 95, 99 or 99.9); None where there are too few samples to tell it."""
+    """A percentile of the tail (90, 95, 99 or 99.9); None if there are too few samples for it."""
     if len(milliseconds) < _SAMPLES_FOR[percent]:
         return None
     return float(np.percentile(milliseconds, percent))
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the median of samples that depend on those before them; None from fewer than 6.
+    """95 % interval of the median of autocorrelated samples; None from fewer than 6.
 
-    Two of the samples, in order of size: how far their ranks are from the middle follows from the long-run variance of
-    "this sample is below the median", by the equally weighted cosine estimator with Student's t (Lazarus, Lewis, Stock
-    and Watson, HAR Inference: Recommendations for Practice, J. Bus. Econ. Stat. 2018, section 3).
+    Its ends are quantiles of the samples. Their distance from the middle follows from the long-run variance of "this
+    sample is below the median", by the equally weighted cosine estimator with Student's t (Lazarus, Lewis, Stock and
+    Watson, HAR Inference: Recommendations for Practice, J. Bus. Econ. Stat. 2018, section 3).
     """
     if len(samples) < _SAMPLES_FOR_INTERVAL:
         return None
@@ -79,7 +79,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _long_run_deviation(values: np.ndarray) -> tuple[float, int]:
-    """Square root of the long-run variance, and the degrees of freedom that it was estimated with."""
+    """Square root of the long-run variance, and the degrees of freedom of its estimate."""
     count = len(values)
     terms = max(1, int(0.41 * count ** (2 / 3)))
     waves = np.cos(np.pi * np.outer(np.arange(1, terms + 1), np.arange(count) + 0.5) / count)
@@ -94,12 +94,12 @@ def compare(
     student_cpu: Sequence[float] = (),
     contended: bool = False,
 ) -> Comparison:
-    """The ratio of two sides that were timed in blocks of two calls each.
+    """Compare two sides that were timed in blocks of two calls each.
 
     Args:
-        teacher, student: milliseconds in the order in which they were measured; as many each, an even number.
-        teacher_cpu, student_cpu: the processor time of each call; empty where it is not known.
-        contended: whether calls waited for a core that other work had; see `Conditions.contended`.
+        teacher, student: milliseconds in the order of measurement; equally many, an even number.
+        teacher_cpu, student_cpu: the processor time of each call; empty if unknown.
+        contended: whether calls waited for a core; see `Conditions.contended`.
     """
     a, b = (np.asarray(side, dtype=float).reshape(-1, _CALLS_A_SIDE_AND_BLOCK) for side in (teacher, student))
     low, high = ratio_interval(a, b) or (None, None)
@@ -122,9 +122,9 @@ def compare(
 def ratio_interval(teacher: np.ndarray, student: np.ndarray) -> tuple[float, float] | None:
     """95 % interval of the ratio of medians, by block bootstrap; None from fewer than 4 blocks.
 
-    What is resampled is how much each block of calls moves the logarithm of the ratio (the influence function of a
-    median: which side of it a sample is on, over the density there). Resampling the times themselves gives intervals
-    that are too wide where the machine drifts: both medians wander through the drift, each by other samples.
+    It resamples how much each block of calls moves the logarithm of the ratio (the influence function of a median:
+    which side of it a sample is on, over the density there). Resampling the times themselves gives too wide intervals
+    on a machine that drifts: both medians wander through the drift, each by other samples.
 
     Args:
         teacher, student: (blocks, 2) milliseconds.
@@ -135,13 +135,13 @@ def ratio_interval(teacher: np.ndarray, student: np.ndarray) -> tuple[float, flo
     influence = _influence(np.log(teacher)) - _influence(np.log(student))
     length = _bootstrap_length(influence)
     chunks = -(-blocks // length)
-    # Circular, so that each block is drawn as often: Politis and Romano, 1992.
+    # Circular, so that each block is drawn equally often: Politis and Romano, 1992.
     sums = np.concatenate(([0.0], np.cumsum(np.concatenate((influence, influence)))))
     starts = np.random.default_rng(0).integers(blocks, size=(_RESAMPLES, chunks))
     drawn = (sums[starts + length] - sums[starts]).sum(axis=1) / (chunks * length)
     low, high = np.quantile(drawn, ((1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2))
-    # Few chunks vary less than they should; and Student's t allows for how badly few of them tell that. Chunks that
-    # overlap are worth half as many again (Meketon and Schmeiser, Overlapping Batch Means, 1984).
+    # The variance of few chunks is biased low, and Student's t accounts for its own uncertainty. Overlapping chunks are
+    # worth 1.5 times as many (Meketon and Schmeiser, Overlapping Batch Means, 1984).
     independent = max(1.5, blocks / length)
     quantile = (1 + _CONFIDENCE) / 2
     widening = float(stdtrit(max(1.0, 1.5 * (independent - 1)), quantile) / ndtri(quantile))
@@ -153,8 +153,8 @@ def ratio_interval(teacher: np.ndarray, student: np.ndarray) -> tuple[float, flo
 def _influence(log_times: np.ndarray) -> np.ndarray:
     """How much each block moves the median of all samples; their mean is about 0.
 
-    The density at the median is taken from the quantiles beside it (Siddiqui, 1960; bandwidth of Hall and Sheather,
-    1988).
+    The density at the median is estimated from the quantiles around it (Siddiqui, 1960; bandwidth of Hall and
+    Sheather, 1988).
 
     Args:
         log_times: (blocks, 2).
@@ -170,7 +170,7 @@ def _influence(log_times: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap_length(values: np.ndarray) -> int:
-    """Blocks that are resampled together: the more, the longer one moves with the next (Andrews, 1991, by AR(1))."""
+    """How many blocks to resample together, from their autocorrelation (Andrews, 1991, by AR(1))."""
     count = len(values)
     square = float(values @ values)
     correlation = min(0.97, max(0.0, float(values[1:] @ values[:-1]) / square)) if square else 0.0
@@ -182,12 +182,12 @@ def _bootstrap_length(values: np.ndarray) -> int:
 def across_processes(
     found: Sequence[tuple[float, float | None, float | None]],
 ) -> tuple[float, float | None, float | None]:
-    """Geometric mean of what several processes found, and its 95 % interval: None where one of them has none.
+    """Geometric mean of the values of several processes, and its 95 % interval; None if one of them has no interval.
 
-    By how much the processes differ from one another (Student's t), and no less than their own intervals allow.
+    The interval follows from the spread between the processes (Student's t), and is no narrower than their own allow.
 
     Args:
-        found: (value, low, high) of each process, all above 0.
+        found: (value, low, high) of each process, all positive.
     """
     logs = np.log([value for value, _, _ in found])
     middle, count = float(logs.mean()), len(found)
@@ -203,10 +203,10 @@ def across_processes(
 
 
 def mean_reach(values: Sequence[float] | np.ndarray) -> float:
-    """How far the 95 % interval of the mean reaches to each side, by Student's t: of few a bootstrap is too narrow.
+    """Half-width of the mean's 95 % interval, by Student's t; a bootstrap of few values is too narrow.
 
     Args:
-        values: independent, two or more.
+        values: independent; at least two.
     """
     t = float(stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2))
     return t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -215,11 +215,11 @@ def mean_reach(values: Sequence[float] | np.ndarray) -> float:
 def judge(
     speedup: float, low: float | None, high: float | None, samples: int, cpu_speedup: float | None = None
 ) -> tuple[Verdict, str | None]:
-    """Verdict on a speed-up and its interval, and the reason where it is `unclear`.
+    """Verdict on a speed-up and its interval, and the reason if it is `unclear`.
 
     Args:
-        samples: a side; too few, where there is no interval.
-        cpu_speedup: the same in processor time, where calls waited for a core.
+        samples: number of samples per side; without an interval they are too few.
+        cpu_speedup: the speed-up in processor time, if calls waited for a core.
     """
     if low is None or high is None:
         return "unclear", f"there are only {samples} samples a side"
@@ -238,6 +238,6 @@ def judge(
 
 
 def contradicted(comparison: Comparison) -> bool:
-    """Whether its interval alone would give a verdict, and what else is known of it speaks against one."""
+    """Whether its interval alone would give a verdict, and its processor time contradicts that."""
     alone, _ = judge(comparison.speedup, comparison.speedup_low, comparison.speedup_high, 0)
     return comparison.verdict == "unclear" != alone
