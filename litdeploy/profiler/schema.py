@@ -24,7 +24,7 @@ REPORT_NAME = "report.json"
 
 REMAINDER = "stem and head"
 
-_MUCH = 0.1  # of the time that threads could have run
+_MUCH = 0.1  # of the time that threads can run
 
 Clock = Literal["wall", "device"]
 Scenario = Literal["warm", "cold cache", "paced"]
@@ -49,10 +49,10 @@ class Environment(Record):
 
     Attributes:
         device: `cpu`, `cuda:0`, …
-        device_name: of the processor or GPU.
-        cores: that this process may use.
-        threads: that PyTorch computes with on the CPU.
-        load_average: runnable processes in the last minute, just before; None where the system does not tell.
+        device_name: name of the processor or GPU.
+        cores: how many cores this process may use.
+        threads: number of threads that PyTorch computes with on the CPU.
+        load_average: runnable processes in the last minute before it; None if the system does not report them.
         date: ISO 8601, UTC.
         versions: library → version.
     """
@@ -70,15 +70,15 @@ class Environment(Record):
 
 
 class Gpu(Record):
-    """A GPU while something was measured on it.
+    """State of a GPU during a measurement.
 
     Attributes:
-        clock_mhz, clock_low_mhz: of its multiprocessors, the median and the least.
-        max_clock_mhz: that it can have.
-        memory_clock_mhz: the median.
-        temperature_c: the highest.
-        power_watts: the median.
-        throttle_reasons: why its clocks were held down; empty where they were not.
+        clock_mhz, clock_low_mhz: clock of its multiprocessors: median and minimum.
+        max_clock_mhz: the highest clock that it supports.
+        memory_clock_mhz: median.
+        temperature_c: maximum.
+        power_watts: median.
+        throttle_reasons: why its clocks were lowered; empty if they were not.
     """
 
     clock_mhz: float
@@ -91,20 +91,20 @@ class Gpu(Record):
 
 
 class Conditions(Record):
-    """What else happened in the seconds of one measurement. None stands where the system does not tell.
+    """State of the machine during one measurement. A value is None if the system does not report it.
 
     Attributes:
-        seconds: that it took, without warm-up.
-        cores: those that this process was on; more than its threads where it was not pinned.
-        other_load: cores' worth of work that other processes did on these cores.
-        machine_load: the same on all cores of the machine; they share memory and the last cache with these.
+        seconds: duration, without warm-up.
+        cores: the cores this process ran on; more than its threads if it was not pinned.
+        other_load: work of other processes on these cores, in cores.
+        machine_load: the same on all cores of the machine; they share memory and the last-level cache with these.
         stolen: share of these cores' time that the hypervisor gave to other machines.
-        preemptions: times that another process took the core in the midst of work (involuntary context switches).
-        cpu_seconds: of processor time that this process had, in all its threads.
-        waiting_seconds: that this process's threads were ready to run and had no core.
-        quota_seconds: that the process was stopped for, having used up its quota of processor time (cgroup).
-        clock_mhz, clock_low_mhz: of these cores, the median and the least.
-        gpu: of the GPU that it ran on; None on a CPU, and without NVML.
+        preemptions: how often another process took the core during work (involuntary context switches).
+        cpu_seconds: processor time of this process, all threads.
+        waiting_seconds: time that this process's threads were ready to run and had no core.
+        quota_seconds: time that the process was stopped for after it used up its CPU quota (cgroup).
+        clock_mhz, clock_low_mhz: clock of these cores: median and minimum.
+        gpu: state of the GPU that it ran on; None on a CPU, and without NVML.
     """
 
     seconds: float
@@ -122,18 +122,18 @@ class Conditions(Record):
 
     @property
     def contended(self) -> bool:
-        """Whether its threads waited for a core in much of the time that they could have run; sleep does not count."""
+        """Whether its threads waited for a core during much of the time that they could have run (sleep excluded)."""
         waited, worked = self.waiting_seconds or 0.0, self.cpu_seconds or 0.0
         return waited >= _MUCH * (waited + worked) > 0 and waited + worked >= (1 - _MUCH) * self.seconds
 
 
 class Part(Record):
-    """One section, or what is left outside of all sections.
+    """One section, or everything outside the sections.
 
     Attributes:
-        name: of the section's container, or `stem and head`.
-        blocks: how many blocks it has; None for the remainder.
-        parameters: numbers that are trained.
+        name: the section's container, or `stem and head`.
+        blocks: number of its blocks; None for `stem and head`.
+        parameters: number of trainable values.
         flops: floating-point operations for one image.
     """
 
@@ -147,11 +147,12 @@ class Breakdown(Record):
     """Size of a network.
 
     Attributes:
-        depth: weighted layers by the family's own count (`depth_unit` layers), elsewhere blocks in all sections.
-        parameters: numbers that are trained.
+        depth: number of weighted layers as the network's family counts them (`depth_unit` layers), or the number of
+            blocks in all sections.
+        parameters: number of trainable values.
         flops: floating-point operations for one image: two for each multiply-add of convolutions, matrix products and
-            attention; everything elementwise (batch norm, activations, additions) is left out, as is usual.
-        parts: the sections in the network's order, then the remainder; their sums are the totals.
+            attention. Elementwise operations (batch norm, activations, additions) are not counted, as is usual.
+        parts: the sections in the network's order, then `stem and head`; they sum up to the totals.
     """
 
     depth: int
@@ -165,12 +166,11 @@ class Side(ScoredRecord):
     """The teacher or the student.
 
     Attributes:
-        name: for people: `ResNet-20`.
-        network: as `--network` takes it; for a student, its teacher's.
+        name: display name: `ResNet-20`.
+        network: value for `--network`; a student has its teacher's.
         plan: the blocks that a student kept; None for a teacher.
         path, sha256, bytes: the file of weights.
         breakdown: depth, parameters, FLOPs.
-        accuracy, likeness: from the bundle's manifest; see `ScoredRecord`.
     """
 
     name: str
@@ -183,14 +183,14 @@ class Side(ScoredRecord):
 
 
 class Summary(Record):
-    """Times of one side, in milliseconds a call.
+    """Times of one side, in milliseconds per call.
 
     Attributes:
-        samples: how many calls were timed.
-        median_ms: of all samples.
+        samples: number of timed calls.
+        median_ms: median of all samples.
         median_low_ms, median_high_ms: 95 % interval of the median; None from fewer than 6 samples. See
             `median_interval`.
-        q1_ms, q3_ms: the quartiles; between them lies the middle half of the samples.
+        q1_ms, q3_ms: the quartiles; the middle half of the samples is between them.
         p90_ms, p95_ms, p99_ms, p99_9_ms: percentiles; None from fewer than 64, 130, 662 or 6,636 samples.
         images_per_second: batch size over median.
     """
@@ -212,24 +212,25 @@ class SideTiming(Summary):
     """Times of one side in one runner.
 
     Attributes:
-        launch_ms: host time until the call returned, the median; None where the call returns when it is done (on a
-            CPU). About as long as `median_ms` or longer, the host is what the device waits for.
-        cpu_ms: processor time of a call, of all threads, the median; None on the device's clock. Well below
-            `median_ms` times the threads, calls wait: for the core, where other work has it, or for one another.
-        copy_in_ms, copy_out_ms: to copy a batch to the device and its logits back, the medians; None where nothing is
+        launch_ms: host time until the call returns, median; None if the call returns when it is finished (on a CPU). If
+            it is not clearly below `median_ms`, the device waits for the host.
+        cpu_ms: processor time of a call, all threads, median; None on the device's clock. If it is well below
+            `median_ms` times the threads, calls wait for a core that other work occupies, or threads for one another.
+        copy_in_ms, copy_out_ms: time to copy a batch to the device and its logits to the host, medians; None if nothing
+            is copied.
+        end_to_end_ms: host time from a batch in host memory to logits in host memory, median; None if nothing is
             copied.
-        end_to_end_ms: host time from a batch in host memory to logits in host memory, the median; None likewise.
-        captured_ms: device time of the same call replayed as a CUDA graph, the median; None on a CPU, and where it
-            cannot be captured. Never the headline.
-        load_seconds: to open the runner (read the file, place the module); the same for all batch sizes.
-        build_seconds: to make the exported file that was opened, where this profile made it; None elsewhere. What the
-            runner `compiled` compiles is in `first_run_ms`.
-        first_run_ms: the first call with this batch size, in milliseconds, apart from all others.
-        peak_memory_bytes: most memory that this side added, loading and first run with this batch size and those
-            before it: of the process's resident memory on a CPU, of the device's memory on CUDA; None where the system
-            does not tell.
-        energy_joules: of the whole GPU for one call; None without NVML.
-        artefact: the exported file that ran; None where the runner took the module.
+        captured_ms: device time of the same call replayed as a CUDA graph, median; None on a CPU, and if it cannot be
+            captured. Never the headline.
+        load_seconds: time to open the runner (read the file, move the module); the same for all batch sizes.
+        build_seconds: time to build the exported file; None if this profile did not build it. What the runner
+            `compiled` compiles is in `first_run_ms`.
+        first_run_ms: time of the first call with this batch size; not among the samples.
+        peak_memory_bytes: the most memory that this side added for loading and for the first runs with this batch size
+            and those before it: resident memory of the process on a CPU, device memory on CUDA; None if the system does
+            not report it.
+        energy_joules: energy of the whole GPU for one call; None without NVML.
+        artefact: the exported file that ran; None if the runner took the module.
     """
 
     launch_ms: float | None = None
@@ -247,21 +248,21 @@ class SideTiming(Summary):
 
 
 class Comparison(Record):
-    """Teacher against student.
+    """Teacher compared with student.
 
     Attributes:
-        speedup: median of the teacher over median of the student; above 1 the student is faster. The headline. Of
-            several processes, their geometric mean.
-        speedup_low, speedup_high: its 95 % interval, by bootstrap over blocks of calls that were made side by side; of
-            several processes it holds the spread between them too. None from fewer than 4 blocks.
-        paired_speedup: the same ratio within each block, the median over the blocks. Where it is far from `speedup`,
-            the machine did not hold still.
+        speedup: median of the teacher over median of the student; above 1 the student is faster. This is the headline.
+            With several processes, their geometric mean.
+        speedup_low, speedup_high: its 95 % interval, by bootstrap over blocks of calls made side by side; with several
+            processes it includes the spread between them. None from fewer than 4 blocks.
+        paired_speedup: the same ratio within each block, median over the blocks. If it is far from `speedup`, the
+            machine changed during the measurement.
         cpu_speedup: the ratio of the medians of processor time; None on the device's clock.
-        verdict: `faster` or `slower` where all of the interval is 2 % or more from 1; `same` where all of it is within
-            5 % of 1; else `unclear`. So is a speed-up that is far from that in processor time, where calls waited for a
-            core that other work had: long ones lose it more often than short ones.
-        reason: why it is `unclear`; None elsewhere.
-        processes: the speed-up in each fresh process; empty where there was one process.
+        verdict: `faster` or `slower` if the whole interval is 2 % or more from 1; `same` if all of it is within 5 % of
+            1; else `unclear`. It is also `unclear` if calls waited for a core and the speed-up is far from the one in
+            processor time: long calls lose the core more often than short ones.
+        reason: why it is `unclear`; else None.
+        processes: the speed-up in each fresh process; empty with one process.
     """
 
     speedup: float
@@ -278,16 +279,16 @@ class Measurement(Record):
     """Teacher and student in one runner with one batch size.
 
     Attributes:
-        runner: `eager`, `compiled`, `onnxruntime`.
-        mode: what the runner says of how it runs (a provider, a compiler's mode).
-        clock: `wall` or `device`; see `timing.Timed`.
-        scenario: how the calls were made: `warm` (one after the other), `cold cache` (the caches are emptied before
-            each) or `paced` (each at its time, with idle time between).
-        pace: calls a second, where paced.
-        stopped: why it ended: `settled` (all 95 % intervals are as narrow as was asked for), `time limit` or
-            `samples` (as many as were asked for).
-        overhead_ms: what the timer measures of a call that does nothing; it is in every sample.
-        conditions: of the machine meanwhile.
+        runner: `eager`, `compiled`, `onnxruntime`, …
+        mode: how the runner runs (an execution provider, a compiler's mode).
+        clock: `wall` or `device`; see `Timed`.
+        scenario: how the calls are made: `warm` (one after the other), `cold cache` (caches are emptied before each) or
+            `paced` (each at its time, with idle time in between).
+        pace: calls per second if they are paced.
+        stopped: why the measurement ended: `settled` (all 95 % intervals are narrow enough), `time limit` or `samples`
+            (the maximum number of samples).
+        overhead_ms: what the timer measures for a call that does nothing; it is part of every sample.
+        conditions: state of the machine meanwhile.
     """
 
     runner: str
@@ -308,13 +309,13 @@ class Measurement(Record):
 
 @dataclass(frozen=True)
 class Samples:
-    """One side's times.
+    """Times of one side.
 
     Attributes:
-        first_run_ms: the very first call with this batch, in milliseconds; compiles, plans or allocates.
-        milliseconds: one a timed call, in the order in which they were made.
-        launch_ms: host time until each of them returned; empty where they return when they are done.
-        cpu_ms: processor time of each of them; empty on the device's clock.
+        first_run_ms: time of the very first call with this batch, which compiles, plans or allocates.
+        milliseconds: one per timed call, in order.
+        launch_ms: host time until each call returned; empty if calls return when they are finished.
+        cpu_ms: processor time of each call; empty on the device's clock.
     """
 
     first_run_ms: float
@@ -325,16 +326,16 @@ class Samples:
 
 @dataclass(frozen=True)
 class Timed:
-    """Both sides' times.
+    """Times of both sides.
 
     Attributes:
-        clock: `wall` (the host's clock round each call) or `device` (between two events on the device).
-        order: T (teacher) or S (student) for each timed call; blocks of four, two calls a side.
-        starts_ms: when the host made each of them, from the first one on.
-        teacher, student: as many samples each.
-        stopped: why it ended; see `report.Measurement`.
-        overhead_ms: what the timer measures of a call that does nothing.
-        conditions: of the machine meanwhile.
+        clock: `wall` (the host's clock around each call) or `device` (between two events on the device).
+        order: T (teacher) or S (student) for each timed call; blocks of four, two calls per side.
+        starts_ms: when the host made each call, relative to the first.
+        teacher, student: equally many samples each.
+        stopped: why it ended; see `Measurement`.
+        overhead_ms: what the timer measures for a call that does nothing.
+        conditions: state of the machine meanwhile.
     """
 
     clock: Clock
@@ -348,10 +349,10 @@ class Timed:
 
 
 class RawSamples(Record):
-    """The samples behind one measurement, in `samples.json`; times are in milliseconds.
+    """The samples of one measurement, in `samples.json`; times are in milliseconds.
 
     Attributes:
-        process: which of several fresh processes made them.
+        process: index of the fresh process that made them.
     """
 
     runner: str
@@ -361,11 +362,11 @@ class RawSamples(Record):
 
 
 class Failure(Record):
-    """What could not be measured.
+    """A runner or batch size that could not be measured.
 
     Attributes:
-        batch_size: None where the runner could not be opened at all.
-        message: why, and how to mend it.
+        batch_size: None if the runner could not be opened at all.
+        message: why, and what to do.
     """
 
     runner: str
@@ -374,11 +375,11 @@ class Failure(Record):
 
 
 class SectionTime(Record):
-    """The time of one section in a call, or of all that is outside of the sections.
+    """Time of one section in a call, or of everything outside the sections.
 
     Attributes:
-        name: as of `breakdown.Part`: the section's container, or `stem and head`.
-        batch_size: images a call.
+        name: as in `Part`: the section's container, or `stem and head`.
+        batch_size: images per call.
         teacher_ms, student_ms: medians, measured side by side in eager PyTorch.
     """
 
@@ -394,9 +395,9 @@ class Finding(Record):
     Attributes:
         kind: what it is about.
         sentence: for people, with its figures.
-        figures: those of the sentence and what they were computed from, by name; the unit is the name's last word,
-            and what has none is a ratio.
-        runner, batch_size: what it was found of; None where it is of several.
+        figures: the figures of the sentence and those behind them, by name; the last word of a name is the unit, and a
+            name without one is a ratio.
+        runner, batch_size: the measurement that it concerns; None if it concerns several.
     """
 
     kind: Kind
@@ -409,14 +410,13 @@ class Finding(Record):
 class Deviation(Record):
     """How far the student's output is from its teacher's at one place, over all elements of all images.
 
-    Both are relative RMS errors (also: relative L2 errors), √(Σ(s − t)² / Σt²): 0 is equal, 1 as far off as zeros are.
+    Both are relative RMS errors (also: relative L2 errors), √(Σ(s − t)² / Σt²): 0 if equal, 1 if as far off as zeros.
 
     Attributes:
-        name: a section; `stem` for what enters the first section; `logits`, or `images` where such are made, for the
-            network's output.
-        on_teacher: of this part alone, on the teacher's input to it: S_i(T_{i−1}) against T_i. None where it is not
-            finite, or where the teacher's output is zero throughout.
-        on_own: of the student's own chain up to here: S_i(S_{i−1}(…)) against T_i. None likewise.
+        name: a section; `stem` for the input of the first section; `logits` or `images` for the network's output.
+        on_teacher: error of this part alone, on the teacher's input to it: S_i(T_{i−1}) against T_i. None if it is not
+            finite, or if the teacher's output is zero throughout.
+        on_own: error of the student's own chain up to here: S_i(S_{i−1}(…)) against T_i. None in the same cases.
     """
 
     name: str
@@ -429,10 +429,11 @@ class Fidelity(Record):
 
     Attributes:
         images: how many, evenly spaced over the split.
-        deviations: in the data's way: the stem, the sections, the logits.
-        same_class_on_teacher: share of images on which the student's head, given the teacher's last section, names the
-            teacher's class, 0–1; None where images are made.
-        same_class_on_own: share of images on which the student names the teacher's class, 0–1; None likewise.
+        deviations: in the order of the data: stem, sections, output.
+        same_class_on_teacher: share of images for which the student's head, on the output of the teacher's last
+            section, predicts the teacher's class, 0–1; None if the output has no classes.
+        same_class_on_own: share of images for which the student predicts the teacher's class, 0–1; None in the same
+            case.
     """
 
     images: int
@@ -442,27 +443,27 @@ class Fidelity(Record):
 
 
 class Report(Record):
-    """All of it.
+    """The whole report.
 
     Attributes:
         verdict: the outcome in one sentence.
-        bundle: the folder.
-        student_sha256, onnx_sha256: of the student's weights and its exported file (None: there was none); a report
-            whose hashes are not the manifest's is out of date.
-        lineage: of a chain's student, from the teacher here to the student that taught it; else nothing.
+        bundle: the bundle's folder.
+        student_sha256, onnx_sha256: hashes of the student's weights and of its ONNX file (None: there was none); a
+            report whose hashes differ from the manifest's is out of date.
+        lineage: for a student of a chain, its ancestors from the teacher here to the student that taught it; else
+            empty.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
-        measurements: by runner, then by batch size, as the target lists them; at least one.
-        failures: runners and batch sizes of the target that are not among them.
+        measurements: by runner, then by batch size, in the target's order; at least one.
+        failures: runners and batch sizes of the target that have no measurement.
         section_times: each section, then stem and head, in eager PyTorch.
-        findings: the diagnosis: what the speed is bound by, and what disturbed the measurement.
-        fidelity: how closely the student's parts follow their teacher's; None where it could not be measured.
-        fidelity_missing: why not.
-        parity: how the exported student was held against PyTorch; None where it was not exported.
+        findings: the diagnosis: what bounds the speed, and what disturbed the measurement.
+        fidelity: how closely the student's parts follow their teacher's; None if it could not be measured.
+        fidelity_missing: why it could not be measured.
+        parity: the comparison of the exported student with PyTorch; None if it was not exported.
         training: the rows of metrics.jsonl; numbers that are not finite are None.
-        test_used_once: whether both networks' accuracy on a test split is here, or the likeness of the student's
-            images; it is computed after the last epoch.
+        test_used_once: whether the scores on a test split are here; they are computed once, after the last epoch.
         recipe, target: with all their values.
-        commands: that repeat the report; `recipe.yaml` in them is `recipe`.
+        commands: the commands that repeat the report; `recipe.yaml` in them stands for `recipe`.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -493,14 +494,14 @@ class Report(Record):
 
     @property
     def headline(self) -> Measurement:
-        """The measurement that the verdict speaks of."""
+        """The measurement that the verdict is about."""
         return headline(self.measurements)
 
 
 def headline(measurements: Sequence[Measurement]) -> Measurement:
     """The measurement that matters most: the smallest batch in the runner of the exported file, which is what ships.
 
-    Where no exported file ran, the runner in which the student answers fastest.
+    If no exported file ran, it is the runner in which the student is fastest.
     """
     smallest = min(measurement.batch_size for measurement in measurements)
     at_smallest = [measurement for measurement in measurements if measurement.batch_size == smallest]
@@ -509,15 +510,15 @@ def headline(measurements: Sequence[Measurement]) -> Measurement:
 
 
 class PredictedStudent(Record):
-    """One student that could be.
+    """A possible student.
 
     Attributes:
-        name: for people: `ResNet-20`.
-        depth: as `--student-depth` takes it.
-        plan: the teacher's blocks that it would keep.
+        name: display name: `ResNet-20`.
+        depth: value for `--student-depth`.
+        plan: the teacher's blocks that it keeps.
         breakdown: its depth, parameters, FLOPs.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
-        measurements: beside the teacher, as in a report; `teacher` in them is the teacher.
+        measurements: side by side with the teacher, as in a report.
         failures: runners and batch sizes that could not be measured.
     """
 
@@ -533,12 +534,12 @@ class PredictedStudent(Record):
 
 
 class Prediction(Record):
-    """Students of several depths, not trained, timed beside their teacher.
+    """Students of several depths, untrained, timed side by side with their teacher.
 
     Attributes:
-        teacher: for people: `ResNet-56`.
+        teacher: display name: `ResNet-56`.
         path: the teacher's file.
-        noun: what it takes.
+        noun: what a sample is.
         breakdown: the teacher's.
         students: shallowest first.
         target: with all its values.
@@ -555,7 +556,7 @@ class Prediction(Record):
 
 
 def read_report(folder: Path) -> Report | None:
-    """The report in a bundle's `profile/`; None where there is none that this version reads."""
+    """The report in a bundle's `profile/`; None if there is none that this version reads."""
     try:
         return Report.model_validate_json(read_small(folder / REPORT_NAME, MOST_RECORD_BYTES))
     except (OSError, ValidationError):
@@ -563,10 +564,10 @@ def read_report(folder: Path) -> Report | None:
 
 
 def open_report(path: Path) -> Report:
-    """The report in a file, or in a bundle.
+    """Read the report in a file or in a bundle.
 
     Raises:
-        BundleError: there is none, or none that this version reads; it says what to type.
+        BundleError: there is none, or none that this version reads.
     """
     file = path
     if path.is_dir():
@@ -584,7 +585,7 @@ def open_report(path: Path) -> Report:
         return Report.model_validate_json(text)
     except FileNotFoundError:
         raise BundleError(
-            f"{path}: holds no report. Give a report.json, or a bundle that was profiled: litdeploy profile {path}"
+            f"{path}: has no report. Give a report.json, or a bundle that was profiled: litdeploy profile {path}"
             if path.is_dir()
             else f"{path}: no such file. Give a report.json, or a bundle that was profiled."
         ) from None
