@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -88,6 +90,28 @@ MaxAccuracyDrop = Annotated[
 ]
 Csv = Annotated[Path | None, typer.Option(help="Write the measurements as CSV too.", metavar="FILE")]
 Html = Annotated[Path | None, typer.Option(help="Write an HTML page too.", metavar="FILE.html")]
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def with_options(command: Command, options: Mapping[str, Any]) -> Command:
+    """Add generated options to a command, which receives them in its `**` parameter.
+
+    They follow the command's arguments and precede its own options, in --help too. Typer reads the signature that is
+    set here; no function is wrapped.
+
+    Args:
+        options: parameter name → its annotation, `Annotated[TYPE | None, typer.Option(...)]`; the default is None.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    own = [each for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    arguments = [each for each in own if each.default is inspect.Parameter.empty]
+    generated = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in options.items()]
+    rest = [each.replace(kind=keyword) for each in own if each.default is not inspect.Parameter.empty]
+    command.__signature__ = inspect.Signature([*arguments, *generated, *rest])  # type: ignore[attr-defined]
+    return command
 
 
 def pace(text: str | None) -> float | None:

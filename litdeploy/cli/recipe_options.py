@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from pydantic import BaseModel
@@ -12,8 +11,6 @@ from pydantic import BaseModel
 from litdeploy.cli import options as o
 from litdeploy.config.recipe import Recipe
 from litdeploy.errors import SettingsError
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def _depths(text: str) -> list[int]:
@@ -154,28 +151,17 @@ OF_A_GRID = {"student_depth", "method", "seed", *map(_name, PANELS["Student"])} 
 
 def recipe_options(
     only: Collection[str] | None = None, *, without: Collection[str] = ()
-) -> Callable[[Command], Command]:
-    """Give a command the options of the recipe, in place of its `**recipe`; `changes` arranges what it receives.
-
-    They follow the command's arguments and precede its own options.
+) -> Callable[[o.Command], o.Command]:
+    """Add options of the recipe to a command, which receives them in its `**` parameter and passes them to `changes`.
 
     Args:
-        only: names of the options, as of parameters; None: all.
-        without: names that are left out.
+        only: parameter names of the options; None: all.
+        without: names to leave out.
     """
     names = [name for name in FIELDS if (only is None or name in only) and name not in without]
 
-    def extend(command: Command) -> Command:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())
-        assert own.pop().kind is inspect.Parameter.VAR_KEYWORD, "a command takes the options as **recipe"
-        arguments = [each for each in own if each.default is inspect.Parameter.empty]
-        generated = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(FIELDS[name]))
-            for name in names
-        ]
-        rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each not in arguments]
-        command.__signature__ = inspect.Signature([*arguments, *generated, *rest])  # type: ignore[attr-defined]
-        return command
+    def extend(command: o.Command) -> o.Command:
+        return o.with_options(command, {name: _annotation(FIELDS[name]) for name in names})
 
     return extend
 
