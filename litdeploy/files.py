@@ -1,4 +1,4 @@
-"""Files: read with bounds, since a stranger may have written them; written whole or not at all; and their hashes."""
+"""Read files from strangers within limits; write files whole or not at all; remove only what litdeploy wrote."""
 
 from __future__ import annotations
 
@@ -6,67 +6,72 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from litdeploy.errors import BundleError
 
-# A manifest of ten exports has some 30 KB.
+# A manifest with ten exports has about 30 KB.
 MOST_BYTES = 16 * 2**20
-# The whole record of a training: an epoch takes half a kilobyte.
+# The complete log of a training run: an epoch takes half a kilobyte.
 MOST_RECORD_BYTES = 64 * 2**20
+# The name of a file while `write_whole` writes it: .NAME.PID.partial
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
+# Errors of the disk or of permissions, which are not bugs: space, quota, limit, rights, I/O.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading, without waiting: a pipe or a device never ends.
+
+    Raises:
+        OSError: the file cannot be read, or is not a regular file (links are followed).
+    """
+    # O_NONBLOCK: opening a pipe would wait for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
 
 
 def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file that has no reason to be large.
 
     Raises:
-        OSError: it cannot be read, is no regular file (a device or a pipe never ends), or has more than `most` bytes.
+        OSError: the file cannot be read, is not a regular file, or has more than `most` bytes.
     """
-    # Not to wait for somebody to write into a pipe.
-    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = file.read(most + 1) if about.st_size <= most else b""
-        if about.st_size > most or len(content) > most:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""
+        if size > most or len(content) > most:
             raise OSError(errno.EFBIG, f"larger than the {most:,} bytes that such a file may have", str(path))
         return content
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a regular file; a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
 
-
-def is_folder(path: Path) -> bool:
-    """As `is_file`, for a folder."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path stays in a folder once its links and `..` are followed."""
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
-        return False
+    Raises:
+        OSError: the file cannot be read, or is not a regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a stranger's JSON holds.
+    """Parse JSON from a stranger.
 
     Raises:
-        ValueError: no JSON, or nested too deeply.
+        ValueError: not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -74,48 +79,44 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-# What a file is called while it is written: .NAME.PID.partial
-PARTIAL = ".*.partial"
-
-# What makes a file unwritable and is no fault of ours: space, quota, limit, rights, a disk that fails.
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def is_file(path: Path) -> bool:
+    """Whether a regular file exists; False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
-def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def is_folder(path: Path) -> bool:
+    """Whether a folder exists; False for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
-def remove_partial(folder: Path) -> None:
-    """Removes what `write_whole` had begun in this folder when its process was killed."""
-    for path in folder.glob(PARTIAL):
-        remove(path)
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a folder after its links and `..` are followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
+        return False
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what was written there appears under `path` only when it is whole.
+    """Yield a temporary path in the same folder; its file replaces `path` only once it is complete and on the disk.
+
+    A link at `path` is replaced and never followed, since a stranger may have put it there.
 
     Raises:
-        BundleError: no space left, no right to write there, or a disk that fails.
+        BundleError: no space left, no right to write, or a failing disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # safetensors leaves files that none but their owner may read; these may be read as any other made here.
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            temporary.unlink()
+            mode = _fresh_mode(temporary)
             yield temporary
             temporary.chmod(mode)
             with temporary.open("rb+") as file:
@@ -128,13 +129,31 @@ def write_whole(path: Path) -> Iterator[Path]:
         if error.errno not in _UNWRITABLE and not isinstance(error, NotADirectoryError):
             raise
         raise BundleError(
-            f"{path}: cannot be written ({error.strerror}). What was there before is as it was. Make room there, or "
-            "the right to write, or choose another folder."
+            f"{path}: cannot be written ({error.strerror}). The previous file, if any, is unchanged. Free space there, "
+            "allow writing, or choose another folder."
         ) from error
 
 
+def _fresh_mode(path: Path) -> int:
+    """Permissions of a new file at `path`, which is removed again: safetensors writes files that only their owner can
+    read."""
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, by `write_whole`; raises as it does."""
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sync_folder(folder: Path) -> None:
-    """A rename lasts once the folder is on the disk too. Windows has no such call."""
+    """Make renames in a folder durable. Windows has no call for this."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -142,3 +161,37 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is one that `write_whole` did not complete."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists. A link is removed, and not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove files that a killed `write_whole` left in this folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_partial(path.name):
+            remove(path)
+
+
+def remove_matching(folder: Path, patterns: Sequence[str]) -> None:
+    """Remove the files in a folder whose names match, and the folder itself once it is empty.
+
+    For folders that litdeploy made and to which the user may have added files.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if is_partial(path.name) or any(fnmatch(path.name, pattern) for pattern in patterns):
+            remove(path)
+    if not any(folder.iterdir()):
+        folder.rmdir()

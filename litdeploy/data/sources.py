@@ -26,7 +26,7 @@ from litdeploy.data.packed import PackedStore
 from litdeploy.data.split import SPLITS
 from litdeploy.data.table import Columns, check_table, class_names, read_labels
 from litdeploy.errors import DataError, DependencyError, first_line
-from litdeploy.files import is_file, is_folder
+from litdeploy.files import is_file, is_folder, sha256_of
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -252,11 +252,21 @@ def _class_folders(path: Path) -> dict[str, dict[str, list[Path]]]:
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    classes = {
-        sub.name: sorted(file for file in sub.rglob("*") if file.suffix.lower() in _IMAGE_KINDS)
-        for sub in _subfolders(folder)
-    }
+    classes = {sub.name: sorted(filter(_is_image, sub.rglob("*"))) for sub in _subfolders(folder)}
     return {name: files for name, files in classes.items() if files}
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a path is named like an image and is not a folder.
+
+    Raises:
+        DataError: it is a pipe, a device or a socket, whose end a reader would wait for.
+    """
+    if path.suffix.lower() not in _IMAGE_KINDS or is_folder(path):
+        return False
+    if path.exists() and not is_file(path):
+        raise DataError(f"{path}: is a pipe, a device or a socket, and not an image file. Remove it from the folder.")
+    return True
 
 
 def _classes(folders: dict[str, dict[str, list[Path]]]) -> set[str]:
@@ -279,8 +289,13 @@ def _digest(files: Iterable[Path], root: Path) -> str:
     """SHA-256 over the files' names below `root` and their bytes, in the order of the names."""
     digest = hashlib.sha256()
     for relative, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
-        with file.open("rb") as stream:
-            digest.update(f"{relative}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+        try:
+            content = sha256_of(file)
+        except OSError as error:
+            raise DataError(
+                f"{file}: cannot be read ({error.strerror}). Repair it, or remove it from the dataset."
+            ) from error
+        digest.update(f"{relative}\0".encode() + bytes.fromhex(content))
     return digest.hexdigest()
 
 

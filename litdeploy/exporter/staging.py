@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from litdeploy.errors import BundleError
-from litdeploy.files import remove, remove_partial, sync_folder
+from litdeploy.files import remove, remove_partial, sync_folder, write_text
 from litdeploy.storage.bundle import sidecar_of
 from litdeploy.storage.records import Artefact
 
@@ -69,4 +69,4 @@ def rejected_path(path: Path) -> Path:
 
 def write_sidecar(path: Path, artefact: Artefact) -> None:
     """Writes what is known of a file beside it."""
-    sidecar_of(path).write_text(artefact.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_text(sidecar_of(path), artefact.model_dump_json(indent=2) + "\n")

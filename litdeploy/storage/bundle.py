@@ -1,13 +1,15 @@
-"""The folder `deploy/`: manifest, hashes, atomic writes.
+"""The folder `deploy/`: what is in it, its manifest with hashes, and the rules by which it is claimed and removed.
 
-manifest.json          what this folder holds; written last
+.litdeploy             marks the folder as made by litdeploy; written first
+manifest.json          what the folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
-transformers/          of a network of transformers: its teacher's configuration; where it takes tokens, the tokeniser
-metrics.jsonl          one line an epoch
-checkpoints/           of a run under way, to resume from
+transformers/          the configuration of a transformers network; with tokens as input, its tokenizer
+metrics.jsonl          one line per epoch
+checkpoints/           of an unfinished run, to resume from
+features/              of an unfinished run, the teacher's features
 samples.png            of a generator: images in every domain, the teacher's above the student's
-generations/           born-again: the networks that taught the next, by number
-chain/                 of a chain: a bundle of each student that taught the next, by depth
+generations/           born-again: the networks that taught the next one, by number
+chain/                 of a chain: a bundle for each student that taught the next one, by depth
 export/                artefacts, each with a sidecar NAME.json
 profile/               report.json, report.html, samples.json
 """
@@ -16,46 +18,51 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from litdeploy.errors import BundleError
 from litdeploy.files import (
-    PARTIAL,
     is_file,
     is_inside,
+    is_partial,
+    parse_json,
     read_small,
     remove,
+    remove_matching,
     remove_partial,
     sha256_of,
     sync_folder,
-    write_whole,
+    write_text,
 )
 from litdeploy.storage.lock import locked
 from litdeploy.storage.records import SCHEMA_VERSION, Artefact, Manifest
+from litdeploy.version import __version__
 
 DEFAULT_PATH = Path("deploy")
 SAMPLES = "samples.png"
-# A folder, and those of its files by which transformers knows a network and a tokeniser.
+# A folder, and the files in it by which transformers finds a network and a tokenizer.
 TRANSFORMERS, CONFIG, TOKENIZER = "transformers", "config.json", "tokenizer_config.json"
-_OURS = (
-    "manifest.json",
-    "student.safetensors",
-    TRANSFORMERS,
-    "metrics.jsonl",
-    "tensorboard",
-    "checkpoints",
-    "features",
-    SAMPLES,
-    "generations",
-    "chain",
-    "export",
-    "profile",
-)
-# Never removed: a lock that is held, and a teacher that may be the very file that the next run is given.
+_MARKER = ".litdeploy"
+# Everything that litdeploy writes into a bundle: files, and folders with the names of the files in them. A claim
+# removes these and nothing else.
+_FILES = ("manifest.json", "student.safetensors", "metrics.jsonl", SAMPLES)
+_FOLDERS: dict[str, tuple[str, ...]] = {
+    TRANSFORMERS: ("*.json", "*.txt", "*.model", "*.jinja", "*.bpe", "*.tiktoken"),
+    "tensorboard": ("events.out.tfevents.*",),
+    "checkpoints": ("epoch-*-step-*.safetensors",),
+    "features": ("key.json", "*.bin"),
+    "generations": ("[0-9]*.safetensors",),
+    "chain": (),  # bundles
+    "export": ("student.*", ".partial-*"),
+    "profile": ("report.*", "samples.json", "teacher.*", ".partial-*"),
+}
+_OURS = (*_FILES, *_FOLDERS)
+# Never removed: a lock that is held, and a teacher that may be the input of the next run.
 _KEPT = (".lock", ".lock.json", "teacher.safetensors")
 
 
@@ -110,8 +117,8 @@ class Bundle:
         return Bundle(self.chain_path / str(depth))
 
     def exists(self) -> bool:
-        """Whether anything of a bundle is there, whole or not."""
-        return any((self.path / name).exists() for name in _OURS)
+        """Whether the folder holds anything of a run, complete or not."""
+        return self._is_ours() and any((self.path / name).exists() for name in _OURS)
 
     def read(self) -> Manifest:
         """Reads the manifest and holds the student's file against its hash.
@@ -200,11 +207,10 @@ class Bundle:
         Raises:
             BundleError: there is one.
         """
-        for name in _OURS:
-            if not is_inside(self.path / name, self.path):
-                raise BundleError(
-                    f"{self.path / name}: is a link that leaves the bundle. Put the file or folder itself there."
-                )
+        chain = sorted(self.chain_path.iterdir()) if self.chain_path.is_dir() else []
+        for path in (*(self.path / name for name in (*_OURS, _MARKER)), *chain):
+            if not is_inside(path, self.path):
+                raise BundleError(f"{path}: is a link that leaves the bundle. Put the file or folder itself there.")
 
     def read_complete(self) -> Manifest:
         """Like `read`, for the stages after training.
@@ -223,44 +229,69 @@ class Bundle:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps all other processes from writing here; the folder is made where it is missing.
+        """Keep all other processes from writing here; the folder is made if it is missing.
 
         Raises:
-            BundleError: another process is at work here, the folder cannot be written, or it is somebody else's.
+            BundleError: another process is at work here, the folder cannot be written, or it is not a bundle.
         """
         self._check_ours()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+        self._make()
         with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
+            self.tidy()
             yield
 
     def claim(self, overwrite: bool, keep: str | None = None) -> None:
-        """Makes the folder ready for a new run.
+        """Make the folder ready for a new run: remove the previous run if `overwrite`, and mark the folder.
 
         Args:
-            keep: what is the new run's already.
+            keep: the name of a folder that already belongs to the new run.
 
         Raises:
-            BundleError: the folder holds another run and `overwrite` is not given, or holds files of somebody else's.
+            BundleError: the folder holds another run and `overwrite` is False, or removing it would remove files that
+                litdeploy did not write.
         """
         self._check_ours()
         if self.exists() and not overwrite:
             raise BundleError(
-                f"{self.path}: holds a run that is not finished; it is kept. Go on with it: the same command with "
+                f"{self.path}: holds a run that is not finished; it is kept. Resume it: the same command with "
                 "--resume. Or choose another folder with --out, or --overwrite it."
                 if self.unfinished()
                 else f"{self.path}: holds another run; it is kept. Choose another folder with --out, or --overwrite it."
             )
-        for name in _OURS:
-            if name != keep:
-                remove(self.path / name)
+        names = [name for name in _OURS if name != keep]
+        foreign = [path for name in names for path in self._foreign(name)]
+        if foreign:
+            raise BundleError(
+                f"{self.path}: holds files that litdeploy did not write and would have to remove "
+                f"({', '.join(str(path.relative_to(self.path)) for path in foreign[:3])}). Move them elsewhere, or "
+                "choose another folder with --out."
+            )
+        self._make()
+        # First, so that a run that is killed from here on finds its folder again.
+        write_text(self.path / _MARKER, f'{{"bundle": {SCHEMA_VERSION}, "litdeploy": "{__version__}"}}\n')
+        for name in names:
+            remove(self.path / name)
         self.tidy()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+
+    def check_inputs(self, inputs: Iterable[str | Path | None]) -> None:
+        """Refuse inputs of a run that are in the part of this folder which the run replaces.
+
+        Args:
+            inputs: paths, or names that may be paths; None is skipped.
+
+        Raises:
+            BundleError: an input is there.
+        """
+        for given in inputs:
+            if given is not None and any(is_inside(Path(given), self.path / name) for name in _OURS):
+                raise BundleError(
+                    f"{given}: is part of the bundle {self.path}, which this run would replace. Choose another folder "
+                    "with --out, or copy the file elsewhere first."
+                )
+
+    def remove_features(self) -> None:
+        """Remove the teacher's features that a run kept for itself."""
+        remove_matching(self.path / "features", _FOLDERS["features"])
 
     def unfinished(self) -> bool:
         """Whether the folder holds a run that did not come to its end: killed, or interrupted by its user."""
@@ -277,25 +308,69 @@ class Bundle:
         """Removes what processes that were killed had begun to write. Under the lock only: nobody is writing then."""
         remove_partial(self.path)
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
+
+    def _is_ours(self) -> bool:
+        """Whether litdeploy made this folder: by its marker, or by the manifest of a version that wrote no marker.
+
+        Names such as `checkpoints` or `export` say nothing: any project has such folders.
+        """
+        for path, keys in ((self.path / _MARKER, {"bundle"}), (self.manifest_path, {"litdeploy", "student_sha256"})):
+            try:
+                found = None if path.is_symlink() else parse_json(read_small(path))
+            except (OSError, ValueError):
+                continue
+            if isinstance(found, dict) and keys <= found.keys():
+                return True
+        return False
+
     def _check_ours(self) -> None:
-        if self.path.is_dir():
-            strange = sorted(
-                path.name
-                for path in self.path.iterdir()
-                if path.name not in {*_OURS, *_KEPT} and not path.match(PARTIAL)
+        """Check that the folder is a bundle, empty, or absent."""
+        if self._is_ours():
+            self._check_links()
+        elif self.path.is_dir():
+            foreign = sorted(
+                path.name for path in self.path.iterdir() if path.name not in _KEPT and not is_partial(path.name)
             )
-            if strange and not self.exists():
+            if foreign:
                 raise BundleError(
-                    f"{self.path}: holds files that are not litdeploy's ({', '.join(strange[:3])}). "
+                    f"{self.path}: holds files that are not litdeploy's ({', '.join(foreign[:3])}). "
                     "Choose another folder with --out."
                 )
         elif self.path.exists():
             raise BundleError(f"{self.path}: is a file; --out names a folder.")
 
+    def _foreign(self, name: str) -> list[Path]:
+        """Files below an entry of this folder that litdeploy did not write."""
+        path = self.path / name
+        if path.is_symlink() or (path.exists() and path.is_dir() != (name in _FOLDERS)):
+            return [path]
+        if not path.is_dir():
+            return []
+        if name == "chain":
+            return [found for entry in sorted(path.iterdir()) for found in Bundle(entry)._foreign_anywhere()]
+        return [
+            found
+            for found in sorted(path.iterdir())
+            if (not is_partial(found.name) and not any(fnmatch(found.name, pattern) for pattern in _FOLDERS[name]))
+            or (found.is_dir() and not found.name.startswith(".partial-"))
+        ]
+
+    def _foreign_anywhere(self) -> list[Path]:
+        """Files in this folder that litdeploy did not write, for a folder that is removed as a whole."""
+        if self.path.is_symlink() or not self._is_ours():
+            return [self.path]
+        known = {*_OURS, *_KEPT, _MARKER}
+        others = [path for path in sorted(self.path.iterdir()) if path.name not in known and not is_partial(path.name)]
+        return [*others, *(found for name in _OURS for found in self._foreign(name))]
+
     def write(self, manifest: Manifest) -> None:
         """Writes the manifest; everything that it names is there already."""
-        with write_whole(self.manifest_path) as temporary:
-            temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(self.manifest_path, manifest.model_dump_json(indent=2) + "\n")
 
     def add_artefact(self, kind: str, artefact: Artefact) -> Manifest:
         """Enters an exported file in the manifest and returns the new manifest."""

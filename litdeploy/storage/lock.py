@@ -1,6 +1,6 @@
-"""One process at a time: a lock that the system takes back when its holder ends, however it ends.
+"""One process at a time: a lock that the operating system releases when its holder ends, however it ends.
 
-What the holder says of itself lies beside the lock. It is told to whoever is refused, and decides nothing.
+A file next to the lock describes the holder. It is shown to a process that is refused, and decides nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from litdeploy.errors import BundleError
+from litdeploy.files import read_small, write_text
 
-# What is read of a holder's file at the most, and told of its command.
 _MOST_BYTES = 4096
-_MOST_TOLD = 200
+_LONGEST_COMMAND = 200
 
 
 class Holder(BaseModel):
-    """Who holds a lock: process, machine, since when (ISO 8601, UTC), command line."""
+    """The process that holds a lock: its id, machine, start (ISO 8601, UTC) and command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -41,37 +41,39 @@ class Holder(BaseModel):
             pid=os.getpid(),
             host=socket.gethostname(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=shlex.join(sys.argv)[:_MOST_TOLD],
+            command=shlex.join(sys.argv)[:_LONGEST_COMMAND],
         )
 
-    def told(self) -> str:
-        """As a message says it; what a terminal would take for an order is left out."""
+    def summary(self) -> str:
+        """One line for messages, without control characters for the terminal."""
         text = f"process {self.pid} on {self.host}, since {self.since}: {self.command}"
-        return "".join(letter if letter.isprintable() else "?" for letter in text[: 2 * _MOST_TOLD])
+        return "".join(letter if letter.isprintable() else "?" for letter in text[: 2 * _LONGEST_COMMAND])
 
 
 @contextmanager
 def locked(path: Path, what: str, instead: str) -> Iterator[None]:
-    """Holds the lock file `path`, whose folder is made; once more inside it costs nothing.
+    """Hold the lock file `path`, whose folder is made if needed. Reentrant within a process.
 
-    The file stays when the lock is released: removing it would let two processes hold two files of one name.
+    The file remains when the lock is released: if it were removed, two processes could hold two files of one name.
 
     Args:
-        what: a message calls what is locked.
-        instead: what the message proposes to whoever is refused.
+        what: the name of the locked thing, for messages.
+        instead: what to do if the lock cannot be had, for messages.
 
     Raises:
-        BundleError: another process holds it, or it cannot be written.
+        BundleError: another process holds the lock, or it cannot be written, or is a link.
     """
-    beside = path.with_name(f"{path.name}.json")
+    description = path.with_name(f"{path.name}.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.resolve(), is_singleton=True)
+        if path.is_symlink():  # opened for writing, it would be another file
+            raise BundleError(f"{path}: is a link, and a lock is a file of its own. Remove the link.")
+        lock = FileLock(path.parent.resolve() / path.name, is_singleton=True)
         lock.acquire(blocking=False)
     except Timeout:
-        holder = _read(beside)
+        holder = _read(description)
         raise BundleError(
-            f"{what}: another process is at work there ({holder.told() if holder else 'it does not say which'}). "
+            f"{what}: another process is at work there ({holder.summary() if holder else 'it is not known which'}). "
             f"Wait until it ends, or {instead}."
         ) from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
@@ -79,19 +81,18 @@ def locked(path: Path, what: str, instead: str) -> Iterator[None]:
         raise BundleError(f"{what}: cannot be written ({why}). {instead[0].upper()}{instead[1:]}.") from None
     try:
         if lock.lock_counter == 1:
-            with suppress(OSError):  # told, not needed
-                beside.write_text(Holder.here().model_dump_json() + "\n", encoding="utf-8")
+            with suppress(OSError, BundleError):  # for messages only
+                write_text(description, Holder.here().model_dump_json() + "\n")
         yield
     finally:
         if lock.lock_counter == 1:
             with suppress(OSError):
-                beside.unlink()
+                description.unlink()
         lock.release()
 
 
 def _read(path: Path) -> Holder | None:
     try:
-        with path.open("rb") as file:
-            return Holder.model_validate_json(file.read(_MOST_BYTES))
+        return Holder.model_validate_json(read_small(path, _MOST_BYTES))
     except (OSError, ValidationError):
         return None

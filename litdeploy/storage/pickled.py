@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ _BYTEARRAY = b"\nbytearray\n"
 _ZIP = b"PK\x03\x04"
 _DEEPEST_WRAPPER = 8
 _LONGEST_NAME = 80
+# Magic number, version, machine, content, keys of the storages; then raw bytes.
+_PICKLES_OF_OLD_FORMAT = 5
+_NAMES_A_VALUE = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_REFERS_TO_A_VALUE = {"GET", "BINGET", "LONG_BINGET"}
+_GROWS_A_VALUE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
+# Honest checkpoints refer to classes and strings; a file may also hold the same weights under several names.
+_MOST_TIMES_PICKLE, _ALWAYS_ALLOWED = 16, 2**20
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
@@ -39,6 +48,9 @@ def read_pickled(path: Path) -> dict[str, Any]:
 
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _check_globals(content, path)
+            for _ in range(_PICKLES_OF_OLD_FORMAT):
+                if content.tell() < len(content):
+                    _check_growth(content, path)
         with FakeTensorMode():
             claimed = _torch_load(path, "cpu")
     else:
@@ -114,16 +126,19 @@ def _check_archive(path: Path) -> None:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             # A comment may hold a second table of contents, which another reader would take for the first.
             whole = not packed and not comment and unpacked <= length
-            for entry in entries if whole else ():
+            script = any(entry.filename.endswith("constants.pkl") for entry in entries)
+            for entry in entries if whole and not script else ():
                 if entry.filename.endswith(".pkl"):
-                    _check_globals(archive.read(entry), path)
+                    content = archive.read(entry)
+                    _check_globals(content, path)
+                    _check_growth(BytesIO(content), path)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile fails in as many ways as an archive can be damaged
         raise CheckpointError(
             f"{path}: a truncated or damaged checkpoint ({first_line(error)}). Copy or save it again."
         ) from None
-    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+    if script:
         raise CheckpointError(
             f"{path} is a TorchScript archive, which is code. Save the weights of the model it was made from: "
             'torch.save(model.state_dict(), "teacher.pt").'
@@ -147,6 +162,71 @@ def _check_globals(content: bytes | mmap.mmap, path: Path) -> None:
             f"{path}: its pickle makes a bytearray, which weights have no use for. Save the weights alone: "
             'torch.save(model.state_dict(), "teacher.pt").'
         )
+
+
+def _check_growth(stream: BytesIO | mmap.mmap, path: Path) -> None:
+    """Check that the values in a pickle, written out in full, are not far larger than the pickle.
+
+    A pickle can refer to a value instead of repeating it. So 40 tuples, each a pair of the one before, take 400 bytes,
+    and hashing the last one, as the key of a dict, takes 2⁴⁰ steps. The opcodes are followed here with nothing but the
+    size of each value; every reference adds the size of its value to what the pickle comes to.
+
+    Args:
+        stream: at the start of a pickle; read to its end.
+
+    Raises:
+        CheckpointError: the values are too large, or the pickle is damaged.
+    """
+    start = stream.tell()
+    # A size is a list of one number, which all references to a value share: a list or dict grows after it is named.
+    stack: list[list[int] | None] = []  # None: a mark
+    named: dict[Any, list[int]] = {}
+    referred = 0
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # mmap reads too
+            if opcode.name in _NAMES_A_VALUE:
+                named[len(named) if argument is None else argument] = _size(stack[-1])
+            elif opcode.name in _REFERS_TO_A_VALUE:
+                value = named[argument]
+                stack.append(value)
+                referred += value[0]
+                if referred > _MOST_TIMES_PICKLE * (stream.tell() - start) + _ALWAYS_ALLOWED:
+                    raise CheckpointError(
+                        f"{path}: its pickle repeats values within values, {referred:,} and more. It is damaged or "
+                        'made up. Save the weights alone: torch.save(model.state_dict(), "teacher.pt").'
+                    )
+            elif opcode.name == "MARK":
+                stack.append(None)
+            else:
+                taken = _taken(stack, opcode)
+                size = 1 + sum(value[0] for value in taken)
+                if opcode.name in _GROWS_A_VALUE:
+                    taken[0][0] = size
+                    stack.append(taken[0])
+                else:
+                    stack.extend([size] for _ in opcode.stack_after)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _not_weights(path, str(error)) from None
+
+
+def _taken(stack: list[list[int] | None], opcode: pickletools.OpcodeInfo) -> list[list[int]]:
+    """The sizes of the values that an opcode takes from the stack, the lowest first."""
+    taken: list[list[int]] = []
+    count = len(opcode.stack_before)
+    if pickletools.markobject in opcode.stack_before:
+        while (value := stack.pop()) is not None:
+            taken.append(value)
+        count = opcode.stack_before.index(pickletools.markobject)
+    taken += [_size(stack.pop()) for _ in range(count)]
+    return taken[::-1]
+
+
+def _size(value: list[int] | None) -> list[int]:
+    if value is None:
+        raise ValueError("a mark where a value is needed")
+    return value
 
 
 def _check_claims(claimed: Mapping[str, Any], path: Path) -> None:

@@ -46,6 +46,8 @@ class CacheFiles:
             TrainingError: its file is of another size, or cannot be made.
         """
         path, size = self._file(name), math.prod(shape)
+        if path.is_symlink():  # written through, it would be another file
+            raise TrainingError(f"{path}: is a link. Delete it, or give --feature-cache-dir another folder.")
         found = path.stat().st_size if path.is_file() else 0
         begun = self._file(LAST).is_file()
         if found != size * dtype.itemsize and (found or begun):

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.files import remove, remove_partial, sha256_of, write_whole
+from litdeploy.files import remove, remove_matching, remove_partial, sha256_of, write_whole
 
 _VERSION = 2
 _METADATA_KEY = "litdeploy-run"
@@ -184,8 +184,8 @@ class Checkpoints:
         )
 
     def clear(self) -> None:
-        """Removes all of them."""
-        remove(self._folder)
+        """Remove all of them, and nothing else that is in the folder."""
+        remove_matching(self._folder, ["epoch-*-step-*.safetensors"])
         self._latest = None
 
     def tidy(self) -> None:

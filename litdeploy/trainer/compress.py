@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -119,6 +118,15 @@ def compress(
         features=None if feature_cache_dir is None else Path(feature_cache_dir),
     )
     with ExitStack() as held:
+        inputs = (
+            None if isinstance(teacher, Network) else teacher,
+            recipe if isinstance(recipe, str | Path) else None,
+            resolved.data.source,
+            resolved.data.tokenizer,
+            resolved.discriminator,
+            feature_cache_dir,
+        )
+        ranks.on_first(bundle.check_inputs, inputs)
         ranks.on_first(_enter, held, bundle, overwrite, resume, resolved.depths)
         teaching = Teaching(loaded, record)
         for student, following in pairwise(students):
@@ -244,4 +252,4 @@ def _own_folder(bundle: Bundle) -> Iterator[Path]:
     folder = bundle.path / "features"
     yield folder
     # A run that did not come this far may be gone on with.
-    shutil.rmtree(folder, ignore_errors=True)
+    bundle.remove_features()

@@ -19,6 +19,7 @@ from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network, new
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.families.stargan import discriminator, stargan
+from litdeploy.storage.bundle import Bundle
 from tests.cli.conftest import Run
 
 Make = Callable[[Path], None]
@@ -73,7 +74,7 @@ def _images(count: int, size: int, mode: str) -> Callable[[Path], None]:
 
 
 def _another_run(folder: Path) -> None:
-    (folder / "deploy").mkdir()
+    Bundle(folder / "deploy").claim(overwrite=False)
     (folder / "deploy" / "metrics.jsonl").write_text("an earlier run\n")
 
 

@@ -21,7 +21,7 @@ from litdeploy.cli import main
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, InterruptedRun
-from litdeploy.files import PARTIAL
+from litdeploy.files import is_partial
 from litdeploy.pipeline import deploy
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint
@@ -283,7 +283,7 @@ def test_what_is_made_of_a_student_is_stopped_and_done_again(
     assert not torn(tmp_path / "deploy")
     assert ended() == 0
     assert not torn(tmp_path / "deploy")
-    assert not list((tmp_path / "deploy").rglob(PARTIAL))
+    assert not [path for path in (tmp_path / "deploy").rglob("*") if is_partial(path.name)]
 
 
 def ended() -> int:

@@ -105,10 +105,13 @@ def test_other_peoples_files_are_never_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(BundleError, match=r"thesis\.tex"):
         Bundle(tmp_path).claim(overwrite=True)
-    bundle = Bundle(tmp_path)
-    bundle.metrics_path.touch()
+
+
+def test_a_file_of_the_users_in_a_bundle_is_left_there(bundle: Bundle) -> None:
+    (bundle.path / "thesis.tex").write_text("years of work")
     bundle.claim(overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert (bundle.path / "thesis.tex").read_text() == "years of work"
+    assert not bundle.exists()
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -78,3 +78,32 @@ def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -
         bomb.writestr("archive/data/bomb", bytes(2**24))
     with pytest.raises(CheckpointError, match="packed, or claims more"):
         read_checkpoint(tmp_path / "bomb.pt")
+
+
+def _pairs(levels: int) -> bytes:
+    """A pickle of a dict whose key is a pair of a pair of a pair …, of 2**levels numbers in 5 bytes a level."""
+    nested = b"".join(b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(levels))
+    return b"\x80\x02}K\x00\x85q\x00" + nested + b"K\x01s."
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_key_that_takes_ages_to_hash_is_refused(tmp_path: Path, old: bool) -> None:
+    assert len(pickle.loads(_pairs(10))) == 1
+    path = tmp_path / "a.pt"
+    if old:
+        head: tuple[Any, ...] = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(each, 2) for each in head) + _pairs(40) + pickle.dumps([], 2))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", _pairs(40))
+            archive.writestr("a/version", "3\n")
+    with pytest.raises(CheckpointError, match="repeats values within values"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_with_the_same_weights_under_several_names_is_read(tmp_path: Path, old: bool) -> None:
+    weights = nn.Sequential(*(nn.Linear(2, 2) for _ in range(50))).state_dict()
+    content = {"model": weights, "ema": weights, "best": weights, "history": [(0.1, 0.2)] * 1000}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
+    assert len(read_checkpoint(tmp_path / "a.pt").weights) == 100
