@@ -4,9 +4,9 @@
   triton.testing.do_bench: within 2 %.
 - The same network against itself: the verdict must not be faster or slower, and two profiles, one after the other, must
   agree within their intervals.
-- A runner that takes 5 ms: within 2 %, with the timer's own overhead beside it.
+- A runner that takes 5 ms: within 2 %; the timer's own overhead is reported too.
 
-A check that does not hold is repeated, since other work on the machine can undo each of them: `--attempts`.
+A failed check is repeated, since other work on the machine can make any of them fail: `--attempts`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ ROUND = Timing(warmup_ms=20, half_width=0, samples=5_000, max_seconds=0.3)
 
 
 class Sleeper:
-    """A stand-in for a runner that takes 5 ms: it sleeps, and looks at the clock for the last of them.
+    """A stand-in for a runner that takes 5 ms: it sleeps, and polls the clock during the last millisecond.
 
-    A sleep alone ends when the system wakes it, 0.1 ms late or more.
+    A sleep alone ends 0.1 ms late or more.
     """
 
     def run(self, batch: Batch) -> Batch:
@@ -54,7 +54,7 @@ class Sleeper:
 
 
 def against_independent_timers(runner: Runner, batch: Batch) -> dict[str, Any]:
-    """Medians of rounds in turn, in ms, and how far the profiler is from each timer: the median over the rounds."""
+    """Medians of alternating rounds, in ms, and the relative difference between the profiler and each timer."""
     timer = benchmark.Timer(
         "run(batch)", globals={"run": runner.run, "batch": batch}, num_threads=torch.get_num_threads()
     )
@@ -64,7 +64,7 @@ def against_independent_timers(runner: Runner, batch: Batch) -> dict[str, Any]:
     if device_of(batch).type == "cuda":
         from triton.testing import do_bench
 
-        # It empties the cache before each call, and so does the profiler beside it.
+        # It empties the cache before each call, so the profiler does too.
         cold = ROUND.model_copy(update={"cold_cache": True})
         timers["triton.testing.do_bench"] = (
             cold,
@@ -136,7 +136,7 @@ def main() -> int:
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     failed = [name for name, attempts in result["checks"].items() if not attempts[-1]["held"]]
-    print(f"did not hold: {', '.join(failed)}" if failed else "every check held")
+    print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0
 
 
@@ -144,7 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiler")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", default=1, type=int)
-    parser.add_argument("--attempts", default=3, type=int, help="of each check, until it holds")
+    parser.add_argument("--attempts", default=3, type=int, help="how often to repeat a check that fails")
     parser.add_argument("--out", default="", help="a JSON file")
     return parser.parse_args()
 

@@ -432,8 +432,7 @@ class Fidelity(Record):
         deviations: in the order of the data: stem, sections, output.
         same_class_on_teacher: share of images for which the student's head, on the output of the teacher's last
             section, predicts the teacher's class, 0–1; None if the output has no classes.
-        same_class_on_own: share of images for which the student predicts the teacher's class, 0–1; None in the same
-            case.
+        same_class_on_own: share of images for which the student itself does, 0–1; None in the same case.
     """
 
     images: int
@@ -569,11 +568,8 @@ def open_report(path: Path) -> Report:
     Raises:
         BundleError: there is none, or none that this version reads.
     """
-    file = path
-    if path.is_dir():
-        file = next(
-            (at / REPORT_NAME for at in (path, path / "profile") if (at / REPORT_NAME).is_file()), path / REPORT_NAME
-        )
+    places = (path / REPORT_NAME, path / "profile" / REPORT_NAME)
+    file = next((each for each in places if each.is_file()), places[0]) if path.is_dir() else path
     try:
         text = read_small(file, MOST_RECORD_BYTES)
         content = parse_json(text)
@@ -591,12 +587,9 @@ def open_report(path: Path) -> Report:
         ) from None
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None
-    except (ValueError, ValidationError) as error:
-        what = (
-            f"{error.errors()[0]['msg']} at {error.errors()[0]['loc']}"
-            if isinstance(error, ValidationError)
-            else "no JSON"
-        )
+    except ValueError as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"{first['msg']} at {first['loc']}" if first else "no JSON"
         raise BundleError(f"{file}: not a report of litdeploy ({what}). Give a report.json, or a bundle.") from None
 
 

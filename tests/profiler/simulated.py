@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litdeploy.profiler.measure.timing import WallStopwatch
+from litdeploy.profiler.measure.timing import Stopwatch
 from litdeploy.runtime import Description
 
 
@@ -48,9 +48,9 @@ class Machine:
         self._ns += round(seconds * 1e9)
 
     @property
-    def stopwatch(self) -> WallStopwatch:
+    def stopwatch(self) -> Stopwatch:
         """By the machine's clock. Processor time is that of the wall: nothing else has the core."""
-        return WallStopwatch(lambda: self._ns, self.sleep, lambda: self._ns)
+        return Stopwatch(lambda: self._ns, self.sleep, lambda: self._ns)
 
 
 class Simulated:

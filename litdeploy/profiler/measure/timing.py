@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -65,45 +65,17 @@ class CallTime:
     cpu_ms: float | None = None
 
 
-class Stopwatch(Protocol):
-    """Times calls.
-
-    Attributes:
-        clock: see `schema.Timed`.
-        blocks_per_wait: how many blocks of calls are best timed between two waits for the device.
-    """
-
-    clock: Clock
-    blocks_per_wait: int
-
-    def now(self) -> float:
-        """Host time in seconds, from an arbitrary origin."""
-        ...
-
-    def sleep(self, seconds: float) -> None:
-        """Let the host wait."""
-        ...
-
-    def wait(self) -> None:
-        """Wait until the device has finished its queued work."""
-        ...
-
-    def time(self, calls: Sequence[Callable[[], object]], before: Callable[[], object] | None = None) -> list[CallTime]:
-        """Time calls one after the other.
-
-        Args:
-            before: called before each of them, untimed.
-        """
-        ...
-
-
-class WallStopwatch:
+class Stopwatch:
     """The host's clock around each call, for calls that return when they are finished.
 
     Args:
         now_ns: monotonic time in nanoseconds.
         sleep: sleeps for a number of seconds.
         cpu_ns: processor time of this process in nanoseconds.
+
+    Attributes:
+        clock: see `schema.Timed`.
+        blocks_per_wait: how many blocks of calls are best timed between two waits for the device.
     """
 
     clock: Clock = "wall"
@@ -119,14 +91,18 @@ class WallStopwatch:
         self.sleep = sleep
 
     def now(self) -> float:
-        """See `Stopwatch.now`."""
+        """Host time in seconds, from an arbitrary origin."""
         return self._now_ns() / 1e9
 
     def wait(self) -> None:
-        """Return at once: nothing is queued."""
+        """Wait until the device has finished its queued work."""
 
     def time(self, calls: Sequence[Callable[[], object]], before: Callable[[], object] | None = None) -> list[CallTime]:
-        """See `Stopwatch.time`."""
+        """Time calls one after the other.
+
+        Args:
+            before: called before each of them, untimed; on a device, its queued work is not timed either.
+        """
         now_ns, cpu_ns, times = self._now_ns, self._cpu_ns, []
         for call in calls:
             if before is not None:
@@ -139,7 +115,7 @@ class WallStopwatch:
         return times
 
 
-class DeviceStopwatch:
+class DeviceStopwatch(Stopwatch):
     """Two CUDA events around each call, recorded ahead and read after one wait for the device.
 
     Waiting after each call would add the launch of the next one, which a busy device hides, to every sample.
@@ -147,21 +123,15 @@ class DeviceStopwatch:
 
     clock: Clock = "device"
     blocks_per_wait = 8
-    sleep = staticmethod(time.sleep)
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self._device = device
 
-    def now(self) -> float:
-        """See `Stopwatch.now`."""
-        return time.perf_counter()
-
     def wait(self) -> None:
-        """See `Stopwatch.wait`."""
         torch.cuda.synchronize(self._device)
 
     def time(self, calls: Sequence[Callable[[], object]], before: Callable[[], object] | None = None) -> list[CallTime]:
-        """See `Stopwatch.time`. Work that `before` queues on the stream is finished before the first event."""
         stream = torch.cuda.current_stream(self._device)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * len(calls))]  # type: ignore[no-untyped-call]
         pairs = list(zip(events[::2], events[1::2], strict=True))
@@ -184,7 +154,7 @@ class DeviceStopwatch:
 
 def stopwatch_for(device: torch.device) -> Stopwatch:
     """The stopwatch for calls that run on a device."""
-    return DeviceStopwatch(device) if device.type == "cuda" else WallStopwatch()
+    return DeviceStopwatch(device) if device.type == "cuda" else Stopwatch()
 
 
 def overhead_ms(stopwatch: Stopwatch) -> float:
