@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from litdeploy.evaluation.retrieval import Retrieval
 
 
-@recipe_options({*OF_DATA, "network", "normalise", "input_shape", "seed"})
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape"})
 def command(
     file: o.AnyFile,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     batch_size: Annotated[int, typer.Option(help="Images or texts per call.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="fp32 or bf16; for weights only.")] = "fp32",
     device: o.Device = "auto",
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the held-out validation data; by default the bundle's, or 0.")
+    ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="For a generator: the teacher's file, whose images its own are compared with.")
     ] = None,
@@ -52,7 +55,7 @@ def command(
 
     The images of a generator are compared with its teacher's instead.
     """
-    shared: dict[str, Any] = {"batch_size": batch_size, "device": device, **changes(given)}
+    shared: dict[str, Any] = {"batch_size": batch_size, "device": device, "seed": seed, **changes(given)}
     if quality is not None:
         if retrieval or min_accuracy is not None:
             raise SettingsError("--quality: judges images, not classes. Leave --retrieval and --min-accuracy out.")
