@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from litdeploy.config.target import Target
@@ -58,9 +59,7 @@ class _Job(Record):
 class _Result(Record):
     """The output of a child process; `error` is set if it could not begin to measure."""
 
-    measurements: tuple[Measurement, ...] = ()
-    samples: tuple[RawSamples, ...] = ()
-    failures: tuple[Failure, ...] = ()
+    results: Results = Field(default_factory=Results)
     error: str | None = None
 
 
@@ -130,7 +129,7 @@ def _run(job: _Job, folder: Path, say: Callable[[str], None]) -> Results:
     result = _Result.model_validate_json(result_path.read_bytes())
     if result.error is not None:
         raise RunnerError(result.error)
-    return Results(list(result.measurements), list(result.samples), list(result.failures))
+    return result.results
 
 
 def main(job_path: Path, result_path: Path) -> None:
@@ -138,7 +137,7 @@ def main(job_path: Path, result_path: Path) -> None:
     job = _Job.model_validate_json(job_path.read_bytes())
     torch.set_num_threads(job.threads)
     try:
-        result = _measure(job)
+        result = _Result(results=_measure(job))
     except LitdeployError as error:
         result = _Result(error=str(error))
     partial = result_path.with_suffix(".partial")
@@ -146,7 +145,7 @@ def main(job_path: Path, result_path: Path) -> None:
     partial.replace(result_path)
 
 
-def _measure(job: _Job) -> _Result:
+def _measure(job: _Job) -> Results:
     def say(line: str) -> None:
         print(line, flush=True)
 
@@ -154,8 +153,7 @@ def _measure(job: _Job) -> _Result:
     manifest = bundle.read_complete()
     networks = load_both(bundle, manifest, job.teacher, job.network)
     with pinned(torch.get_num_threads()):
-        found = measure_bundle(bundle, manifest, networks, job.target, device, say)
-    return _Result(measurements=tuple(found.measurements), samples=tuple(found.samples), failures=tuple(found.failures))
+        return measure_bundle(bundle, manifest, networks, job.target, device, say)
 
 
 def merge(results: Sequence[Results]) -> Results:
