@@ -1,6 +1,6 @@
-"""The verb `predict`: what students of several depths would gain in speed, before one of them is trained.
+"""The verb `predict`: the speed of students of several depths, before any of them is trained.
 
-Time depends on the shapes of a network and not on its weights, so the blocks of the teacher serve as they are.
+Time depends on the shapes of a network and not on its weights, so each student is made of the teacher's own blocks.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ def predict(
     progress: Callable[[str], None] | None = None,
     **timing: Any,
 ) -> Prediction:
-    """Times students of these depths in the target's runners, each beside the teacher; none of them is trained.
+    """Time untrained students of these depths in the target's runners, each side by side with the teacher.
 
     Args:
         teacher: a file of weights, or a network.
-        depths: as `--student-depth` takes them.
-        target: a target, or the name or path of one; None: the one for this machine.
-        network, normalise, input_shape: as for `load`.
-        progress: is given a line for each step.
-        **timing: fields of `target.Timing` in place of the target's own; None: its own.
+        depths: values for `--student-depth`.
+        target: a target, or its name or path; None: the default target of this machine.
+        network, normalise, input_shape: see `load`.
+        progress: called with a line for each step.
+        **timing: fields of `target.Timing` that replace the target's own; None: keep the target's.
 
     Raises:
-        CheckpointError, NetworkError: the teacher is not loaded, or has no repeated blocks.
-        StudentError: no such depth, or none given.
-        SettingsError, DeviceError: no such target, wrong `timing`, or the target's device is not there.
+        CheckpointError, NetworkError: the teacher cannot be loaded, or has no repeated blocks.
+        StudentError: a depth is not possible, or none is given.
+        SettingsError, DeviceError: unknown target, invalid `timing`, or the target's device is not available.
         RunnerError: nothing could be measured.
     """
     say = progress or (lambda line: None)
     if not depths:
-        raise StudentError("no depth to predict. Say which: --student-depth 8,14,20")
+        raise StudentError("no depth to predict. Give at least one: --student-depth 8,14,20")
     if (timing.get("processes") or 1) > 1:
-        raise SettingsError("--processes is for a bundle; a prediction is made in one process. Leave it out.")
+        raise SettingsError("--processes applies to a bundle; a prediction runs in one process. Leave it out.")
     if not isinstance(teacher, Network):
         teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape)
     chosen = with_timing(resolve_target(target), timing)
@@ -115,7 +115,7 @@ def _student(teacher: Network, plan: DepthPlan) -> Network:
 
 
 class _Files:
-    """Exported files of teacher and students, in a folder that is thrown away."""
+    """Exported files of teacher and students in a temporary folder."""
 
     def __init__(self, folder: Path, teacher: Network, target: Target, device: torch.device) -> None:
         self._folder, self._teacher = folder, teacher
