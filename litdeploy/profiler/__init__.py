@@ -1,4 +1,4 @@
-"""How much faster the student is than its teacher, here, in what will be shipped, and what that cost in accuracy."""
+"""How much faster the student is than its teacher on this machine, in the exported form, and the cost in accuracy."""
 
 from litdeploy.profiler.analysis.gates import check_gates
 from litdeploy.profiler.analysis.side_by_side import SideBySide, compare_reports

@@ -1,4 +1,4 @@
-"""A report that could be, and a bundle that is."""
+"""A made-up report, and a real bundle."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from litdeploy.storage.records import Accuracy, BatchParity, DataRecord, Manifes
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Two threads wait for each other at every operator: for milliseconds, where something else has a core."""
+    """With two threads, each operator waits for both: for milliseconds if another process has a core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -137,7 +137,7 @@ def parity() -> Parity:
 
 
 def hostile(report: Report) -> Report:
-    """Whatever comes from files is a script."""
+    """A report in which every value that comes from a file is a script."""
     side = report.teacher.model_copy(update={"name": HOSTILE, "path": HOSTILE, "network": HOSTILE})
     part = report.teacher.breakdown.parts[0].model_copy(update={"name": HOSTILE})
     sizes = report.teacher.breakdown.model_copy(update={"parts": (part, report.teacher.breakdown.parts[1])})
@@ -217,7 +217,7 @@ def report() -> Report:
 
 
 def whole_report() -> Report:
-    """With something in every part."""
+    """A report with content in every part."""
     teacher, student = side("ResNet-56", 56, 9, 0.8944), side("ResNet-20", 20, 3, 0.8906)
     measurements = tuple(
         measurement(runner, batch_size, base * batch_size**0.9, base * batch_size**0.9 / 2.6)

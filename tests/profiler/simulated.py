@@ -1,4 +1,4 @@
-"""A machine that is only computed: its clock moves by what the programs on it take, and by nothing else."""
+"""A simulated machine: its clock advances by the time that the programs on it take, and by nothing else."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from litdeploy.runtime import Description
 
 
 class Machine:
-    """A clock, and how much slower the machine is than it could be.
+    """A clock, and how much slower the machine is than at its best.
 
     Args:
-        seed: of all that is random on it.
-        noise: of each call by itself, relative.
-        wander: of the machine's speed, relative; it changes over some hundred calls, for all programs alike.
-        drift: by how much it gets slower in a virtual minute, relative.
-        spikes: share of calls that something else interrupts, and that take three times as long.
+        seed: of all its random numbers.
+        noise: relative, independent for each call.
+        wander: relative, of the machine's speed; it changes over some hundred calls and affects all programs alike.
+        drift: relative, by how much it slows down in a virtual minute.
+        spikes: share of calls that are interrupted and take three times as long.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Machine:
         self._ns = 0
 
     def work(self, seconds: float) -> None:
-        """Lets the time pass that this work takes now."""
+        """Advance the clock by the time that this work takes now."""
         draw = self._random
         self._state = 0.99 * self._state + math.sqrt(1 - 0.99**2) * draw.standard_normal()
         slower = math.exp(self._wander * self._state + self._drift * self._ns / 60e9)
@@ -44,17 +44,17 @@ class Machine:
         self._ns += round(taken * 1e9)
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Advance the clock."""
         self._ns += round(seconds * 1e9)
 
     @property
     def stopwatch(self) -> Stopwatch:
-        """By the machine's clock. Processor time is that of the wall: nothing else has the core."""
+        """On the machine's clock. Processor time equals wall time: nothing else uses the core."""
         return Stopwatch(lambda: self._ns, self.sleep, lambda: self._ns)
 
 
 class Simulated:
-    """A runner whose calls take so many seconds of the machine's work."""
+    """A runner whose calls take a number of seconds of the machine's work."""
 
     name = "simulated"
     device = torch.device("cpu")

@@ -71,7 +71,7 @@ def test_data_that_are_gone_cost_the_fidelity_and_no_more(made: Made, tmp_path: 
 
 @pytest.mark.parametrize("cut", ["whole sections", "inside the blocks"])
 def test_a_narrower_student(made: Made, cut: str) -> None:
-    """Of its sections' outputs only those of the teacher's shape can be held against the teacher's."""
+    """Only section outputs of the teacher's shape can be compared with the teacher's."""
     spec, manifest = load(made.teacher).spec, made.bundle.read_complete()
     if cut == "whole sections":
         spec = spec.with_(arguments={**spec.arguments, "depth": 8, "width": 2})

@@ -1,1 +1,1 @@
-"""The machine that measures: its description, its conditions meanwhile, its ceilings."""
+"""The machine that measures: its description, its state during a measurement, its peak rates."""

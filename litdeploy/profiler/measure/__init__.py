@@ -1,1 +1,1 @@
-"""Timing teacher and student in turn: calls, samples, statistics, processes."""
+"""Timing of teacher and student in turn: calls, samples, statistics, processes."""

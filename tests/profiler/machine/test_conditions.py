@@ -15,7 +15,7 @@ from litdeploy.profiler.schema import Conditions, Gpu
 
 
 class Library:
-    """Some of pynvml, for a GPU that gets hot."""
+    """A part of pynvml, for a GPU that gets hot."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
@@ -81,7 +81,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @linux
 def test_other_work_on_the_same_core_is_seen() -> None:
-    """A child spins on the core that this process is held to and sleeps on."""
+    """A child spins on the core that this process is pinned to and sleeps on."""
     with pinned(1) as cores:
         assert cores is not None
         child = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
@@ -98,7 +98,7 @@ def test_other_work_on_the_same_core_is_seen() -> None:
     assert seen.seconds >= 0.6
     assert seen.other_load is not None
     assert seen.machine_load is not None
-    # The core is never idle; what this process has of it is little.
+    # The core is never idle, and this process uses little of it.
     assert seen.other_load > 0.5
     assert seen.machine_load >= 0.9 * seen.other_load
 
@@ -111,7 +111,7 @@ def test_own_work_is_no_other_load() -> None:
             monitor.sample()
     seen = monitor.conditions
     assert seen.other_load is not None
-    # All that the core did, less what this process did of it.
+    # All the work of the core, less that of this process.
     assert seen.other_load <= 1.1 - 0.4 / seen.seconds
     assert seen.preemptions is not None
     assert seen.gpu is None

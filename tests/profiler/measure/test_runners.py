@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Head(nn.Module):
-    """Sleeps for so long, and does not take some batch sizes."""
+    """Sleeps, and refuses some batch sizes."""
 
     def __init__(self, seconds: float, refused: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def pair(teacher: Network, student: Network) -> Pair:
 
 
 def test_a_slowed_student_is_slower() -> None:
-    """Asleep, neither side loses the core to other work: by how much it is slower is in the module."""
+    """Asleep, neither side loses the core to other work, so the ratio is that of the modules."""
     results = measure_runners(lambda runner: pair(network(0.002), network(0.006)), TARGET, CPU, lambda line: None)
     assert [each.comparison.verdict for each in results.measurements] == ["slower"] * 3
     assert all(each.comparison.speedup < 0.7 for each in results.measurements)

@@ -104,13 +104,13 @@ def test_a_call_that_is_late_is_made_at_once_and_not_made_up_for() -> None:
     for work in (0.03, 0.45, 0.01, 0.0):
         before()
         now[0] += round(work * 1e9)
-    # At 0, at 0.1, late at 0.55, and from there at even times again: at 0.65 and 0.75.
+    # At 0, at 0.1, late at 0.55, and from there at regular times again: at 0.65 and 0.75.
     before()
     assert slept == [0.07, 0.09, 0.1]
 
 
 class Sleeper:
-    """A runner that computes nothing for so long, and notes each call in a list that it may share."""
+    """A runner that sleeps, and appends each call to a list that it may share."""
 
     name = "sleeper"
 
@@ -143,7 +143,7 @@ BATCH = torch.zeros(1, 1, 2, 2)
 
 
 class Diary(Sleeper):
-    """One that notes by itself how long each of its sleeps was."""
+    """A sleeper that records the duration of each of its sleeps."""
 
     def run(self, batch_NCHW: Tensor) -> Tensor:
         start = time.perf_counter_ns()
@@ -157,7 +157,7 @@ class Diary(Sleeper):
 
 
 def test_a_runner_that_sleeps_is_measured_as_long_as_it_slept() -> None:
-    """How long a sleep of 5 ms is, the machine decides; what the profiler adds to it must be within 2 % of 5 ms."""
+    """A sleep of 5 ms takes as long as the machine decides; the profiler may add at most 2 % of 5 ms to it."""
     teacher, student = Diary(0.005), Diary(0.001)
     timed = time_pair(teacher, student, BATCH, Timing(warmup_ms=0, samples=32, max_seconds=5))
     assert timed.clock == "wall"
@@ -170,9 +170,9 @@ def test_a_runner_that_sleeps_is_measured_as_long_as_it_slept() -> None:
         )
     ]
     assert 0 <= statistics.median(added) < 0.02 * 5
-    # The timer says itself what it adds.
+    # The timer reports its own overhead.
     assert 0 < timed.overhead_ms < 0.02 * 5
-    # Asleep it had no processor.
+    # Asleep it used no processor time.
     assert statistics.median(timed.teacher.cpu_ms) < 1
 
 
@@ -187,14 +187,14 @@ MACHINES = {
 
 @pytest.fixture
 def _quick_collection() -> Iterator[None]:
-    """Each measurement collects garbage before it begins; that of all libraries is looked through only once."""
+    """Each measurement collects garbage before it begins; freeze the objects of all libraries to make that fast."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 def simulated(seed: int, ratio: float, timing: Timing = SETTLING, **machine: float) -> Timed:
-    """A program of 5 ms, and one that takes `ratio` times as long, measured on a computed machine."""
+    """A program of 5 ms, and one that takes `ratio` times as long, measured on a simulated machine."""
     on = Machine(seed, **machine)
     sides = Simulated(on, 0.005 * ratio), Simulated(on, 0.005)
     return time_pair(*sides, BATCH, timing, seed=seed, stopwatch=on.stopwatch)
@@ -204,7 +204,7 @@ def simulated(seed: int, ratio: float, timing: Timing = SETTLING, **machine: flo
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "same"), (1.06, "faster"), (1 / 1.06, "slower")])
 def test_what_is_said_of_programs_on_a_computed_machine(machine: str, ratio: float, verdict: str) -> None:
-    """Over 1,000 seeds each machine gave `same` for a program against itself every time."""
+    """Over 1,000 seeds, each machine gave `same` for a program compared with itself every time."""
     said = []
     for seed in range(20):
         timed = simulated(seed, ratio, **MACHINES[machine])
@@ -252,7 +252,7 @@ def test_the_sides_alternate_in_blocks_of_both_orders() -> None:
     blocks = [timed.order[index : index + 4] for index in range(0, len(timed.order), 4)]
     assert set(blocks) == {"TSST", "STTS"}
     assert len(timed.teacher.milliseconds) == len(timed.student.milliseconds) == 64
-    assert "".join(calls).endswith(timed.order)  # what is said is what was done
+    assert "".join(calls).endswith(timed.order)  # the reported order is the real one
 
 
 def test_the_order_is_the_same_for_the_same_seed() -> None:
@@ -272,7 +272,7 @@ def test_samples_keep_the_order_in_which_they_were_taken() -> None:
     teacher.run = longer_each_time  # type: ignore[method-assign]
     times = time_pair(teacher, student, BATCH, Timing(warmup_ms=0, samples=8, max_seconds=10)).teacher.milliseconds
     slept = teacher.slept[-len(times) :]
-    # What a sample is of lies within it, however long the machine lets both wait.
+    # A sample includes its sleep, however long the machine delays both.
     assert all(time >= asleep for time, asleep in zip(times, slept, strict=True))
 
 
