@@ -83,7 +83,7 @@ def main() -> None:
     arguments.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for task, result in found.items():
         if result.teacher_accuracy is not None:
-            print(f"| {task} | {study.title} | teacher | {result.teacher_accuracy.top1:.2%} |")
+            print(f"| {task} | {study.title} | teacher | {result.teacher_accuracy.correct:.2%} |")
         for row in result.rows:
             print(f"| {task} | {study.title.partition('-')[0]}-{row.depth} | {row.method} | {row.mean:.2%} |")
 

@@ -58,7 +58,7 @@ def command(
 
 def show(result: MethodComparison, out: Path) -> None:
     """Print the table, the missing trainings, and the page's path."""
-    from litdeploy.comparison.page import accuracies
+    from litdeploy.comparison.report import accuracies
 
     print_table(accuracies(result))
     if result.teacher_accuracy is not None:

@@ -1,7 +1,6 @@
-"""Methods held against one another: the same teacher, data and epochs, over depths and seeds."""
+"""Compare methods: the same teacher, data and epochs, over depths and seeds."""
 
-from litdeploy.comparison.comparison import commands, compare
-from litdeploy.comparison.grid import Cell, Grid
-from litdeploy.comparison.result import MethodComparison
+from litdeploy.comparison.comparison import Grid, GridCell, commands, compare
+from litdeploy.comparison.report import MethodComparison
 
-__all__ = ["Cell", "Grid", "MethodComparison", "commands", "compare"]
+__all__ = ["Grid", "GridCell", "MethodComparison", "commands", "compare"]

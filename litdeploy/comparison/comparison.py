@@ -1,30 +1,162 @@
-"""The verb `compare`: every method at every depth, with the same teacher, data and epochs."""
+"""The verb `compare`: every method at every depth, with the same teacher, data and epochs: a grid of cells."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from litdeploy.comparison.chart import accuracy_over_depth
-from litdeploy.comparison.grid import Cell, Grid, cells_of
-from litdeploy.comparison.page import render
-from litdeploy.comparison.result import MethodComparison, Outcome, as_csv, rows_of
-from litdeploy.config.recipe import Recipe
+import yaml
+
+from litdeploy.comparison.report import MethodComparison, Outcome, accuracy_over_depth, as_csv, render, rows_of
+from litdeploy.config.recipe import Recipe, read_recipe
 from litdeploy.errors import BundleError, SettingsError, TrainingError
 from litdeploy.files import write_whole
 from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.runtime import resolve_device
+from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import TeacherRecord
+from litdeploy.tasks import task_of
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.objectives import OBJECTIVES, Start
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.start import load_teacher, plan_of
 
 DEFAULT_OUT = Path("comparison")
+
+# What a cell sets itself, in addition to the method; the rest of the recipe is the same for all.
+_OF_A_CELL = {"student_depth", "student_blocks", "seed"}
+
+
+@dataclass(frozen=True, order=True)
+class GridCell:
+    """One student: a seed, a depth and a method. Cells are trained in this order, since all cells of a seed share the
+    cached features of the teacher."""
+
+    seed: int
+    depth: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.depth}-{self.seed}"
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of the recipe that the cell sets."""
+        return {"method": self.method, "student_depth": self.depth, "student_blocks": None, "seed": self.seed}
+
+
+class Grid:
+    """A folder of cells that share a teacher and a recipe.
+
+    recipe.yaml      the recipe that all cells share
+    cells/NAME/      the bundle of each
+    features/SEED/   the teacher's cached features, until the seed's last cell is trained
+    """
+
+    def __init__(self, path: str | Path, teacher: str | Path, recipe: Recipe) -> None:
+        """
+        Args:
+            teacher: its weights.
+            recipe: shared by all cells; a cell replaces its method, depth and seed. Settings of a method apply to that
+                method's cells.
+        """
+        self.path = Path(path)
+        self.teacher = Path(teacher)
+        self.recipe = Recipe.model_validate_json(recipe.model_dump_json(exclude=_OF_A_CELL))
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    def claim(self) -> None:
+        """Write the recipe into the folder, or compare it with the one that is there.
+
+        Raises:
+            BundleError: the folder holds cells of another recipe.
+        """
+        if self.recipe_path.exists():
+            before = read_recipe(self.recipe_path)
+            if before != self.recipe:
+                raise BundleError(
+                    f"{self.path}: holds cells of another recipe ({', '.join(_differing(before, self.recipe))} "
+                    "differ); they are kept. Choose another folder with --out."
+                )
+            return
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise BundleError(
+                f"{self.path}: holds files that are not of a comparison. Choose another folder with --out."
+            )
+        with write_whole(self.recipe_path) as temporary:
+            values = self.recipe.model_dump(mode="json", exclude=_OF_A_CELL)
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    def bundle(self, cell: GridCell) -> Bundle:
+        return Bundle(self.path / "cells" / cell.name)
+
+    def features_path(self, seed: int) -> Path:
+        """Folder of cached features: one for each seed, since seeds hold out different images."""
+        return self.path / "features" / str(seed)
+
+    def recipe_of(self, cell: GridCell) -> Recipe:
+        """The recipe of one cell.
+
+        Raises:
+            SettingsError: it does not fit the cell's method.
+        """
+        return self.recipe.with_(**cell.changes)
+
+    def command(self, cell: GridCell, device: str = "auto") -> str:
+        """The command that trains this cell alone, on this machine or on another that has the folder."""
+        arguments = [
+            "litdeploy",
+            "compress",
+            str(self.teacher),
+            "--recipe",
+            str(self.recipe_path),
+            "--method",
+            cell.method,
+            "--student-depth",
+            str(cell.depth),
+            "--seed",
+            str(cell.seed),
+            "--feature-cache-dir",
+            str(self.features_path(cell.seed)),
+            *(() if device == "auto" else ("--device", device)),
+            "--out",
+            str(self.bundle(cell).path),
+            "--resume",
+        ]
+        return shlex.join(arguments)
+
+    def found(self) -> Iterator[GridCell]:
+        """Cells whose bundles exist, complete or not."""
+        for path in sorted((self.path / "cells").glob("*-*-*")):
+            method, depth, seed = path.name.rsplit("-", 2)
+            if depth.isdecimal() and seed.isdecimal():
+                yield GridCell(int(seed), int(depth), method)
+
+
+def cells_of(methods: Sequence[str], depths: Sequence[int], seeds: int) -> list[GridCell]:
+    """Every method at every depth with seeds 0 to `seeds` − 1, in the order of training.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if not methods or not depths or seeds < 1:
+        raise SettingsError("nothing to compare: name methods, depths and at least one seed, as in --seeds 3.")
+    return sorted({GridCell(seed, depth, method) for method in methods for depth in depths for seed in range(seeds)})
+
+
+def _differing(before: Recipe, now: Recipe) -> list[str]:
+    old, new = before.model_dump(), now.model_dump()
+    return [name for name in old if old[name] != new[name]]
 
 
 def compare(
@@ -40,29 +172,29 @@ def compare(
     progress: Progress | None = None,
     **changes: Any,
 ) -> MethodComparison:
-    """Trains the cells of a grid that are not there yet, and writes what all that are there come to.
+    """Train the missing cells of a grid, and write a report on all cells.
 
     Writes `comparison.json`, `comparison.csv`, `comparison.svg` and `comparison.html` into the folder, after each cell.
-    Each student learns from the teacher itself, in as many epochs as all others: a recipe's depth or chain is left out.
-    Cells of the same recipe that an earlier call or another machine left in the folder are in the table too.
+    Each student learns from the teacher itself, in the same number of epochs: a recipe's depth or chain is ignored.
+    Cells of the same recipe from an earlier call or another machine are in the report too.
 
     Args:
         teacher: a file of weights.
-        recipe: what all cells share, or its name or path; None: the defaults.
+        recipe: shared by all cells; a recipe, its name or its path; None: the defaults.
         methods: rows of `--method`.
         depths: of the students.
-        seeds: how many: 0, 1, 2, …
+        seeds: number of seeds: 0, 1, 2, …
         out: the folder.
         device: as for `compress`.
-        train: False gathers what is there and trains nothing.
-        progress: told of every epoch.
+        train: False: only report on the cells that are there.
+        progress: called at every epoch.
         **changes: fields of the recipe, as for `compress`.
 
     Raises:
-        SettingsError: an unknown method, one that knows no depth, or a recipe that does not go with one.
+        SettingsError: an unknown method, one without depths, or a recipe that does not fit one.
         StudentError: a depth that the teacher does not allow.
-        BundleError: the folder, or a cell in it, holds something else.
-        InterruptedRun: the user interrupted a training; the same command goes on.
+        BundleError: the folder, or a cell in it, holds another run.
+        InterruptedRun: the user interrupted a training; the same command resumes it.
     """
     say = progress or Progress()
     grid = Grid(out, teacher, _resolved(recipe, changes, say))
@@ -96,9 +228,9 @@ def commands(
     progress: Progress | None = None,
     **changes: Any,
 ) -> list[str]:
-    """One `litdeploy compress` for each cell that is not there yet, for a queue or for several machines.
+    """One `litdeploy compress` command for each missing cell, for a queue or for several machines.
 
-    Args and errors: as for `compare`. Writes the recipe that the commands name.
+    Arguments and errors as for `compare`. Writes the recipe that the commands name.
     """
     grid = Grid(out, teacher, _resolved(recipe, changes, progress or Progress()))
     asked = cells_of(methods, depths, seeds)
@@ -110,19 +242,20 @@ def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progr
     resolved = resolve_recipe(recipe, changes)
     if len(resolved.depths) > 1:
         chain = ",".join(map(str, resolved.depths))
-        progress.note(f"the recipe's chain {chain} is left out: here each student learns from the teacher itself")
+        progress.note(f"the recipe's chain {chain} is ignored: here each student learns from the teacher itself")
     return resolved
 
 
-def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
-    """Loads the teacher and claims the folder; a cell that would fail after hours is told at once."""
+def _begin(grid: Grid, cells: Sequence[GridCell]) -> tuple[Network, TeacherRecord]:
+    """Load the teacher, check every cell so that none fails after hours, and claim the folder."""
     teacher, record = load_teacher(grid.teacher, grid.recipe, None)
     assert record is not None, "a teacher from a file has one"
-    if teacher.spec.translates:
+    task = task_of(teacher.spec)
+    if not task.labeled:
         raise SettingsError(
-            f"{grid.teacher}: makes images, and compare holds methods against one another by accuracy. Train each "
-            f"student by itself: litdeploy compress {grid.teacher} --beta 0 --student-blocks …; its manifest tells how "
-            "near its images come to the teacher's."
+            f"{grid.teacher}: {task.makes}, and compare ranks methods by accuracy. Train each student by itself: "
+            f"litdeploy compress {grid.teacher} --beta 0 --student-blocks …; its manifest has its {task.measure} to "
+            "the teacher."
         )
     sections = sections_of(teacher)
     for cell in cells:
@@ -139,7 +272,7 @@ def _begin(grid: Grid, cells: Sequence[Cell]) -> tuple[Network, TeacherRecord]:
     return teacher, record
 
 
-def _train(grid: Grid, cell: Cell, device: str, progress: Progress) -> None:
+def _train(grid: Grid, cell: GridCell, device: str, progress: Progress) -> None:
     compress(
         grid.teacher,
         recipe=grid.recipe_of(cell),
@@ -151,17 +284,17 @@ def _train(grid: Grid, cell: Cell, device: str, progress: Progress) -> None:
     )
 
 
-def _outcome(grid: Grid, cell: Cell, teacher: TeacherRecord) -> Outcome | None:
-    """What the cell came to; None where it is not whole yet.
+def _outcome(grid: Grid, cell: GridCell, teacher: TeacherRecord) -> Outcome | None:
+    """The cell's result; None if it is not complete yet.
 
     Raises:
-        BundleError: there is another run in its place.
+        BundleError: its folder holds another run.
     """
     bundle = grid.bundle(cell)
     if not bundle.manifest_path.exists():
         return None
     manifest = bundle.read()
-    # The data's path may be another on another machine; its fingerprint is held against the other cells'.
+    # The data's path may differ on another machine; `_gather` compares the fingerprints of all cells.
     same = _without_source(manifest.recipe) == _without_source(grid.recipe_of(cell))
     if not same or manifest.teacher.sha256 != teacher.sha256:
         raise BundleError(
@@ -190,9 +323,9 @@ def _without_source(recipe: Recipe) -> Recipe:
 
 
 def _gather(
-    grid: Grid, asked: Sequence[Cell], teacher: Network, record: TeacherRecord, failed: dict[str, str], device: str
+    grid: Grid, asked: Sequence[GridCell], teacher: Network, record: TeacherRecord, failed: dict[str, str], device: str
 ) -> MethodComparison:
-    """Writes the table of all cells that are there."""
+    """Report on all cells that are there."""
     outcomes = {}
     for cell in sorted({*asked, *grid.found()}):
         found = _outcome(grid, cell, record)
@@ -224,7 +357,7 @@ def _gather(
 
 
 def _write(result: MethodComparison, folder: Path) -> None:
-    """The page last: it is made of the others."""
+    """Write the result in all forms, the page last."""
     figure = accuracy_over_depth(result)
     texts = {
         "comparison.json": result.model_dump_json(indent=2),

@@ -1,4 +1,4 @@
-"""What rebuilds a network: its name, arguments, input and, for a student, which of the teacher's blocks it kept."""
+"""What rebuilds a network: its name, arguments, input and, for a student, the teacher's blocks that it kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, mo
 from litdeploy.config.settings import Settings
 from litdeploy.errors import SettingsError
 
-# Channel mean and standard deviation of RGB / 255 on the training images.
+# Mean and standard deviation of each channel of RGB / 255 on the training images.
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -23,14 +23,14 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-# 3 × 2364 × 2364; a header may say anything, and one image of it is made to look into a network.
+# 3 × 2364 × 2364: a file may claim any size, and a network is run on one image of it.
 MOST_VALUES = 2**24
 MOST_DOMAINS = 2**16
 
 
 @dataclass(frozen=True)
 class Free:
-    """A size that differs from call to call: 1 to `most`; None: nothing says how much."""
+    """A size that differs from call to call: 1 to `most`; None: no limit is known."""
 
     name: str
     most: int | None = None
@@ -38,14 +38,14 @@ class Free:
 
 @dataclass(frozen=True)
 class InputTensor:
-    """One of the tensors that a network takes.
+    """A tensor that a network takes.
 
     Attributes:
-        name: of the input in an exported file; where there are several, of the parameter of the network's forward too.
+        name: of the input in an exported file; with several tensors, also of the parameter of the network's forward.
         dtype: `float32` or `int64`.
         shape: of one sample, without the batch.
-        below: for int64, the values are 0 to one less.
-        mask: whether it is 1 up to a text's end and 0 behind it.
+        below: for int64, values are below this, and 0 or more.
+        mask: whether it is 1 up to a text's end and 0 after it.
     """
 
     name: str
@@ -55,19 +55,19 @@ class InputTensor:
     mask: bool = False
 
 
-# What messages call what a network takes, and a dataset holds.
+# What a network takes and a dataset holds, in messages.
 Noun = Literal["image", "text"]
 
 
 class InputSpec(Settings):
-    """One image as the network takes it: float32, (value / 255 − mean) / std per channel, NCHW.
+    """One image: float32, (value / 255 − mean) / std per channel, NCHW.
 
     Attributes:
         shape: (channels, height, width).
-        mean, std: one value a channel, on the scale 0–1.
+        mean, std: one value for each channel, on the scale 0–1.
     """
 
-    # Not a field: a spec without a kind is an image's, as those are that were written before there were others.
+    # Not a field: a spec without a kind is of images, as older files have it.
     kind: ClassVar[Literal["image"]] = "image"
     noun: ClassVar[Noun] = "image"
     task: ClassVar[str] = "classification"
@@ -95,7 +95,7 @@ class InputSpec(Settings):
 
     @property
     def tensors(self) -> tuple[InputTensor, ...]:
-        """What the network takes."""
+        """The tensors that the network takes."""
         return (InputTensor("images", "float32", self.shape),)
 
     def within(self, most: int | None) -> InputSpec:
@@ -115,7 +115,7 @@ class InputSpec(Settings):
         return InputSpec(shape=shape, mean=mean, std=std)
 
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of its input; `input_of` reads it."""
+        """The input's entries in the metadata of an exported file; `input_of` reads them."""
         values = {"input_shape": self.shape, "mean": self.mean, "std": self.std}
         return {key: json.dumps(value) for key, value in values.items()}
 
@@ -129,10 +129,10 @@ class TokenInput(Settings):
     """A text as token ids with an attention mask, int64 (N, length) both, as BERT's kin take them.
 
     Attributes:
-        length: tokens of a text; the most, where it is not fixed.
+        length: tokens of a text; the most, if it is not fixed.
         vocabulary: ids are 0 to one less.
-        fixed: whether every text is padded to `length`; else any length up to it is taken.
-        pad: the id behind the end of a text; the attention mask is 0 there.
+        fixed: whether every text is padded to `length`; else any length up to it is accepted.
+        pad: the id after the end of a text; the attention mask is 0 there.
     """
 
     noun: ClassVar[Noun] = "text"
@@ -151,14 +151,14 @@ class TokenInput(Settings):
         return (self.length,)
 
     def within(self, most: int | None) -> TokenInput:
-        """The same for texts of at most so many tokens; where every text has one length, it stays."""
+        """The same for texts of at most so many tokens; unchanged if every text has one length."""
         if most is None or self.fixed or most >= self.length:
             return self
         return self.model_copy(update={"length": most})
 
     @property
     def tensors(self) -> tuple[InputTensor, ...]:
-        """What the network takes."""
+        """The tensors that the network takes."""
         size = self.length if self.fixed else Free("length", self.length)
         return (
             InputTensor("input_ids", "int64", (size,), below=self.vocabulary),
@@ -166,7 +166,7 @@ class TokenInput(Settings):
         )
 
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of its input; `input_of` reads it."""
+        """The input's entries in the metadata of an exported file; `input_of` reads them."""
         return {"input": self.model_dump_json()}
 
     def summary(self) -> str:
@@ -179,16 +179,16 @@ class TokenInput(Settings):
         return self if length is None else self.model_copy(update={"length": length, "fixed": True})
 
 
-# Of Conneau et al. (EACL 2017), section 3, beside padding and what is not in it: 69 ids.
+# Conneau et al. (EACL 2017), section 3: with padding and unknown characters, 69 ids.
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:'\"/|_#$%^&*~`+=<>()[]{} "
 
 
 class CharacterInput(Settings):
-    """A text as character ids, int64 (N, length): 0 behind its end, 1 for what is not in the alphabet, then its places.
+    """A text as character ids, int64 (N, length): 0 after its end, 1 for what is not in the alphabet, then its places.
 
     Attributes:
         length: characters of a text; longer ones are cut.
-        alphabet: ASCII; capitals count as small letters where they are not in it.
+        alphabet: ASCII; capitals count as small letters if they are not in it.
     """
 
     noun: ClassVar[Noun] = "text"
@@ -207,7 +207,7 @@ class CharacterInput(Settings):
 
     @property
     def vocabulary(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return len(self.alphabet) + 2
 
     @property
@@ -217,11 +217,11 @@ class CharacterInput(Settings):
 
     @property
     def tensors(self) -> tuple[InputTensor, ...]:
-        """What the network takes."""
+        """The tensors that the network takes."""
         return (InputTensor("characters", "int64", (self.length,), below=self.vocabulary),)
 
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of its input; `input_of` reads it."""
+        """The input's entries in the metadata of an exported file; `input_of` reads them."""
         return {"input": self.model_dump_json()}
 
     def summary(self) -> str:
@@ -239,11 +239,11 @@ class CharacterInput(Settings):
 
 
 class TranslationInput(Settings):
-    """An image and the domains that it shall be translated to; such a network gives images like those that it takes.
+    """An image and the domains to translate it to; the network returns images like those it takes.
 
     Attributes:
-        images: as `InputSpec` has them.
-        domains: how many; the second tensor (N, domains) holds 1 for each that is wanted and else 0.
+        images: see `InputSpec`.
+        domains: how many; the second tensor (N, domains) is 1 for each wanted one, else 0.
     """
 
     noun: ClassVar[Noun] = "image"
@@ -259,11 +259,11 @@ class TranslationInput(Settings):
 
     @property
     def tensors(self) -> tuple[InputTensor, ...]:
-        """What the network takes."""
+        """The tensors that the network takes."""
         return (*self.images.tensors, InputTensor("domains", "float32", (self.domains,)))
 
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of its input; `input_of` reads it."""
+        """The input's entries in the metadata of an exported file; `input_of` reads them."""
         return {"input": self.model_dump_json()}
 
     def summary(self) -> str:
@@ -282,7 +282,7 @@ class TranslationInput(Settings):
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("kind", "image"))
-    return str(getattr(value, "kind", None))  # of what is no input: no kind that there is
+    return str(getattr(value, "kind", None))  # not an input: no known kind
 
 
 # What a network can take. Another kind is a class with `kind`, `noun`, `task` (what the network's output means, if
@@ -305,7 +305,7 @@ def image_of(spec: AnyInput) -> InputSpec | None:
 
 
 def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
-    """What the metadata of an exported file say of its input; None where they do not tell."""
+    """The input that the metadata of an exported file describe; None if they do not."""
     stated = metadata.get("input")
     if stated is None and {"input_shape", "mean", "std"} <= metadata.keys():
         stated = f'{{"shape": {metadata["input_shape"]}, "mean": {metadata["mean"]}, "std": {metadata["std"]}}}'
@@ -315,7 +315,7 @@ def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
         return None
 
 
-# section → indices of the teacher's blocks that are kept, in order; a section named nowhere is kept whole.
+# section → indices of the teacher's blocks that are kept, in order; an unnamed section is kept whole.
 DepthPlan = dict[str, tuple[int, ...]]
 
 
@@ -323,12 +323,12 @@ class NetworkSpec(Settings):
     """A network without its weights.
 
     Attributes:
-        name: as the registry knows it: `resnet`, `resnext`, `timm:NAME`, `hf:NAME`, `package.module:function`.
-        arguments: keyword arguments of the builder; those of the *teacher*, when there is a plan.
+        name: in the registry: `resnet`, `resnext`, `timm:NAME`, `hf:NAME`, `package.module:function`.
+        arguments: keyword arguments of the builder; with a plan, those of the *teacher*.
         input: what it takes.
-        classes: names of the classes, in the order of the logits; empty where they are not known.
-        plan: for a student, what distinguishes it from its teacher.
-        widths: layer → shape of its weight, for layers that channels were taken out of.
+        classes: names of the classes, in the order of the logits; empty if they are not known.
+        plan: for a student, the blocks it keeps of its teacher.
+        widths: layer → shape of its weight, for layers with channels removed.
     """
 
     name: str
@@ -349,12 +349,12 @@ class NetworkSpec(Settings):
 
 
 def parse_normalisation(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Reads `imagenet` or `m1,m2,m3:s1,s2,s3`.
+    """Parse `imagenet` or `m1,m2,m3:s1,s2,s3`.
 
     Named statistics of three channels are averaged for a network of one channel.
 
     Raises:
-        SettingsError: an unknown name, or not one number a channel on each side.
+        SettingsError: an unknown name, or not one number for each channel on each side.
     """
     if text in NORMALISATIONS:
         mean, std = NORMALISATIONS[text]
@@ -381,14 +381,14 @@ def parse_normalisation(text: str, channels: int) -> tuple[tuple[float, ...], tu
 
 
 def image_shape(input_shape: tuple[int, ...], source: str) -> tuple[int, int, int]:
-    """The shape as that of an image.
+    """An image's (channels, height, width).
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: the shape has another number of sizes.
     """
     if len(input_shape) != 3:
         raise SettingsError(
-            f"{source}: takes images, and --input-shape {','.join(map(str, input_shape))} is none of one. Give "
+            f"{source}: takes images, and --input-shape {','.join(map(str, input_shape))} is not of one. Give "
             "channels, height and width: --input-shape 3,32,32."
         )
     channels, height, width = input_shape

@@ -71,7 +71,7 @@ class Header(Record):
         return classes
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name → dtype, as safetensors calls it, and shape of each tensor of such a file."""
+        """Name → (dtype as safetensors names it, shape) of each tensor of the file."""
         expected: dict[str, tuple[str, tuple[int, ...]]] = {}
         for split, count in self.images.items():
             expected[images_key(split)] = ("U8", (count, *self.shape))

@@ -309,6 +309,6 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
 
 def _unlabeled(source: str, split: str, row: int) -> DataError:
     return DataError(
-        f"{source}: row {row} (counted from 0) of split '{split}' has no label. Remove such rows; a split without "
+        f"{source}: row {row} (counted from 0) of split '{split}' has no label. Remove the row; a split without "
         "labels can be neither trained nor evaluated on."
     )

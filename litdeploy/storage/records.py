@@ -1,4 +1,4 @@
-"""What is written of a run: its manifest, and the records that the manifest, reports and sidecars are made of."""
+"""Records of a run: the manifest, and those that manifests, reports and sidecars are made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LATEST_OPSET = 1000
 
 
 class Record(BaseModel):
-    """Base of what the manifest holds."""
+    """Base of all records: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +79,7 @@ class Likeness(Record):
         return f"PSNR {self.psnr:.1f} dB, SSIM {self.ssim:.4f}"
 
     def details(self) -> str:
-        """Nothing that the summary has not."""
+        """Empty: the summary has it all."""
         return ""
 
     def row(self, split: str) -> dict[str, float]:
@@ -91,7 +91,7 @@ def _kind(score: Any) -> str:
     return "likeness" if isinstance(score, Likeness) or (isinstance(score, dict) and "psnr" in score) else "accuracy"
 
 
-# How good a network is, by its task's metric. Which one is told from the fields, so that files need no tag.
+# How good a network is, by its task's metric. The fields decide which one it is, so that files need no tag.
 Score = Annotated[
     Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")],
     Discriminator(_kind),
@@ -286,7 +286,7 @@ class Difference(Record):
 
 
 class TeacherRecord(Record):
-    """The teacher: where it was, the SHA-256 of the file, and what it is."""
+    """The teacher: its path, the SHA-256 of the file, and its spec."""
 
     path: str
     sha256: str
@@ -294,8 +294,7 @@ class TeacherRecord(Record):
 
 
 class Ancestor(Record):
-    """A network of the chain that a student comes from: its depth, the SHA-256 of its file, and split → accuracy, or
-    its likeness to the first of the chain."""
+    """A network of the chain that a student comes from: its depth, the SHA-256 of its file, and split → score."""
 
     depth: int
     sha256: str
@@ -314,10 +313,10 @@ def descent(lineage: Sequence[Ancestor]) -> str:
 
 
 class DataRecord(Record):
-    """The dataset: source, fingerprint of its contents, what it holds, and how many of these in each split used.
+    """The dataset: source, fingerprint of its contents, what it holds, and the number of samples used of each split.
 
     Attributes:
-        tokenizer: SHA-256 of all by which its texts became tokens; None where they did not.
+        tokenizer: SHA-256 of everything that decides its texts' tokens; None if they did not become tokens.
     """
 
     noun: Noun = "image"
@@ -329,11 +328,11 @@ class DataRecord(Record):
 
 
 class RunRecord(Record):
-    """How the training ran. `seconds` is wall-clock time, `images_per_second` counts training images.
+    """How the training ran. `seconds` is wall-clock time; `images_per_second` counts training images.
 
     Attributes:
         device: of the first rank.
-        ranks: processes that shared the training.
+        ranks: number of processes of the training.
     """
 
     started: str
@@ -368,9 +367,9 @@ class Artefact(Record):
 
     @property
     def command(self) -> str | None:
-        """What was typed to make it; None where the file says something else than `litdeploy export …`.
+        """The command that made it; None if the file says something else than `litdeploy export …`.
 
-        It is shown as what to type, and whoever wrote the file may have written anything.
+        It is shown to be typed again, and a stranger may have written anything into the file.
         """
         command = self.details.get("command")
         try:
@@ -382,16 +381,16 @@ class Artefact(Record):
 
 
 class Manifest(Record):
-    """All that is known of a bundle.
+    """All about a bundle.
 
     Attributes:
-        status: `interrupted` when the run was stopped by its user before its last epoch.
-        teacher: the one that the student is measured against; of a chain, the one that it began with.
-        lineage: of a chain's student, from that teacher to the student that taught it; else nothing.
-        discriminator_sha256: of the file that the student was fine-tuned against; None where there was none.
-        carried: of the files in `transformers/`, by name: SHA-256.
-        metrics: `teacher` or `student` → split → accuracy; of networks that make images only the student's likeness
-            to its teacher. The test split is used once, after the last epoch.
+        status: `interrupted` if the user stopped the run before its last epoch.
+        teacher: the one that the student is measured against; of a chain, the first.
+        lineage: for a chain's student, from that teacher to the student that taught it; else empty.
+        discriminator_sha256: of the file that the student was fine-tuned against; None if there was none.
+        carried: file name in `transformers/` → SHA-256.
+        metrics: `teacher` or `student` → split → score; the teacher has none if scores compare with it. The test
+            split is used once, after the last epoch.
     """
 
     schema_version: int = SCHEMA_VERSION

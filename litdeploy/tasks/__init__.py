@@ -8,10 +8,10 @@ from typing import Any
 from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.storage.records import Score
 from litdeploy.tasks.classification import Classification
-from litdeploy.tasks.task import Curve, Run, ScoreRow, Task
+from litdeploy.tasks.task import Curve, ScoreRow, Task
 from litdeploy.tasks.translation import Translation
 
-__all__ = ["TASKS", "Curve", "Run", "ScoreRow", "Task", "task_of", "task_of_scores"]
+__all__ = ["TASKS", "Curve", "ScoreRow", "Task", "task_of", "task_of_scores"]
 
 TASKS: dict[str, Task[Any]] = {task.name: task for task in (Classification(), Translation())}
 
@@ -20,7 +20,7 @@ def task_of(what: NetworkSpec | AnyInput | None) -> Task[Any]:
     """The task of a network, by its spec or its input.
 
     Args:
-        what: None: an exported file that does not state its input; such files are classifiers.
+        what: None: an exported file that does not state its input, which is a classifier.
     """
     spec = what.input if isinstance(what, NetworkSpec) else what
     return TASKS["classification" if spec is None else spec.task]

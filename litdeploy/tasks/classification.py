@@ -19,11 +19,11 @@ from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
 from litdeploy.networks.batch import Batch
 from litdeploy.storage.records import Accuracy, BatchParity, LabeledParity
-from litdeploy.tasks.task import Curve, Run, ScoreRow, Task, largest_differences, preferred_split
+from litdeploy.tasks.task import Curve, Inference, ScoreRow, Task, largest_differences, preferred_split
 
 # With fewer samples a second decimal would be below the weight of one sample.
 _SAMPLES_FOR_TWO_DECIMALS = 10_000
-# A teacher this near to chance (as a share of what lies above it) has hardly learned anything.
+# A teacher this near to chance (as a share of what is above it) has hardly learned anything.
 _HARDLY_BETTER = 0.1
 
 
@@ -34,7 +34,7 @@ class Classification(Task[Accuracy]):
     score = Accuracy
     output = "logits"
     output_name = "logits"
-    makes = "tells classes apart"
+    makes = "classifies"
     labeled = True
     advice = "Choose another method: --method lit"
     measure = "accuracy"
@@ -62,7 +62,7 @@ class Classification(Task[Accuracy]):
         if len(classes) != wanted:
             raise DataError(
                 f"{source} has {len(classes)} classes ({', '.join(classes[:5])}{', …' * (len(classes) > 5)}), and "
-                f"{spec.name} tells {wanted} apart. Give --data the dataset that the network was trained on, or "
+                f"{spec.name} has {wanted}. Give --data the dataset that the network was trained on, or "
                 "--label-column where that dataset has several label columns."
             )
 
@@ -83,7 +83,11 @@ class Classification(Task[Accuracy]):
         return chance if score.top1 < chance + _HARDLY_BETTER * (1 - chance) else None
 
     def evaluate(
-        self, run: Run, batches: Iterable[tuple[Batch, Tensor]], spec: AnyInput, reference: Run | None = None
+        self,
+        run: Inference,
+        batches: Iterable[tuple[Batch, Tensor]],
+        spec: AnyInput,
+        reference: Inference | None = None,
     ) -> Accuracy:
         """Top-1 accuracy and mean cross-entropy. See `Task.evaluate`."""
         loss: Tensor | None = None
@@ -99,7 +103,7 @@ class Classification(Task[Accuracy]):
                 images += len(labels_N)
         if loss is None or hits is None:
             raise DataError(
-                "there is nothing to evaluate on: the split is empty. Give --data a dataset with such a split."
+                "there is nothing to evaluate on: the split is empty. Give --data a dataset with this split."
             )
         return Accuracy(top1=hits.item() / images, loss=loss.item() / images, images=images)
 

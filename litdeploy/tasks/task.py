@@ -55,7 +55,7 @@ from litdeploy.storage.records import BatchParity, LabeledParity, Record
 S = TypeVar("S", bound=Record)
 
 # What a network takes → its output.
-Run = Callable[[Batch], Tensor]
+Inference = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class Task(ABC, Generic[S]):
         score: the record of its metric.
         output: what the output is: `logits`, `images`.
         output_name: of the output in an exported file.
-        makes: what such a network does, after its name in messages: "tells classes apart".
+        makes: what the network does, after its name in messages: "makes images".
         labeled: whether the metric compares with labels, so that the network's accuracy is defined.
         needs_reference: whether the metric compares with another network's outputs.
         repeats: whether the same view of a sample gives the same output at each epoch.
-        any_size: whether such networks take images of any size.
+        any_size: whether its networks take images of any size.
         samples: number of samples on its sample sheet; 0: it draws none.
         advice: what to type instead of an objective that does not fit.
         measure: what its metric is called in a sentence.
@@ -183,7 +183,7 @@ class Task(ABC, Generic[S]):
         """
 
     def check_objective(self, learns_by: str, what: str, network: str) -> None:
-        """Check that an objective can learn from such outputs.
+        """Check that an objective can learn from these outputs.
 
         Args:
             learns_by: an output (`logits`, `images`), or `sections`, which every network has.
@@ -225,7 +225,11 @@ class Task(ABC, Generic[S]):
 
     @abstractmethod
     def evaluate(
-        self, run: Run, batches: Iterable[tuple[Batch, Tensor]], spec: AnyInput, reference: Run | None = None
+        self,
+        run: Inference,
+        batches: Iterable[tuple[Batch, Tensor]],
+        spec: AnyInput,
+        reference: Inference | None = None,
     ) -> S:
         """Measure how good a network is.
 
@@ -271,7 +275,7 @@ class Task(ABC, Generic[S]):
 
     @abstractmethod
     def headline(self, teacher: Mapping[str, S], student: Mapping[str, S]) -> tuple[str, str, str] | None:
-        """(name, figure, what stands small beside it) at the head of a report; None if there is nothing to show."""
+        """(name, figure, small print) at the head of a report; None if there is nothing to show."""
 
     @abstractmethod
     def verdict(self, teacher: Mapping[str, S], student: Mapping[str, S]) -> str:

@@ -22,7 +22,7 @@ from litdeploy.errors import DataError, RunnerError, StudentError
 from litdeploy.files import write_whole
 from litdeploy.networks.batch import Batch, forward, size_of
 from litdeploy.storage.records import MOST_DB, BatchParity, Likeness
-from litdeploy.tasks.task import Curve, Run, ScoreRow, Task, largest_differences, preferred_split
+from litdeploy.tasks.task import Curve, Inference, ScoreRow, Task, largest_differences, preferred_split
 
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
@@ -50,7 +50,7 @@ class Translation(Task[Likeness]):
     measure = "likeness"
     heading = "Size and likeness"
     note = (
-        "PSNR and SSIM: of the student’s images to the teacher’s, asked for the same domains; the PSNR of all values "
+        "PSNR and SSIM: of the student’s images to the teacher’s, for the same domains; the PSNR of all values "
         "together, the SSIM as the mean over the images."
     )
     side_by_side = "Likeness of each student’s images to its teacher’s"
@@ -99,7 +99,7 @@ class Translation(Task[Likeness]):
     ) -> bool:
         """A column for the input and one for each domain, two rows an image: the teacher's above the student's.
 
-        Of attributes a column shows the image with that one turned over, and the others as they are.
+        For attributes a column shows the image with that attribute inverted, and the others unchanged.
         """
         try:
             from PIL import Image, ImageDraw
@@ -131,7 +131,11 @@ class Translation(Task[Likeness]):
         return True
 
     def evaluate(
-        self, run: Run, batches: Iterable[tuple[Batch, Tensor]], spec: AnyInput, reference: Run | None = None
+        self,
+        run: Inference,
+        batches: Iterable[tuple[Batch, Tensor]],
+        spec: AnyInput,
+        reference: Inference | None = None,
     ) -> Likeness:
         """PSNR and SSIM of the network's images to the reference's. See `Task.evaluate`."""
         assert reference is not None

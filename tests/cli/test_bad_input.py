@@ -411,7 +411,7 @@ def _texts(texts: list[str | bytes | None], labels: list[int | str], classes: in
     ("make", "arguments", "message"),
     [
         (_texts([b"caf\xe9"], [0]), (), "row 0 (counted from 0) of split 'train' holds a text that is not UTF-8"),
-        (_texts([None], [0]), (), "has no text in column 'text'. Remove such rows"),
+        (_texts([None], [0]), (), "has no text in column 'text'. Remove the row"),
         # The test split is used once, after the training: not told only then.
         (_texts(["fine", " \n"], [0, 1], split="test"), (), "row 1 (counted from 0) of split 'test' has no text"),
         (
@@ -420,7 +420,7 @@ def _texts(texts: list[str | bytes | None], labels: list[int | str], classes: in
             "row 1 (counted from 0) of split 'train' has a text of",
         ),
         (_texts(["fine"], [5], split="test"), (), "has the label '5', which no training row has"),
-        (_texts(["fine"], [5]), (), "has 3 classes (0, 1, 5), and vdcnn tells 2 apart"),
+        (_texts(["fine"], [5]), (), "has 3 classes (0, 1, 5), and vdcnn has 2"),
         (_texts(["fine"], [9], classes=2), (), "has the label 9, and the file names 2 classes, from 0 to 1"),
         (_texts(["fine"], [-1], classes=2), (), "row 0 (counted from 0) of split 'train' has no label"),
         (_texts([], []), ("--student-depth", "9,17"), "give --student-depth 17,9"),

@@ -40,5 +40,5 @@ def test_list_tells_on_standard_error_that_a_chain_is_left_out(run: Run, teacher
     (tmp_path / "my.yaml").write_text("data: {source: digits}\nstudent_depth: [11, 8]\n")
     answer = run("compare", "my.yaml", "--teacher", teacher_path, "--depths", "8", "--seeds", 1, "--list")
     assert answer.code == 0, answer.err
-    assert "chain 11,8 is left out" in answer.err
+    assert "chain 11,8 is ignored" in answer.err
     assert all(line.startswith("litdeploy compress ") for line in answer.out.splitlines())

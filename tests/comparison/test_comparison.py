@@ -79,7 +79,7 @@ def test_a_recipes_chain_is_left_out_and_told(tmp_path: Path, teacher_path: Path
     notes = Notes()
     asked = {**QUICK, "recipe": recipe, "methods": ("lit",), "seeds": 1}
     result = compare(teacher_path, out=tmp_path / "comparison", train=False, progress=notes, **asked)
-    assert notes.notes == ["the recipe's chain 11,8 is left out: here each student learns from the teacher itself"]
+    assert notes.notes == ["the recipe's chain 11,8 is ignored: here each student learns from the teacher itself"]
     (line,) = result.missing
     assert " --student-depth 8 " in line
     listing = Notes()
@@ -142,7 +142,7 @@ def test_a_generator_is_refused_before_anything_is_trained(generator_files: Path
     asked = {**QUICK, "out": tmp_path / "new", "recipe": "coloured-digits-stargan", "data": generator_files / "domains"}
     for verb in (compare, commands):
         given = asked if verb is compare else {k: v for k, v in asked.items() if k != "device"}
-        with pytest.raises(SettingsError, match=r"makes images, and compare holds methods .* by accuracy"):
+        with pytest.raises(SettingsError, match=r"makes images, and compare ranks methods by accuracy"):
             verb(generator_files / "G.ckpt", **given, input_shape=(3, 16, 16))
     assert not (tmp_path / "new").exists()
 

@@ -169,7 +169,7 @@ def test_check_against(parquet: Parquet, tmp_path: Path, opened: Opened) -> None
     dataset = opened(tmp_path)
     for fitting in (spec(), spec(classes=("cat", "dog")), spec(classes=("Katze", "Hund"))):
         check_against(dataset, fitting, 2)
-    with pytest.raises(DataError, match=r"has 2 classes \(cat, dog\), and resnet tells 10 apart.*--data"):
+    with pytest.raises(DataError, match=r"has 2 classes \(cat, dog\), and resnet has 10.*--data"):
         check_against(dataset, spec(), 10)
     with pytest.raises(DataError, match=r"in another order: cat, dog, … and not dog, cat"):
         check_against(dataset, spec(classes=("dog", "cat")), 2)
