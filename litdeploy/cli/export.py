@@ -114,7 +114,7 @@ def show(artefact: Artefact) -> None:
             highlight=False,
         )
     if "precisions" in details:
-        output.print(f"  {Precisions.model_validate(details['precisions']).told()}", highlight=False)
+        output.print(f"  {Precisions.model_validate(details['precisions']).summary()}", highlight=False)
     if details["parity"] is None:
         capabilities = ", ".join(details["compute_capabilities"])
         output.print(f"  not run here: built ahead of time for compute capability {capabilities}", highlight=False)

@@ -16,9 +16,8 @@ from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.networks.batch import Batch, cast, forward
 from litdeploy.networks.folding import folded
-from litdeploy.runtime.feed import read_feed
-from litdeploy.runtime.onnx_file import read_model
-from litdeploy.runtime.rounding import rounded
+from litdeploy.runtime.adapter import read_adapter
+from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model
 from litdeploy.storage.records import Record
 
 Values = dict[str, NDArray[np.float32]]
@@ -104,10 +103,10 @@ def _intermediates(path: Path, layers: list[str], inputs: Batch) -> Values:
     import onnxruntime
 
     model = read_model(path, weights=True)
-    feed = read_feed({each.key: each.value for each in model.metadata_props}, str(path))
-    taken = feed.take(inputs)
-    if feed.precision == "bf16":
-        model, taken = onnx.load_from_string(rounded(path)), cast(taken, torch.float32)
+    adapter = read_adapter({each.key: each.value for each in model.metadata_props}, str(path))
+    taken = adapter.adapt(inputs)
+    if adapter.precision == "bf16":
+        model, taken = onnx.load_from_string(bfloat16_emulated(path)), cast(taken, torch.float32)
     values = {}
     for layer in layers:
         nodes = [node for node in model.graph.node if _belongs(node.name, layer)]

@@ -25,7 +25,7 @@ from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_precision
-from litdeploy.runtime.feed import read_names
+from litdeploy.runtime.adapter import read_names
 from litdeploy.runtime.inductor import package_details
 from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.storage.records import Score

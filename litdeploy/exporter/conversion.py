@@ -22,7 +22,7 @@ from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, logits_of
 from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.folding import folded
-from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.device import DTYPES
 
 # Share of the type's largest number that a measured value may reach: other images than those measured go higher, and
 # a sum may be larger on its way than at its end.
@@ -100,7 +100,7 @@ def convert(network: Network, precision: Precision, batches: Iterable[Batch]) ->
     Raises:
         NetworkError: its forward does not call the same functions for each batch.
     """
-    dtype = IO_DTYPES[precision]
+    dtype = DTYPES[precision]
     module = folded(network)
     calls = measured(module, batches)
     head = max((index for index, call in enumerate(calls) if call.tensors), default=len(calls))

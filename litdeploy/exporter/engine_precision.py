@@ -150,6 +150,6 @@ def check_precision_share(precision: str, found: Precisions, onnx_path: Path) ->
         if shares and shares.get(precision, 0.0) <= _MOST:
             raise GateError(
                 f"{onnx_path}: asked for in {precision}, and only {shares.get(precision, 0.0):.0%} of the {what} would "
-                f"be: {found.told()}. TensorRT takes each type from the ONNX file; make that in this precision first: "
-                f"litdeploy export --onnx --precision {precision}"
+                f"be: {found.summary()}. TensorRT takes each type from the ONNX file; make that in this precision "
+                f"first: litdeploy export --onnx --precision {precision}"
             )

@@ -17,7 +17,7 @@ from litdeploy.exporter.ends import Ends
 from litdeploy.networks import Network
 from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
-from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.device import DTYPES
 from litdeploy.runtime.inductor import built_for
 from litdeploy.version import __version__
 
@@ -52,7 +52,7 @@ def export_aoti(
     module = Ends(
         conversion.module if conversion else folded(network),
         network.spec.input,
-        IO_DTYPES[io_precision],
+        DTYPES[io_precision],
         casts=conversion is not None,
         embedded=embedded,
     )

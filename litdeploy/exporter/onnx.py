@@ -22,7 +22,7 @@ from litdeploy.files import write_whole
 from litdeploy.networks import Network
 from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
-from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.device import DTYPES
 from litdeploy.runtime.onnx_file import read_model
 from litdeploy.tasks import task_of
 from litdeploy.version import __version__
@@ -69,7 +69,7 @@ def export_onnx(
     if precision == "bf16":
         opset = _bf16_opset(opset)
     wrapped = conversion.module if conversion else folded(network)
-    module = Ends(wrapped, network.spec.input, IO_DTYPES[io_precision], casts=conversion is not None, embedded=embedded)
+    module = Ends(wrapped, network.spec.input, DTYPES[io_precision], casts=conversion is not None, embedded=embedded)
     model = _converted(module.cpu().eval(), network, opset)
     _strip(model, depth=2 if conversion else 1)
     _describe(

@@ -12,7 +12,7 @@ from typing import Any
 
 from litdeploy.errors import NetworkError
 from litdeploy.networks.batch import Batch, in_parts
-from litdeploy.runtime.feed import read_feed
+from litdeploy.runtime.adapter import read_adapter
 
 _MULTIPLICATIONS = ("Conv", "Gemm", "MatMul")
 # What costs time, and the additions between, so that int8 is not left and entered again at each shortcut.
@@ -43,8 +43,8 @@ def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
 
     model = onnx.load_model(source)
     properties = {each.key: each.value for each in model.metadata_props}
-    feed = read_feed(properties)
-    batches = [_arrays(feed.take(part), model.graph.input[0].name) for part in in_parts(inputs, _BATCH_SIZE)]
+    adapter = read_adapter(properties)
+    batches = [_arrays(adapter.adapt(part), model.graph.input[0].name) for part in in_parts(inputs, _BATCH_SIZE)]
     with _quiet():
         quantize_static(
             source,

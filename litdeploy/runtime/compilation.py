@@ -1,4 +1,4 @@
-"""`torch.compile`, as the runner `compiled` and the trainer use it."""
+"""`torch.compile` with fixed shapes, for the runner `compiled` and the trainer."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def compiled(
     fallback: Callable[[str], None] | None = None,
     mode: CompileMode | None = None,
 ) -> Callable[P, Result]:
-    """The function through `torch.compile`, for fixed shapes. The first call with a shape compiles.
+    """Compile a function for fixed shapes. The first call with a shape compiles.
 
-    Nothing compiled is shared with another function of the process. Inductor's cache on disk stays in use, so compiling
-    the same again takes less time than the first time on a machine.
+    Nothing compiled is shared with other functions of the process. Inductor's on-disk cache stays in use, so that
+    compiling the same function again is faster than the first time on a machine.
 
     Args:
-        function: any.
+        function: the function to compile.
         options: of Inductor.
-        fallback: told why it cannot be compiled here; it then runs as it is.
+        fallback: called with the reason if the function cannot be compiled here; the function then runs uncompiled.
         mode: of torch.compile, in place of `options`.
 
     Raises:
-        CompilationError: by a call; it cannot be compiled, and there is no fallback.
+        CompilationError: raised by a call if the function cannot be compiled and there is no fallback.
     """
     with warnings.catch_warnings():
-        # Inductor loads it, and its classes still use what is deprecated (torch 2.11 to 2.13).
+        # Inductor imports this module, whose classes still use a deprecated decorator (torch 2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
         importlib.import_module("torch.utils.mkldnn")
     inner: Callable[P, Result] = torch.compile(_own_code(function), dynamic=False, options=options, mode=mode)  # type: ignore[arg-type]
@@ -61,10 +61,10 @@ def compiled(
 
 
 def _own_code(function: Callable[P, Result]) -> Callable[P, Result]:
-    """A function that calls the function, with a code object of its own.
+    """Wrap a function in one with a code object of its own.
 
-    Dynamo keeps what it compiled at the code object, for all functions that share it: teacher and student would take
-    each other's places there, and after eight of them it would silently stop compiling.
+    Dynamo caches compiled code per code object, for all functions that share it: teacher and student would evict each
+    other, and after eight of them Dynamo would silently stop compiling.
     """
 
     def call(*args: P.args, **kwargs: P.kwargs) -> Result:

@@ -1,4 +1,4 @@
-"""PyTorch, compiled by torch.compile (Inductor)."""
+"""The runner `compiled`: PyTorch through torch.compile (Inductor)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from litdeploy.errors import CompilationError, RunnerError
 from litdeploy.networks import logits_of
 from litdeploy.networks.batch import Batch, cast, forward, mapped, tensors_of
 from litdeploy.runtime.compilation import compiled
-from litdeploy.runtime.device import device_name, ieee_float32
-from litdeploy.runtime.eager import DTYPES, placed
+from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
+from litdeploy.runtime.eager import PRECISIONS, placed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
 
 class CompiledRunner:
-    """The module compiled for each shape of a batch apart, by the first call with that shape."""
+    """Compiles the module separately for each batch shape, at the first call with that shape."""
 
     name = "compiled"
 
     def __init__(self, source: Source, device: torch.device, precision: str) -> None:
         self.device = device
         self._network = source.needed_network(self.name)
-        self._precision = check_precision(self.name, precision, tuple(DTYPES))
+        self._precision = check_precision(self.name, precision, PRECISIONS)
         self._mode = source.compile_mode
-        # Its other modes capture CUDA graphs, whose outputs the next call overwrites.
+        # The other modes capture CUDA graphs, whose outputs the next call overwrites.
         self._copies = device.type == "cuda" and self._mode != "default"
         self._module: nn.Module | None = None
         self._compiled: dict[tuple[torch.Size, ...], Callable[[Batch], Tensor]] = {}
@@ -45,11 +45,11 @@ class CompiledRunner:
         self._compiled.clear()
 
     def run(self, batch: Batch) -> Tensor:
-        """See `Runner.run`. The first call with a batch size compiles."""
+        """See `Runner.run`. The first call with a batch shape compiles."""
         if self._module is None:
             raise not_open(self.name)
         check_batch(self.name, batch, self._network.spec.input.tensors, self.device)
-        # What Dynamo guards on, besides the shape: else the same size would compile again.
+        # Dynamo also guards on strides and requires_grad: without this the same shape would compile again.
         batch = cast(mapped(lambda tensor: tensor.detach().contiguous(), batch), DTYPES[self._precision])
         call = self._compiled.get(_shapes(batch))
         with torch.inference_mode(), ieee_float32(self.device):

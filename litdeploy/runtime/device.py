@@ -1,4 +1,4 @@
-"""Where to run, in which precision, and for which target when nothing else was said."""
+"""The device, precision and target to run with, and their defaults."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import torch
 from litdeploy.config.target import Target, read_target
 from litdeploy.errors import DeviceError, SettingsError
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 def resolve_device(text: str) -> torch.device:
-    """The device that was asked for.
+    """Resolve a device name.
 
     Args:
-        text: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` (the current one) or `cuda:i`.
+        text: `auto` (CUDA if available, else the CPU), `cpu`, `cuda` (the current device) or `cuda:i`.
 
     Returns:
-        A device; with its index where it is CUDA.
+        The device; a CUDA device has its index.
 
     Raises:
-        DeviceError: it is not there, or no device is called so.
+        DeviceError: the device does not exist, or the name is not a device's.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", text)
     if match is None:
@@ -43,18 +45,18 @@ def resolve_device(text: str) -> torch.device:
     index = torch.cuda.current_device() if match[1] is None else int(match[1])
     if index >= count:
         found = ", ".join(f"cuda:{each} ({torch.cuda.get_device_name(each)})" for each in range(count))
-        raise DeviceError(f"--device {text}: there is no such CUDA device. Found: {found}. Give one of these.")
+        raise DeviceError(f"--device {text}: no such CUDA device. Found: {found}. Use one of these.")
     return torch.device("cuda", index)
 
 
 def resolve_precision(text: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision that was asked for.
+    """Resolve a precision.
 
     Args:
-        text: `fp32`, `bf16`, or `auto`: bf16 where the device multiplies it in hardware.
+        text: `fp32`, `bf16`, or `auto`: bf16 if the device multiplies it in hardware.
 
     Raises:
-        SettingsError: another word.
+        SettingsError: not one of these.
     """
     if text == "auto":
         return "bf16" if _has_bf16(device) else "fp32"
@@ -68,13 +70,13 @@ def resolve_precision(text: str, device: torch.device) -> Literal["fp32", "bf16"
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Not in every torch that litdeploy takes, and without these keys on other processors than x86.
+    # Missing from some supported torch versions; other processors than x86 lack these keys.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the number of threads that PyTorch uses: `AMD EPYC 9V74, 2 threads`."""
+    """Name of the GPU, or of the processor with PyTorch's number of threads: `AMD EPYC 9V74, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -88,12 +90,12 @@ def _processor() -> str:
 
 
 def default_target() -> Target:
-    """The shipped target for this machine: `cuda` where there is a CUDA device, else `cpu`."""
+    """The default target of this machine: `cuda` if there is a CUDA device, else `cpu`."""
     return read_target("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_target(target: Target | str | Path | None) -> Target:
-    """The target that was asked for: itself, by name or path, or the default one.
+    """Resolve a target: a target, the name or path of one, or None for the default.
 
     Raises:
         SettingsError: see `target.read_target`.
@@ -105,10 +107,10 @@ def resolve_target(target: Target | str | Path | None) -> Target:
 
 @contextmanager
 def ieee_float32(device: torch.device) -> Iterator[None]:
-    """While it is open, float32 on CUDA is float32 and not TF32, which cuDNN's convolutions use unless told otherwise.
+    """Context in which float32 on CUDA is IEEE float32, not TF32, the default of cuDNN's convolutions.
 
-    So that `fp32` means one thing in every runner. Costs two microseconds a call. The legacy flags, since Inductor
-    itself reads them, and PyTorch refuses to where one of the newer ones was set.
+    It gives `fp32` one meaning in every runner, at two microseconds per call. It sets the legacy flags because Inductor
+    reads them, and PyTorch refuses to read them once a newer flag was set.
     """
     if device.type != "cuda":
         yield

@@ -1,4 +1,4 @@
-"""PyTorch, one operator after the other."""
+"""The runner `eager`: PyTorch, one operator at a time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor, nn
 
 from litdeploy.networks import Network, logits_of
 from litdeploy.networks.batch import Batch, cast, forward
-from litdeploy.runtime.device import device_name, ieee_float32
+from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The precisions of the runners that run PyTorch modules.
+PRECISIONS = ("fp32", "bf16")
 
 
 class EagerRunner:
-    """The module as it is, in eval mode, its convolutions in channels-last memory format."""
+    """Runs the module in eval mode, in channels-last memory format."""
 
     name = "eager"
 
     def __init__(self, source: Source, device: torch.device, precision: str) -> None:
         self.device = device
         self._network = source.needed_network(self.name)
-        self._precision = check_precision(self.name, precision, tuple(DTYPES))
+        self._precision = check_precision(self.name, precision, PRECISIONS)
         self._module: nn.Module | None = None
         self._build_seconds = 0.0
 
@@ -59,12 +60,12 @@ class EagerRunner:
 
 
 def placed(network: Network, device: torch.device, precision: str) -> nn.Module:
-    """The network's module, ready for inference on the device.
+    """Copy a network's module to a device, ready for inference.
 
-    A copy, always: the device, the type, the memory format and eval mode would each alter the caller's module.
+    Always a copy: the device, dtype, memory format and eval mode would each alter the caller's module.
     """
     module = copy.deepcopy(network.module).eval().requires_grad_(False)
-    # torch's stubs leave memory_format out.
+    # torch's type stubs omit memory_format.
     result: nn.Module = module.to(  # type: ignore[call-overload]
         device=device, dtype=DTYPES[precision], memory_format=torch.channels_last
     )

@@ -1,7 +1,7 @@
-"""TensorRT engines as files: what is written beside one, and what is checked before one is loaded.
+"""TensorRT engine files: their sidecar, and the checks before an engine is loaded.
 
-An engine is code for one library version and one kind of GPU. The file itself stays pure; all that is known of it is
-in its sidecar NAME.json, an `Artefact` whose details are `EngineDetails`.
+An engine is code for one library version and one kind of GPU. The file is what the library wrote; everything else that
+is known about it is in its sidecar NAME.json, an `Artefact` whose details are `EngineDetails`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Library = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 
 INSTALL: dict[Library, str] = {
-    # What PyPI holds under this name is a stub that fetches the libraries from NVIDIA's own index.
+    # PyPI has only a stub of this name, which downloads the libraries from NVIDIA's index.
     "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com",
-    "tensorrt_rtx": "pip install tensorrt-rtx (it is on pypi.org)",
+    "tensorrt_rtx": "pip install tensorrt-rtx",
 }
 
 
-# As `10.9.0.34`; it is shown as what to install.
+# Such as `10.9.0.34`. A message suggests installing it, so it must not be arbitrary text.
 _VERSION = r"\d{1,6}(\.\d{1,6}){1,4}"
 
 
 class BatchProfile(Record):
-    """The batch sizes that an engine takes, from `min` to `max`; `opt` is the one that it is tuned for."""
+    """Batch sizes that an engine takes, from `min` to `max`, tuned for `opt`."""
 
     min: int = Field(ge=1)
     opt: int
@@ -56,12 +56,12 @@ class BatchProfile(Record):
 
 
 class Precisions(Record):
-    """In which types a network is computed and stored.
+    """Types that a network is computed and stored in.
 
     Attributes:
-        source: `engine`, as its inspector tells what was built, or `network`, as the strongly typed network that it
-            is built from demands.
-        layers: type → share of the layers that compute, 0–1. What only moves or converts values does not count.
+        source: `engine`, as its inspector reports, or `network`, as the strongly typed network it was built from
+            requires.
+        layers: type → share of the layers that compute, 0–1; layers that only move or convert values do not count.
         weights: type → share of the weights, 0–1.
     """
 
@@ -69,8 +69,8 @@ class Precisions(Record):
     layers: dict[str, float]
     weights: dict[str, float]
 
-    def told(self) -> str:
-        """In one line: `layers: 93.3 % fp16, 6.7 % fp32; weights: 100.0 % fp16 (as …)`."""
+    def summary(self) -> str:
+        """One line: `layers: 93.3 % fp16, 6.7 % fp32; weights: 100.0 % fp16 (as …)`."""
         layers, weights = (
             ", ".join(f"{share:.1%} {name}".replace("%", " %") for name, share in shares.items()) or "none"
             for shares in (self.layers, self.weights)
@@ -78,25 +78,25 @@ class Precisions(Record):
         return f"layers: {layers}; weights: {weights} ({_SOURCES[self.source]})"
 
 
-_SOURCES = {"engine": "as the engine's inspector says", "network": "as the network demands"}
+_SOURCES = {"engine": "as the engine's inspector reports", "network": "as the network requires"}
 
 
 class EngineDetails(Record):
-    """What a sidecar says of an engine, beside its hash, precision and versions.
+    """Details of an engine in its sidecar, besides its hash, precision and versions.
 
     Attributes:
-        gpu: name of the one that it was built on; None where there was none.
-        compute_capabilities: of the GPUs that it was built for: `8.6`.
-        batches: what it takes.
-        input, output: names of the tensors; of several inputs the first, which has images.
-        inputs: name → shape of all, as `input_shape`; of an engine of before: none, it has one.
-        input_shape, output_shape: with the batch, by name where it is free.
+        gpu: name of the GPU it was built on; None if it was built without one.
+        compute_capabilities: of the GPUs it was built for, such as `8.6`.
+        batches: batch sizes it takes.
+        input, output: names of the tensors; of several inputs the first, the images.
+        inputs: name → shape of every input, as `input_shape`; empty in engines of older versions, which have one input.
+        input_shape, output_shape: with the batch; dynamic sizes by name.
         input_type, output_type: `float32`, `float16`, `bfloat16` or `uint8`.
-        metadata: of the ONNX file: how images are normalised, the names of the classes.
-        onnx_sha256: of the file that it was built from.
-        command: what was typed.
-        memory_limit: bytes of device memory that a layer may use for scratch; None: no limit of ours.
-        timing_cache: whether timings of an earlier build were there to start from; None: the library has none.
+        metadata: of the ONNX file: normalisation of images, names of the classes.
+        onnx_sha256: hash of the file it was built from.
+        command: the command that built it.
+        memory_limit: bytes of device memory that a layer may use for scratch; None if unlimited.
+        timing_cache: whether the build started from timings of an earlier one; None if the library has no such cache.
     """
 
     library: Library
@@ -122,7 +122,7 @@ class EngineDetails(Record):
 
 
 class Engine:
-    """An engine's content, as its sidecar vouches for it."""
+    """An engine's content, verified against its sidecar."""
 
     def __init__(self, path: Path, content: bytes, artefact: Artefact, details: EngineDetails) -> None:
         self.path = path
@@ -132,65 +132,65 @@ class Engine:
 
     @property
     def version(self) -> str:
-        """Of the library that built it."""
+        """Version of the library that built it."""
         return self.artefact.versions[self.details.library]
 
     @property
     def command(self) -> str:
-        """What to type to build it again."""
+        """Command that builds it again."""
         return self.artefact.command or "litdeploy export --trt"
 
     def check(self, version: str, capability: str) -> None:
-        """Holds it against the library and the GPU at hand.
+        """Check that the installed library and the GPU can run it.
 
         Args:
-            version: of the installed library of its kind.
-            capability: the GPU's compute capability, as in `8.6`.
+            version: of the installed library.
+            capability: the GPU's compute capability, such as `8.6`.
 
         Raises:
-            RunnerError: it was built for others; says what differs and what to type.
+            RunnerError: it was built for another version or GPU.
         """
         details = self.details
-        if not _serves_version(self.version, version, details.version_compatible):
+        if not _runs_in_version(self.version, version, details.version_compatible):
             raise RunnerError(
-                f"{self.path}: built by {details.library} {self.version}, and {version} is installed; an engine runs "
-                f"in the version that built it. Build it again: {self.command}\nOr install what built it: "
+                f"{self.path}: built by {details.library} {self.version}, but {version} is installed; an engine runs "
+                f"only in the version that built it. Build it again: {self.command}\nOr install that version: "
                 f"pip install {details.library.replace('_', '-')}=={self.version}"
             )
-        if not _serves_gpu(details, capability):
+        if not _runs_on_gpu(details, capability):
             raise RunnerError(
                 f"{self.path}: built for GPUs of compute capability {', '.join(details.compute_capabilities)}"
-                f"{f' ({details.gpu})' if details.gpu else ''}, and this one has {capability}. Build one on this "
+                f"{f' ({details.gpu})' if details.gpu else ''}, but this GPU has {capability}. Build an engine on this "
                 "machine: litdeploy export --trt"
             )
 
 
-def _serves_version(built: str, installed: str, compatible: bool) -> bool:
+def _runs_in_version(built: str, installed: str, compatible: bool) -> bool:
     if not compatible:
         return built == installed
     numbers = [tuple(int(part) for part in version.split(".")[:2]) for version in (built, installed)]
     return numbers[0][0] == numbers[1][0] and numbers[0] <= numbers[1]
 
 
-def _serves_gpu(details: EngineDetails, capability: str) -> bool:
+def _runs_on_gpu(details: EngineDetails, capability: str) -> bool:
     if details.hardware_compatibility == "ampere-plus":
         return int(capability.split(".")[0]) >= 8
     return capability in details.compute_capabilities
 
 
 def read_engine(path: Path) -> Engine:
-    """Reads an engine, once its sidecar vouches for it. What was hashed is what is given: the file is read once.
+    """Read an engine and verify it against its sidecar. The file is read once: the returned bytes are those hashed.
 
     Raises:
-        RunnerError: it or its sidecar is missing or no engine's, or its hash differs.
+        RunnerError: the engine or its sidecar is missing or invalid, or the hash differs.
     """
     if not is_file(path):
-        raise RunnerError(f"{path}: no such file. Make it: litdeploy export --trt")
+        raise RunnerError(f"{path}: no such file. Create it: litdeploy export --trt")
     sidecar = sidecar_of(path)
     if not is_file(sidecar):
         raise RunnerError(
-            f"{path}: nothing vouches for it. An engine is code, and is loaded only beside the sidecar that was "
-            f"written with it; there is no {sidecar.name}. Bring that, or build it again: litdeploy export --trt"
+            f"{path}: its sidecar {sidecar.name} is missing. An engine is code and is loaded only if the sidecar that "
+            "was written with it confirms its hash. Copy that file too, or build both again: litdeploy export --trt"
         )
     try:
         artefact = read_sidecar(path)
@@ -202,18 +202,18 @@ def read_engine(path: Path) -> Engine:
             raise KeyError(f"no version: {engine.version[:40]!r}")
     except (ValidationError, KeyError, OSError) as error:
         raise RunnerError(
-            f"{sidecar}: not the sidecar of an engine ({_first_line(error)}). Build the engine again: "
+            f"{sidecar}: not the sidecar of an engine ({_reason(error)}). Build the engine again: "
             "litdeploy export --trt"
         ) from None
     if hashlib.sha256(content).hexdigest() != artefact.sha256:
         raise RunnerError(
-            f"{path}: altered or cut short since it was built (its SHA-256 differs from the one in {sidecar.name}), "
-            f"so it is not loaded: an engine is code. Build it again: {engine.command}"
+            f"{path}: altered or truncated since it was built (its SHA-256 differs from the one in {sidecar.name}). An "
+            f"engine is code, so it is not loaded. Build it again: {engine.command}"
         )
     return engine
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(str(key) for key in first['loc'])}: {first['msg']}"
@@ -221,24 +221,24 @@ def _first_line(error: Exception) -> str:
 
 
 def load_library(name: Library) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`.
+    """Import `tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        DependencyError: it is not installed, or its libraries do not load; says what to install, and from where.
+        DependencyError: it is not installed, or its libraries do not load.
     """
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise DependencyError(
-            f"{name} is needed, and cannot be imported ({error}). Install it: {INSTALL[name]}"
+            f"{name} is required but cannot be imported ({error}). Install it: {INSTALL[name]}"
         ) from None
 
 
 @cache
 def logger_of(name: Library) -> Any:
-    """The library's logger, whose `errors` are the messages of that kind, in order; its user clears them.
+    """The library's logger, which collects error messages in `errors`; its user clears them.
 
-    One for the whole process: the library keeps the first that it is given, for all that it makes.
+    One for the whole process: the library keeps the first logger it is given.
     """
     trt = load_library(name)
     severity = trt.ILogger.Severity
@@ -249,7 +249,7 @@ def logger_of(name: Library) -> Any:
             self.errors: list[str] = []
 
         def log(self, kind: Any, message: str) -> None:
-            # Without a driver, it follows whatever else goes wrong.
+            # Without a driver this message follows every other error.
             if kind in (severity.ERROR, severity.INTERNAL_ERROR) and "::catchCudaError" not in message:
                 self.errors.append(message)
 
@@ -257,6 +257,6 @@ def logger_of(name: Library) -> Any:
 
 
 def capability_of(device: torch.device) -> str:
-    """A GPU's compute capability, as in `8.6`."""
+    """A GPU's compute capability, such as `8.6`."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"{major}.{minor}"

@@ -1,8 +1,9 @@
-"""ONNX Runtime, on the CPU or on CUDA."""
+"""The runners `onnxruntime` and `onnxruntime-graph`: ONNX Runtime on the CPU or on CUDA."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,19 +13,20 @@ import torch
 from torch import Tensor
 
 from litdeploy.config.spec import AnyInput, Free, InputTensor, input_of
-from litdeploy.errors import RunnerError
+from litdeploy.errors import DependencyError, RunnerError, first_line
 from litdeploy.files import is_file
 from litdeploy.networks.batch import Batch, size_of
+from litdeploy.runtime.adapter import InputAdapter, read_adapter
 from litdeploy.runtime.device import device_name
-from litdeploy.runtime.feed import Feed, read_feed
-from litdeploy.runtime.onnx_file import read_model
-from litdeploy.runtime.providers import PROVIDERS, check_cuda, check_placement, library, no_cuda
-from litdeploy.runtime.rounding import rounded
+from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 from litdeploy.tasks import task_of
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Expensive operations: if one falls back to the CPU, the GPU waits for it.
+_COMPUTES = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "MultiHeadAttention", "LSTM", "GRU"})
 _ERRORS_ONLY = 3
-# ONNX Runtime's names of an input's type, and what it takes it as in torch's memory; bfloat16 by onnx's number.
+# ONNX Runtime's name of each input type, and the element type to bind torch memory as; bfloat16 by its ONNX number.
 _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
     torch.float32: ("tensor(float)", np.float32),
     torch.float16: ("tensor(float16)", np.float16),
@@ -36,7 +38,7 @@ _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
 
 @dataclass(frozen=True)
 class _Bound:
-    """What a captured graph reads and writes: always the same memory. The graph is known to onnxruntime by a number."""
+    """The fixed memory that a captured graph reads and writes. onnxruntime identifies the graph by a number."""
 
     inputs: dict[str, Tensor]
     logits: Tensor
@@ -45,16 +47,15 @@ class _Bound:
 
 
 class OnnxRuntimeRunner:
-    """An ONNX file whose inputs are float32 or int64, batch first, and whose first output is logits or images.
+    """Runs an ONNX file whose inputs are float32 or int64, batch first, and whose first output is logits or images.
 
-    Or other inputs, where its metadata tell how a float32 image becomes one: as `litdeploy export` writes them.
+    Inputs may have other types if the metadata that `litdeploy export` writes describes the conversion.
 
-    Through CUDA graphs, one for each shape of a batch, the batch is copied into the graph's own inputs and the logits
-    out of its output.
+    With CUDA graphs, one per batch shape, the batch is copied into the graph's inputs and the logits out of its output.
     """
 
     def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:
-        """`precision` is only checked: a file has its own, which `describe` tells."""
+        """`precision` is only validated: the file has its own, which `describe` reports."""
         self.name = "onnxruntime-graph" if cuda_graph else "onnxruntime"
         self.device = device
         self._cuda_graph = cuda_graph
@@ -64,11 +65,11 @@ class OnnxRuntimeRunner:
             raise RunnerError(f"the runner '{self.name}' runs on cpu and cuda, not on {device}.")
         if cuda_graph and device.type != "cuda":
             raise RunnerError(
-                f"the runner '{self.name}' runs on cuda, not on {device}. Say --device cuda, or take the runner "
+                f"the runner '{self.name}' runs on cuda, not on {device}. Use --device cuda, or the runner "
                 "'onnxruntime'."
             )
         self._memory_limit = source.memory_limit
-        self._feed = Feed()
+        self._adapter = InputAdapter()
         self._session: Any = None
         self._stream: torch.cuda.Stream | None = None
         self._done: torch.cuda.Event | None = None
@@ -82,7 +83,7 @@ class OnnxRuntimeRunner:
     def __enter__(self) -> Self:
         ort = library()
         if not is_file(self._path):
-            raise RunnerError(f"{self._path}: no such file. Make it: litdeploy export")
+            raise RunnerError(f"{self._path}: no such file. Create it: litdeploy export")
         if self.device.type == "cuda":
             check_cuda(ort, self.device)
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -94,7 +95,7 @@ class OnnxRuntimeRunner:
 
     def __exit__(self, *_: object) -> None:
         if self._bound:
-            torch.cuda.synchronize(self.device)  # what is still queued uses the graphs' memory
+            torch.cuda.synchronize(self.device)  # queued work still uses the graphs' memory
         self._bound.clear()
         self._session = self._stream = self._done = None
 
@@ -103,21 +104,21 @@ class OnnxRuntimeRunner:
         if self._session is None:
             raise not_open(self.name)
         check_batch(self.name, batch, self._inputs, self.device)
-        taken = self._feed.take(batch)
+        taken = self._adapter.adapt(batch)
         tensors = taken if isinstance(taken, dict) else {self._inputs[0].name: taken}
         try:
             if self._stream is None:
                 return self._run_on_cpu(tensors)
             return (self._replayed if self._cuda_graph else self._run_on_cuda)(tensors, self._stream)
-        except Exception as error:  # ONNX Runtime's own have no common base
-            raise RunnerError(f"{self._path}: onnxruntime cannot run it: {_first_line(error)}") from error
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise RunnerError(f"{self._path}: onnxruntime cannot run it: {first_line(error)}") from error
 
     def describe(self) -> Description:
         """See `Runner.describe`."""
         return Description(
             runner=self.name,
             device=device_name(self.device),
-            precision=self._feed.precision,
+            precision=self._adapter.precision,
             mode=PROVIDERS[self.device.type]
             + (", fp32 rounded to bf16" if self._rounds() else "")
             + (", CUDA graph" if self._cuda_graph else ""),
@@ -129,35 +130,35 @@ class OnnxRuntimeRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = _ERRORS_ONLY
-        # Its threads spin for a while after a call, on the cores that the next runner's call needs. Two sessions taking
-        # turns on two cores (ResNet-20, batch 8): 22.0 ms a call with that, 11.5 ms without; one alone is no slower.
+        # Its threads spin after a call, on the cores that the next runner needs. Two alternating sessions on two cores
+        # (ResNet-20, batch 8): 22.0 ms per call with spinning, 11.5 ms without; a single session is no slower.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = PROVIDERS[self.device.type]
         settings = self._cuda_settings()
         metadata = _metadata(self._path)
-        self._feed = read_feed(metadata, str(self._path))
+        self._adapter = read_adapter(metadata, str(self._path))
         try:
-            model = rounded(self._path) if self._rounds() else str(self._path)
+            model = bfloat16_emulated(self._path) if self._rounds() else str(self._path)
             session = ort.InferenceSession(model, options, providers=[(provider, settings)])
-        except Exception as error:  # ONNX Runtime's own have no common base
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise RunnerError(
-                f"{self._path}: not an ONNX file that onnxruntime {ort.__version__} opens ({_first_line(error)}). "
-                "Make it again: litdeploy export"
+                f"{self._path}: onnxruntime {ort.__version__} cannot open it as an ONNX file ({first_line(error)}). "
+                "Export it again: litdeploy export"
             ) from error
         if provider not in session.get_providers():
             built_for = getattr(ort, "cuda_version", "") or "another version"
             raise no_cuda(
                 ort, self.device, f"its CUDA provider (for CUDA {built_for}) did not load; its log above says why"
             )
-        # Else a call that fails on CUDA would be tried again, silently, in a new session on the CPU.
+        # Otherwise a call that fails on CUDA is silently repeated in a new session on the CPU.
         session.disable_fallback()
         check_placement(session, provider, self._path)
         self._read_signature(session, input_of(metadata))
         return session
 
     def _cuda_settings(self) -> dict[str, str]:
-        """Of the CUDA provider; nothing on the CPU."""
+        """Options of the CUDA provider; empty on the CPU."""
         if self._stream is None:
             return {}
         settings = {
@@ -172,8 +173,8 @@ class OnnxRuntimeRunner:
         return settings
 
     def _rounds(self) -> bool:
-        """Whether it runs in float32 with each result rounded: ONNX Runtime has no bfloat16 on a processor."""
-        return self._feed.precision == "bf16" and self.device.type == "cpu"
+        """Whether bfloat16 is emulated in float32: ONNX Runtime has no bfloat16 kernels for the CPU."""
+        return self._adapter.precision == "bf16" and self.device.type == "cpu"
 
     def _read_signature(self, session: Any, spec: AnyInput | None) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -181,11 +182,11 @@ class OnnxRuntimeRunner:
             raise RunnerError(
                 f"{self._path}: has {len(inputs)} inputs and {len(outputs)} outputs; at least one of each is needed."
             )
-        if self._rounds() and self._feed.dtype is torch.bfloat16:
-            self._feed = replace(self._feed, dtype=torch.float32)
+        if self._rounds() and self._adapter.dtype is torch.bfloat16:
+            self._adapter = replace(self._adapter, dtype=torch.float32)
         kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items() if dtype.is_floating_point}
         logits = outputs[0]
-        taken = [_input_tensor(each, self._feed) for each in inputs]
+        taken = [_input_tensor(each, self._adapter) for each in inputs]
         known = tuple(each for each in taken if each is not None)
         sizes = tuple(logits.shape[1:])
         fixed = task_of(spec).class_count(sizes, spec) is not None
@@ -196,7 +197,7 @@ class OnnxRuntimeRunner:
                 f"as images (N, C, H, W), and logits (N, classes) (or images, where it says that it translates "
                 f"such) are needed; it has {found}."
             )
-        # What the file says of itself knows how long a free size may be.
+        # The metadata bounds the dynamic sizes; the graph does not.
         stated = () if spec is None else spec.tensors
         self._inputs = stated if [each.name for each in stated] == [each.name for each in known] else known
         self._output, self._output_shape = logits.name, sizes
@@ -207,7 +208,7 @@ class OnnxRuntimeRunner:
         return torch.from_numpy(logits).float()
 
     def _run_on_cuda(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
-        """In torch's own memory, on a stream that takes its place in the current one's order; nothing waits."""
+        """Run in torch's memory, on a stream ordered with the current one; the host does not wait."""
         bound = self._bind(tensors)
         current = torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
@@ -216,15 +217,15 @@ class OnnxRuntimeRunner:
         return bound.logits.float()
 
     def _replayed(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
-        """By the graph for these shapes; the first call with them runs once, and is then captured by onnxruntime."""
+        """Run the graph of these shapes; onnxruntime captures it at the first call with them."""
         assert self._done is not None
         shapes = tuple(tensor.shape for tensor in tensors.values())
         if shapes not in self._bound:
             own = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-            self._bound[shapes] = self._bind(own, graph=len(self._bound) + 1)  # 0 is onnxruntime's own
+            self._bound[shapes] = self._bind(own, graph=len(self._bound) + 1)  # 0 is reserved by onnxruntime
         bound = self._bound[shapes]
         current = torch.cuda.current_stream(self.device)
-        current.wait_event(self._done)  # a call on another stream, which uses the same memory
+        current.wait_event(self._done)  # a call on another stream uses the same memory
         for name, tensor in tensors.items():
             bound.inputs[name].copy_(tensor)
         stream.wait_stream(current)
@@ -248,14 +249,77 @@ class OnnxRuntimeRunner:
         return _Bound(tensors, logits, binding, options)
 
 
-def _input_tensor(found: Any, feed: Feed) -> InputTensor | None:
-    """What a runner is given for an input of a file; None where nothing becomes it."""
+def check_placement(session: Any, provider: str, path: Path) -> None:
+    """Check that a session runs its expensive operations with its provider; shape arithmetic may stay on the CPU.
+
+    Raises:
+        RunnerError: some fall back to another provider, which onnxruntime does silently if a kernel is missing.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # missing from some supported versions
+        return
+    elsewhere = Counter(
+        f"{node.op_type} on {part.ep_name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if node.op_type.removeprefix("Fused") in _COMPUTES
+    )
+    if elsewhere:
+        operations = ", ".join(f"{count} {what}" for what, count in elsewhere.items())
+        raise RunnerError(
+            f"{path}: onnxruntime does not run all of it with the {provider}: {operations}. Export it in a "
+            "precision that this provider supports (litdeploy export --onnx --precision fp32), or use --device cpu."
+        )
+
+
+def library() -> Any:
+    """Import onnxruntime.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            f"the runner 'onnxruntime' needs onnxruntime ({error}). Install it: pip install onnxruntime-gpu "
+            "(or onnxruntime, if there is no GPU build for this platform)"
+        ) from None
+    return onnxruntime
+
+
+def check_cuda(ort: Any, device: torch.device) -> None:
+    """Check for CUDA before a session is created, for a clearer message than its log.
+
+    Raises:
+        RunnerError: CUDA cannot be used.
+    """
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise no_cuda(ort, device, "it was built without CUDA")
+    if not torch.cuda.is_available():
+        raise no_cuda(ort, device, "PyTorch finds no CUDA device here")
+
+
+def no_cuda(ort: Any, device: torch.device, reason: str) -> RunnerError:
+    """The error of an onnxruntime that cannot use the GPU."""
+    built_for = torch.version.cuda
+    match = f"the onnxruntime-gpu for CUDA {built_for.split('.')[0]}" if built_for else "onnxruntime-gpu"
+    return RunnerError(
+        f"onnxruntime {ort.__version__} cannot run on {device}: {reason}. Its providers: "
+        f"{', '.join(ort.get_available_providers())}; PyTorch {torch.__version__} is built for "
+        f"{f'CUDA {built_for}' if built_for else 'the CPU'}. Run on --device cpu, or install PyTorch for CUDA and "
+        f"{match}: pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
+
+
+def _input_tensor(found: Any, adapter: InputAdapter) -> InputTensor | None:
+    """The runner's tensor for a file's input; None if its type cannot be provided."""
     sizes = tuple(size if isinstance(size, int) else Free(str(size)) for size in found.shape[1:])
     if found.type == _ELEMENTS[torch.int64][0] and sizes:
         return InputTensor(found.name, "int64", sizes)
-    if found.type != _ELEMENTS[feed.dtype][0] or not sizes:
+    if found.type != _ELEMENTS[adapter.dtype][0] or not sizes:
         return None
-    if feed.dtype is torch.uint8:  # pixels, which have their channels last
+    if adapter.dtype is torch.uint8:  # pixels have their channels last
         return InputTensor(found.name, "float32", (sizes[2], sizes[0], sizes[1])) if len(sizes) == 3 else None
     return InputTensor(found.name, "float32", sizes)
 
@@ -266,9 +330,5 @@ def _bind(bind: Any, name: str, tensor: Tensor) -> None:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What the file says of its input, once all that it claims was held against what there is."""
+    """Metadata of the file, after its claimed sizes were checked."""
     return {each.key: each.value for each in read_model(path).metadata_props}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

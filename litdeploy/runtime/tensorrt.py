@@ -1,4 +1,4 @@
-"""A TensorRT engine, on the GPU that it was built for."""
+"""The runners `tensorrt` and `tensorrt-graph`: a TensorRT engine on the GPU it was built for."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from litdeploy.config.spec import InputTensor, TranslationInput, input_of
+from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError
 from litdeploy.networks.batch import Batch, size_of
-from litdeploy.runtime.device import device_name
+from litdeploy.runtime.adapter import InputAdapter, read_adapter
+from litdeploy.runtime.device import DTYPES, device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
-from litdeploy.runtime.feed import Feed, read_feed
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.tasks import task_of
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 @dataclass
 class _Captured:
-    """A run of one batch size as a CUDA graph, and the tensors that it reads and writes.
+    """The CUDA graph of one batch size, and the tensors that it reads and writes.
 
-    It has a context of its own: a graph replays with the scratch memory of the context that it was captured from.
+    It has its own context: a graph replays with the scratch memory of the context it was captured from.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -36,26 +37,24 @@ class _Captured:
 
 
 class TensorRTRunner:
-    """An engine with one image input (N, C, H, W) and logits (N, classes) as its first output; or with two inputs,
-    images and domains, and images as its output.
+    """Runs an engine that takes images (N, C, H, W), alone or with further tensors, and returns logits or images.
 
-    Or pixels, uint8 (N, H, W, C), where its metadata tell how a float32 image becomes those.
+    The images may be pixels, uint8 (N, H, W, C), if the metadata describes the normalisation.
 
-    Batches are read and logits written where PyTorch has them: nothing is copied, unless the engine takes another type
-    than float32. Through CUDA graphs, one for each batch size, the batch is copied into the graph's own input and the
-    logits out of its output.
+    Batches are read and outputs written in PyTorch's memory: nothing is copied unless the engine takes a type other than
+    float32. With CUDA graphs, one per batch size, the batch is copied into the graph's input and the output out of it.
     """
 
     def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:
-        """`precision` is only checked: an engine has its own, which `describe` tells."""
+        """`precision` is only validated: the engine has its own, which `describe` reports."""
         self.name = "tensorrt-graph" if cuda_graph else "tensorrt"
         self.device = device
         self._path = source.needed_engine_path(self.name)
         check_precision(self.name, precision, _PRECISIONS)
         if device.type != "cuda":
-            raise RunnerError(f"the runner '{self.name}' runs on cuda, not on {device}. Say --device cuda.")
+            raise RunnerError(f"the runner '{self.name}' runs on cuda, not on {device}. Use --device cuda.")
         self._cuda_graph = cuda_graph
-        self._feed = Feed()
+        self._adapter = InputAdapter()
         self._built: Engine | None = None
         self._engine: Any = None
         self._context: Any = None
@@ -66,10 +65,10 @@ class TensorRTRunner:
 
     def __enter__(self) -> Self:
         self._built = built = read_engine(self._path)
-        self._feed = _checked_feed(built)
+        self._adapter = _checked_adapter(built)
         trt = load_library(built.details.library)
         if not torch.cuda.is_available():
-            raise RunnerError(f"{self._path}: an engine runs on a CUDA GPU, and PyTorch finds none here.")
+            raise RunnerError(f"{self._path}: an engine needs a CUDA GPU, and PyTorch finds none.")
         built.check(str(trt.__version__), capability_of(self.device))
         started = time.perf_counter()
         with torch.cuda.device(self.device):
@@ -81,23 +80,23 @@ class TensorRTRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch.cuda.synchronize(self.device)  # what is still queued uses the context's memory
+        torch.cuda.synchronize(self.device)  # queued work still uses the context's memory
         self._captured.clear()
         self._context = self._engine = self._built = self._stream = self._done = None
 
     def run(self, batch: Batch) -> Tensor:
-        """See `Runner.run`. A batch outside the engine's profile is refused."""
+        """See `Runner.run`. A batch size outside the engine's profile raises an error."""
         if self._built is None or self._context is None:
             raise not_open(self.name)
         details = self._built.details
-        check_batch(self.name, batch, _taken(self._built, self._feed), self.device)
+        check_batch(self.name, batch, _taken(self._built, self._adapter), self.device)
         sizes, size = details.batches, size_of(batch)
         if not sizes.min <= size <= sizes.max:
             raise RunnerError(
-                f"{self._path}: takes batches of {sizes.min} to {sizes.max} images, and was given {size}. Split the "
+                f"{self._path}: takes batches of {sizes.min} to {sizes.max} images, got {size}. Split the "
                 "batch, or build an engine for it: set the target's `batch_sizes`, and litdeploy export --trt"
             )
-        taken = self._feed.take(batch)
+        taken = self._adapter.adapt(batch)
         inputs = taken if isinstance(taken, dict) else {details.input: taken}
         with torch.cuda.device(self.device):
             if self._cuda_graph:
@@ -125,13 +124,13 @@ class TensorRTRunner:
         runtime.engine_host_code_allowed = built.details.version_compatible
         engine = runtime.deserialize_cuda_engine(built.content)
         if engine is None:
-            raise self._failed("does not load it")
+            raise self._failed("cannot load it")
         return engine
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
-            raise self._failed("makes no execution context (is the GPU's memory full?)")
+            raise self._failed("cannot create an execution context (is the GPU's memory full?)")
         return context
 
     def _empty_logits(self, size: int) -> Tensor:
@@ -141,9 +140,9 @@ class TensorRTRunner:
         return torch.empty(size, *shape, dtype=_TYPES[details.output_type], device=self.device)
 
     def _enqueue(self, context: Any, inputs: dict[str, Tensor], logits: Tensor) -> None:
-        """Puts one run into the current stream's order.
+        """Enqueue one run in the current stream's order.
 
-        On the default stream itself TensorRT would wait for the GPU at each call; the runner's own takes its place.
+        On the default stream TensorRT would synchronize at each call, so the runner's own stream is used instead.
         """
         assert self._stream is not None
         assert self._done is not None
@@ -153,7 +152,7 @@ class TensorRTRunner:
         if stream is not current:
             stream.wait_stream(current)
         if not capturing:
-            stream.wait_event(self._done)  # a run on another stream, which uses the same scratch memory
+            stream.wait_event(self._done)  # a run on another stream uses the same scratch memory
         self._execute(context, inputs, logits, stream)
         if not capturing:
             self._done.record(stream)
@@ -178,7 +177,7 @@ class TensorRTRunner:
             own = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
             captured = self._captured[size] = self._capture(own)
         stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(self._done)  # a replay on another stream, which uses the same tensors
+        stream.wait_event(self._done)  # a replay on another stream uses the same tensors
         for name, tensor in inputs.items():
             captured.inputs[name].copy_(tensor)
         captured.graph.replay()
@@ -190,7 +189,7 @@ class TensorRTRunner:
         assert self._stream is not None
         context, logits = self._new_context(), self._empty_logits(size_of(inputs))
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        # The first run with a shape allocates, which a capture does not allow.
+        # The first run with a shape allocates memory, which is not allowed during capture.
         with torch.cuda.stream(self._stream):
             self._execute(context, {name: own.zero_() for name, own in inputs.items()}, logits, self._stream)
         self._stream.synchronize()
@@ -202,42 +201,44 @@ class TensorRTRunner:
     def _failed(self, what: str) -> RunnerError:
         assert self._built is not None
         log = logger_of(self._built.details.library)
-        told = "\n".join(f"  {error}" for error in log.errors) or "  (it does not say why)"
+        reasons = "\n".join(f"  {error}" for error in log.errors) or "  (it gives no reason)"
         log.errors.clear()
-        return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{told}")
+        return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{reasons}")
 
 
-def _taken(built: Engine, feed: Feed) -> tuple[InputTensor, ...]:
-    """What the runner takes for an engine."""
+def _taken(built: Engine, adapter: InputAdapter) -> tuple[InputTensor, ...]:
+    """Input tensors of a runner for an engine."""
     spec = input_of(built.details.metadata)
-    if isinstance(spec, TranslationInput):
+    if spec is not None and len(spec.tensors) > 1:
         return spec.tensors
-    return (InputTensor(built.details.input, "float32", _image_shape(built.details.input_shape, feed)),)
+    return (InputTensor(built.details.input, "float32", _image_shape(built.details.input_shape, adapter)),)
 
 
-def _image_shape(input_shape: Sequence[int | str], feed: Feed) -> tuple[int, ...]:
-    """(C, H, W) of one image; pixels have their channels last."""
+def _image_shape(input_shape: Sequence[int | str], adapter: InputAdapter) -> tuple[int, ...]:
+    """Shape (C, H, W) of one image; pixels have their channels last."""
     sizes = [int(size) for size in input_shape[1:]]
-    return (sizes[2], sizes[0], sizes[1]) if feed.dtype is torch.uint8 else tuple(sizes)
+    return (sizes[2], sizes[0], sizes[1]) if adapter.dtype is torch.uint8 else tuple(sizes)
 
 
-def _checked_feed(built: Engine) -> Feed:
-    """What an engine takes, once it was held against what a runner gives and takes.
+def _checked_adapter(built: Engine) -> InputAdapter:
+    """The adapter of an engine, after its inputs and outputs were checked.
 
     Raises:
-        RunnerError: it is no classifier of images.
+        RunnerError: a runner cannot run the engine.
     """
-    details, feed = built.details, read_feed(built.details.metadata, str(built.path))
+    details, adapter = built.details, read_adapter(built.details.metadata, str(built.path))
     images, logits = details.input_shape, details.output_shape
-    pixels = details.input_type == "uint8" and feed.dtype is torch.uint8
+    pixels = details.input_type == "uint8" and adapter.dtype is torch.uint8
     typed = (pixels or details.input_type in _TYPES) and details.output_type in _TYPES
     fixed = all(isinstance(size, int) for size in (*images[1:], *logits[1:]))
     spec = input_of(details.metadata)
-    translates = isinstance(spec, TranslationInput) and list(details.inputs) == [each.name for each in spec.tensors]
-    if not typed or not fixed or len(images) != 4 or len(logits) != (4 if translates else 2):
+    several = [] if spec is None or len(spec.tensors) == 1 else [each.name for each in spec.tensors]
+    named = list(details.inputs) == several if several else len(details.inputs) <= 1
+    fits = task_of(spec).class_count(logits[1:], spec) is not None
+    if not typed or not fixed or not named or not fits or len(images) != 4:
         raise RunnerError(
-            f"{built.path}: no classifier of images as `litdeploy export` writes it: one floating-point input "
-            f"(N, C, H, W) and logits (N, classes) are needed; it has {details.input} {details.input_type} "
+            f"{built.path}: not an engine as `litdeploy export` builds it: one floating-point input "
+            f"(N, C, H, W) and logits (N, classes) are needed, but it has {details.input} {details.input_type} "
             f"{list(images)} and {details.output} {details.output_type} {list(logits)}."
         )
-    return feed if pixels else replace(feed, dtype=_TYPES[details.input_type])
+    return adapter if pixels else replace(adapter, dtype=_TYPES[details.input_type])

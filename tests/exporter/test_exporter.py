@@ -19,8 +19,8 @@ from litdeploy.exporter import forms
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network
+from litdeploy.runtime.adapter import read_adapter
 from litdeploy.runtime.engine import BatchProfile, read_engine
-from litdeploy.runtime.feed import read_feed
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Artefact
 
@@ -232,7 +232,7 @@ def test_an_engine_for_a_target_elsewhere_takes_pixels(bundle: Bundle, precision
     assert (details.input_type, details.input_shape) == ("uint8", ("batch", 8, 8, 1))
     assert details.compute_capabilities == ("8.9",)
     assert details.memory_limit == 20 * 2**30
-    assert read_feed(details.metadata).dtype is torch.uint8
+    assert read_adapter(details.metadata).dtype is torch.uint8
     assert details.command.endswith("--embed-preprocessing --compute-capability 8.9 --target rtx4090")
 
 

@@ -127,7 +127,7 @@ def test_a_profile_has_the_smallest_the_middle_and_the_largest_batch() -> None:
 
 def test_shares_are_told_in_one_line() -> None:
     found = Precisions(source="network", layers={"fp16": 0.933, "fp32": 0.067}, weights={"fp16": 1.0})
-    assert found.told() == "layers: 93.3 % fp16, 6.7 % fp32; weights: 100.0 % fp16 (as the network demands)"
+    assert found.summary() == "layers: 93.3 % fp16, 6.7 % fp32; weights: 100.0 % fp16 (as the network requires)"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.runtime.onnxruntime import check_placement
 
 CPU = torch.device("cpu")
 
@@ -155,3 +157,12 @@ def test_several_inputs_go_in_by_their_names(tmp_path: Path) -> None:
         assert torch.equal(runner.run(batch), torch.cat([*batch.values()], dim=1))
         with pytest.raises(RunnerError, match=r"float32 images of shape \(N, 4\) and float32 domains"):
             runner.run({"images": torch.ones(3, 4), "domains": torch.zeros(2, 2)})
+
+
+def test_what_is_computed_elsewhere_is_an_error(onnx_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
+    check_placement(session, "CPUExecutionProvider", onnx_path)
+    with pytest.raises(RunnerError, match=r"with the CUDAExecutionProvider: \d+ \w*Conv on CPUExecutionProvider"):
+        check_placement(session, "CUDAExecutionProvider", onnx_path)

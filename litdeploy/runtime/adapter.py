@@ -1,4 +1,4 @@
-"""What an exported file takes, and how a batch of a runner's becomes that."""
+"""Adapt a runner's batch to the input of an exported file, as the file's metadata describes it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from torch import Tensor
 from litdeploy.errors import RunnerError
 from litdeploy.files import parse_json
 from litdeploy.networks.batch import Batch, mapped
+from litdeploy.runtime.device import DTYPES
 
 _NUMBERS = TypeAdapter(list[float], config=ConfigDict(strict=True, allow_inf_nan=False))
 _NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
-IO_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Feed:
-    """The input of an exported file.
+class InputAdapter:
+    """Converts a batch to what an exported file takes.
 
     Attributes:
-        precision: of its arithmetic.
-        dtype: of its input, where that is of floating point; uint8 where the normalisation is inside the file, which
-            then takes (N, H, W, C).
-        mean, std: one value a channel, on the scale 0–1; empty where the file does not tell.
+        precision: of the file's arithmetic.
+        dtype: of its floating-point inputs; uint8 if the file normalizes pixels itself and takes (N, H, W, C).
+        mean, std: one value per channel, on the scale 0–1; empty if the file does not state them.
     """
 
     precision: str = "fp32"
@@ -35,78 +34,78 @@ class Feed:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def take(self, batch: Batch) -> Batch:
-        """What the file takes in place of a batch of a runner's, float32 where it is of floating point; contiguous."""
-        return mapped(self._taken, batch)
+    def adapt(self, batch: Batch) -> Batch:
+        """Convert a runner's batch, float32 or integers, to the file's types and layout; contiguous."""
+        return mapped(self._adapt, batch)
 
-    def _taken(self, tensor: Tensor) -> Tensor:
+    def _adapt(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         if self.dtype is not torch.uint8 or not tensor.is_floating_point():
-            # A batch of one channel in channels-last format counts as contiguous, with other strides than were compiled
-            # for; AOTInductor does not look at them, and computes something else (seen with torch 2.13 on a CPU).
+            # A batch of one channel in channels-last format counts as contiguous but has other strides than the package
+            # was compiled for. AOTInductor does not check strides and computes wrong values (torch 2.13, CPU).
             dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
             return tensor.to(dtype).contiguous().flatten().view(tensor.shape)
         channels = tensor.shape[1]
         if not len(self.mean) == len(self.std) == channels:
             raise RunnerError(
-                f"the file takes pixels and says how {len(self.mean)} channels are normalised, and not {channels}. "
-                "Make it again: litdeploy export --embed-preprocessing"
+                f"the file takes pixels and states the normalisation of {len(self.mean)} channels, but the batch has "
+                f"{channels}. Export it again: litdeploy export --embed-preprocessing"
             )
         mean_C11, std_C11 = (_of_pixels(values, tensor.device) for values in (self.mean, self.std))
         pixels_NCHW = (tensor * std_C11 + mean_C11).round_().clamp_(0, 255).to(torch.uint8)
         return pixels_NCHW.permute(0, 2, 3, 1).contiguous()
 
 
-# Kept on the device: a copy from the host at each batch would wait for it.
+# Cached on the device: copying from the host for each batch would synchronize with it.
 @lru_cache(maxsize=16)
 def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
 
 
-def read_feed(metadata: Mapping[str, str], source: str = "the exported file") -> Feed:
-    """What the metadata of a file that `litdeploy export` wrote say of its input; of another's: plain float32.
+def read_adapter(metadata: Mapping[str, str], source: str = "the exported file") -> InputAdapter:
+    """Read the adapter from an exported file's metadata; plain float32 if `litdeploy export` did not write the file.
 
     Args:
-        source: what a message calls the file.
+        source: the file's name in messages.
 
     Raises:
-        RunnerError: the metadata are damaged.
+        RunnerError: the metadata is damaged.
     """
     embedded = metadata.get("preprocessing") == "embedded"
-    return Feed(
+    return InputAdapter(
         precision=metadata.get("precision", "fp32"),
-        dtype=torch.uint8 if embedded else IO_DTYPES.get(metadata.get("io_precision", "fp32"), torch.float32),
+        dtype=torch.uint8 if embedded else DTYPES.get(metadata.get("io_precision", "fp32"), torch.float32),
         mean=read_numbers(metadata, "mean", source),
         std=read_numbers(metadata, "std", source),
     )
 
 
 def read_numbers(metadata: Mapping[str, str], key: str, source: str) -> tuple[float, ...]:
-    """A list of numbers in the metadata of an exported file; empty where there is none.
+    """Read a list of numbers from an exported file's metadata; empty if there is none.
 
     Raises:
-        RunnerError: it is something else.
+        RunnerError: the value is not a list of numbers.
     """
     try:
         return tuple(_NUMBERS.validate_python(parse_json(metadata.get(key, "[]"))))
     except ValueError:
         raise RunnerError(
-            f"{source}: what its metadata say under '{key}' is no list of numbers. It is damaged or another's; make it "
-            "again: litdeploy export"
+            f"{source}: its metadata under '{key}' is not a list of numbers. The file is damaged or not from "
+            "litdeploy. Export it again: litdeploy export"
         ) from None
 
 
 def read_names(metadata: Mapping[str, str], source: str) -> tuple[str, ...]:
-    """The names of the classes in the metadata of an exported file; empty where there are none.
+    """Read the class names from an exported file's metadata; empty if there are none.
 
     Raises:
-        RunnerError: they are no names.
+        RunnerError: the value is not a list of names.
     """
     try:
         return tuple(_NAMES.validate_python(parse_json(metadata.get("classes", "[]"))))
     except ValueError:
         raise RunnerError(
-            f"{source}: what its metadata say under 'classes' is no list of names. It is damaged or another's; make it "
-            "again: litdeploy export"
+            f"{source}: its metadata under 'classes' is not a list of names. The file is damaged or not from "
+            "litdeploy. Export it again: litdeploy export"
         ) from None
