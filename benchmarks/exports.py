@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import interleaved
+from litdeploy.batch import moved
 from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.exporter.forms import form_of
 from litdeploy.networks import load
-from litdeploy.networks.batch import moved
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.storage.bundle import Bundle

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch.utils import benchmark
 
+from litdeploy.batch import Batch, device_of, moved
 from litdeploy.config.target import Timing
 from litdeploy.networks import new
-from litdeploy.networks.batch import Batch, device_of, moved
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
 from litdeploy.profiler.measure.statistics import compare, summarize

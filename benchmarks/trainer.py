@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import interleaved
+from litdeploy.batch import moved
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import InputSpec
 from litdeploy.data import augment, draw_crops, normalise, shuffled
 from litdeploy.data.split import Resident
 from litdeploy.networks import FAMILIES, find_sections, new
-from litdeploy.networks.batch import moved
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.machine.roofline import count_work, measure_rates, roof

@@ -25,11 +25,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
 class LitdeployError(Exception):
     """Base of all errors that are told as a message; anything else is a fault of litdeploy's own (exit code 1)."""
 

@@ -106,6 +106,6 @@ def show_quality(file: Path, split: str, judged: Judged, json: bool) -> None:
     else:
         for name, found in ((str(file), judged.student), ("its teacher", judged.teacher)):
             if found is not None:
-                output.print(f"{name}   {split} {found.told()}   {judged.images} images", highlight=False)
+                output.print(f"{name}   {split} {found.summary()}   {judged.images} images", highlight=False)
     for line in judged.notes:
         note(line)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.config.recipe import Augmentation
 from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput
-from litdeploy.networks.batch import Batch
 from litdeploy.tasks import task_of
 
 # Stored for a character that is not ASCII.

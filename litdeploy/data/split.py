@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from litdeploy.batch import Batch
 from litdeploy.config.spec import AnyInput
 from litdeploy.data.augment import prepared
 from litdeploy.errors import DataError, first_line
-from litdeploy.networks.batch import Batch
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward
 from litdeploy.config.target import Tolerance
 from litdeploy.exporter.onnx import export_onnx
 from litdeploy.networks import Network
-from litdeploy.networks.batch import Batch, cast, forward
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.adapter import read_adapter
 from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward, size_of
 from litdeploy.errors import DataError, NetworkError
 from litdeploy.networks import logits_of
-from litdeploy.networks.batch import Batch, forward, size_of
 from litdeploy.storage.records import Record
 
 Metric = Literal["cosine", "l2"]

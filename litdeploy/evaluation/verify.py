@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from litdeploy.batch import in_parts, mapped, moved, picked
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.data import Data, normalised_batches
@@ -20,7 +21,6 @@ from litdeploy.exporter.staging import reject, rejected_path
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import remove
 from litdeploy.networks import Network, NetworkName, load
-from litdeploy.networks.batch import in_parts, mapped, moved, picked
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar, sidecar_of
 from litdeploy.storage.records import Artefact, Difference, Parity, Record, Score

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from litdeploy.batch import Batch, forward
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, logits_of
-from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.device import DTYPES
 

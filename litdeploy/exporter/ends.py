@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, mapped
 from litdeploy.config.spec import AnyInput, Free, InputSpec
 from litdeploy.errors import SettingsError
 from litdeploy.networks import logits_of
-from litdeploy.networks.batch import Batch, cast, mapped
 
 BATCH = "batch"
 

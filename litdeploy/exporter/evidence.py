@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, picked, size_of
 from litdeploy.config.recipe import DataSettings
 from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import DataError
 from litdeploy.networks import Network
-from litdeploy.networks.batch import Batch, picked, size_of
 from litdeploy.storage.bundle import TOKENIZER, carried_by
 from litdeploy.storage.records import Manifest
 

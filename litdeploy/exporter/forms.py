@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import Batch, in_parts, moved, size_of
 from litdeploy.config.target import Precision, Target
 from litdeploy.data import Data, prepared
 from litdeploy.errors import BundleError, DataError
@@ -23,7 +24,6 @@ from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import Choice
 from litdeploy.exporter.timing import interleaved_ms
 from litdeploy.networks import Network
-from litdeploy.networks.batch import Batch, in_parts, moved, size_of
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.engine import BatchProfile, HardwareCompatibility
 from litdeploy.storage.records import Artefact

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.config.spec import InputSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.conversion import Conversion
 from litdeploy.exporter.ends import Ends
 from litdeploy.networks import Network
-from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.device import DTYPES
 from litdeploy.runtime.inductor import built_for

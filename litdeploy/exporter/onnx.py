@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.config.spec import NetworkSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
@@ -20,7 +21,6 @@ from litdeploy.exporter.conversion import Conversion
 from litdeploy.exporter.ends import BATCH, Ends
 from litdeploy.files import write_whole
 from litdeploy.networks import Network
-from litdeploy.networks.batch import moved
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.device import DTYPES
 from litdeploy.runtime.onnx_file import read_model

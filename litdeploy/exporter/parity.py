@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, device_of, in_parts, picked, size_of
 from litdeploy.config.spec import AnyInput
 from litdeploy.config.target import Tolerance
-from litdeploy.networks.batch import Batch, device_of, in_parts, picked, size_of
 from litdeploy.runtime import Runner
 from litdeploy.storage.records import Parity, same_class
 from litdeploy.tasks import task_of

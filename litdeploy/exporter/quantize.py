@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from litdeploy.batch import Batch, in_parts
 from litdeploy.errors import NetworkError
-from litdeploy.networks.batch import Batch, in_parts
 from litdeploy.runtime.adapter import read_adapter
 
 _MULTIPLICATIONS = ("Conv", "Gemm", "MatMul")

@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from litdeploy.networks.batch import Batch, device_of
+from litdeploy.batch import Batch, device_of
 from litdeploy.runtime import Runner
 
 _WARM_UP = 5

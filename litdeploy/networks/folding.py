@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 
-from litdeploy.networks.batch import Batch, forward
+from litdeploy.batch import Batch, forward
 from litdeploy.networks.network import Network
 
 _Producer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward, mapped
 from litdeploy.config.spec import InputTensor, NetworkSpec
 from litdeploy.errors import NetworkError
-from litdeploy.networks.batch import Batch, forward, mapped
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from litdeploy.batch import Batch, forward
 from litdeploy.errors import StudentError
-from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.network import logits_of
 
 

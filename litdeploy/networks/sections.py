@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError
-from litdeploy.networks.batch import Batch, forward
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from litdeploy.batch import forward
 from litdeploy.errors import NetworkError, StudentError
-from litdeploy.networks.batch import forward
 from litdeploy.networks.network import Network
 from litdeploy.networks.sections import Section, container, find_sections, recording
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from litdeploy.batch import forward
 from litdeploy.config.target import Target, Timing, with_timing
 from litdeploy.errors import BundleError, DataError, NetworkError
 from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, sections_of
-from litdeploy.networks.batch import forward
 from litdeploy.networks.sections import container
 from litdeploy.profiler.analysis.breakdown import break_down, depth_ratio, name_of
 from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, ideal_ratio, launch_bound
@@ -33,7 +33,7 @@ from litdeploy.profiler.report.report_files import read_training, write_report
 from litdeploy.profiler.report.trace import check_trace_path, write_trace
 from litdeploy.profiler.schema import Breakdown, Finding, Measurement, Report, SectionTime, Side, headline
 from litdeploy.runtime import resolve_device, resolve_target
-from litdeploy.runtime.feed import IO_DTYPES
+from litdeploy.runtime.device import DTYPES
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.records import Artefact, Manifest, Parity
 from litdeploy.tasks import task_of_scores
@@ -168,7 +168,7 @@ def _findings(
             return count_work(lambda: forward(student.module, student.example(batch_size)))
 
     def ceilings(measurement: Measurement) -> tuple[Work, Rates] | None:
-        dtype = IO_DTYPES.get(measurement.precision)
+        dtype = DTYPES.get(measurement.precision)
         if dtype is None:  # int8: torch has no matrix product to measure its ceiling with
             return None
         # Every precision moves the same number of values, in fewer bytes each.

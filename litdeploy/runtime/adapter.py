@@ -10,9 +10,9 @@ import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
+from litdeploy.batch import Batch, mapped
 from litdeploy.errors import RunnerError
 from litdeploy.files import parse_json
-from litdeploy.networks.batch import Batch, mapped
 from litdeploy.runtime.device import DTYPES
 
 _NUMBERS = TypeAdapter(list[float], config=ConfigDict(strict=True, allow_inf_nan=False))

@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward, mapped, tensors_of
 from litdeploy.errors import CompilationError, RunnerError
 from litdeploy.networks import logits_of
-from litdeploy.networks.batch import Batch, cast, forward, mapped, tensors_of
 from litdeploy.runtime.compilation import compiled
 from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
 from litdeploy.runtime.eager import PRECISIONS, placed

@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, cast, forward
 from litdeploy.networks import Network, logits_of
-from litdeploy.networks.batch import Batch, cast, forward
 from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 

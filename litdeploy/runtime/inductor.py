@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from litdeploy.batch import Batch, forward
 from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError, first_line
 from litdeploy.files import is_file, sha256_of
-from litdeploy.networks.batch import Batch, forward
 from litdeploy.runtime.adapter import InputAdapter, read_adapter
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open

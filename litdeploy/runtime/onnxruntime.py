@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import AnyInput, Free, InputTensor, input_of
 from litdeploy.errors import DependencyError, RunnerError, first_line
 from litdeploy.files import is_file
-from litdeploy.networks.batch import Batch, size_of
 from litdeploy.runtime.adapter import InputAdapter, read_adapter
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model
@@ -143,7 +143,7 @@ class OnnxRuntimeRunner:
             session = ort.InferenceSession(model, options, providers=[(provider, settings)])
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise RunnerError(
-                f"{self._path}: onnxruntime {ort.__version__} cannot open it as an ONNX file ({first_line(error)}). "
+                f"{self._path}: not an ONNX file that onnxruntime {ort.__version__} can open ({first_line(error)}). "
                 "Export it again: litdeploy export"
             ) from error
         if provider not in session.get_providers():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, tensors_of
 from litdeploy.config.spec import Free, InputTensor
 from litdeploy.config.target import CompileMode
 from litdeploy.errors import RunnerError
-from litdeploy.networks.batch import Batch, tensors_of
 
 if TYPE_CHECKING:
     from litdeploy.networks import Network

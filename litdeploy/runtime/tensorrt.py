@@ -10,9 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError
-from litdeploy.networks.batch import Batch, size_of
 from litdeploy.runtime.adapter import InputAdapter, read_adapter
 from litdeploy.runtime.device import DTYPES, device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
@@ -41,8 +41,9 @@ class TensorRTRunner:
 
     The images may be pixels, uint8 (N, H, W, C), if the metadata describes the normalisation.
 
-    Batches are read and outputs written in PyTorch's memory: nothing is copied unless the engine takes a type other than
-    float32. With CUDA graphs, one per batch size, the batch is copied into the graph's input and the output out of it.
+    Batches are read and outputs written in PyTorch's memory: nothing is copied unless the engine's type
+    is not float32. With CUDA graphs, one per batch size, the batch is copied into the graph's input and the output out
+    of it.
     """
 
     def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:

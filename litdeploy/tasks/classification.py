@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
-from litdeploy.networks.batch import Batch
 from litdeploy.storage.records import Accuracy, BatchParity, LabeledParity
 from litdeploy.tasks.task import Curve, Inference, ScoreRow, Task, largest_differences, preferred_split
 

@@ -46,10 +46,10 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch
 from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import StudentError
-from litdeploy.networks.batch import Batch
 from litdeploy.storage.records import BatchParity, LabeledParity, Record
 
 S = TypeVar("S", bound=Record)

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward, size_of
 from litdeploy.config.spec import AnyInput, InputSpec, NetworkSpec, TranslationInput
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError, RunnerError, StudentError
 from litdeploy.files import write_whole
-from litdeploy.networks.batch import Batch, forward, size_of
 from litdeploy.storage.records import MOST_DB, BatchParity, Likeness
 from litdeploy.tasks.task import Curve, Inference, ScoreRow, Task, largest_differences, preferred_split
 

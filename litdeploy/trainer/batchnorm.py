@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from litdeploy.batch import Batch, device_of, forward
 from litdeploy.errors import SettingsError
-from litdeploy.networks.batch import Batch, device_of, forward
 from litdeploy.networks.sections import container
 from litdeploy.trainer.parallel import Ranks
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, NetworkName
-from litdeploy.networks.batch import moved
 from litdeploy.runtime import resolve_precision
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.records import TeacherRecord

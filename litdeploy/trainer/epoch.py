@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.config.recipe import Augmentation, Recipe
 from litdeploy.config.spec import AnyInput
 from litdeploy.data import Crops, Split, draw_crops, prepared, shuffled
-from litdeploy.networks.batch import Batch
 from litdeploy.tasks import task_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.cache import FeatureCache, Views

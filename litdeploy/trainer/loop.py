@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch, forward
 from litdeploy.config.spec import AnyInput
 from litdeploy.data import Split, normalised_batches
-from litdeploy.networks.batch import Batch, forward
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container
 from litdeploy.storage.records import Score

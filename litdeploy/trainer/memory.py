@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from litdeploy.batch import mapped
 from litdeploy.errors import TrainingError
-from litdeploy.networks.batch import mapped
 from litdeploy.trainer.run import Run, Share
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher

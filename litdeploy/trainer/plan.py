@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from litdeploy.batch import Batch, forward, size_of
 from litdeploy.config.recipe import Choice
 from litdeploy.config.spec import Noun
 from litdeploy.data import free_memory
 from litdeploy.errors import CompilationError, TrainingError
-from litdeploy.networks.batch import Batch, forward, size_of
 from litdeploy.networks.flops import counting
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.trainer.cache import Layout

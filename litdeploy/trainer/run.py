@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from litdeploy.batch import Batch
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.data import Data
-from litdeploy.networks.batch import Batch
 from litdeploy.storage.records import Score
 from litdeploy.trainer.cache import FeatureCache
 from litdeploy.trainer.checkpoints import Checkpoints, Saved

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from litdeploy.networks.batch import Batch, device_of, forward, tensors_of
+from litdeploy.batch import Batch, device_of, forward, tensors_of
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.runtime import compilation

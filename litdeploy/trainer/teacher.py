@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from litdeploy.networks.batch import Batch, cast, forward, moved, picked
+from litdeploy.batch import Batch, cast, forward, moved, picked
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import logits_of
 from litdeploy.networks.sections import SectionCall, recording

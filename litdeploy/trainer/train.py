@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import moved
 from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.networks import Network, NetworkName, new
-from litdeploy.networks.batch import moved
 from litdeploy.runtime import resolve_precision
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.lock import locked

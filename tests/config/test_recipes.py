@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+from litdeploy.batch import forward
 from litdeploy.config import settings
 from litdeploy.config.recipe import Recipe, read_recipe
 from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput, TranslationInput
 from litdeploy.errors import SettingsError
 from litdeploy.networks import Network, new
-from litdeploy.networks.batch import forward
 from litdeploy.networks.families.stargan import discriminator
 from litdeploy.trainer import compress, train
 from litdeploy.trainer.chain import students_of

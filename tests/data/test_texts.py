@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from litdeploy.batch import Batch
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.spec import ALPHABET, CharacterInput, InputSpec, NetworkSpec, TokenInput
 from litdeploy.data import check_against, open_data, pack, prepared
 from litdeploy.data.data import Data
 from litdeploy.data.texts import LONGEST, NOTHING, Tokens
 from litdeploy.errors import DataError
-from litdeploy.networks.batch import Batch
 
 CPU = torch.device("cpu")
 ROWS = [(f"{'A fine' if row % 2 else 'a poor'} film, no. {row}", ("bad", "good")[row % 2]) for row in range(40)]

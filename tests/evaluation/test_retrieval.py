@@ -6,11 +6,11 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch
 from litdeploy.errors import DataError, NetworkError
+from litdeploy.evaluation import retrieval as module
 from litdeploy.evaluation.retrieval import METRICS, Metric, embeddings, retrieval
 from litdeploy.networks import new
-from litdeploy.networks.batch import Batch
-from litdeploy.runtime import retrieval as module
 
 
 def samples(count: int, seed: int, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
     assert json.loads(details.metadata["classes"]) == list("0123456789")
     for capability in CAPABILITIES:
         engine.check(choice.version, capability)
-    with pytest.raises(RunnerError, match=r"compute capability 8\.6, 8\.9, 12\.0, and this one has 9\.0"):
+    with pytest.raises(RunnerError, match=r"compute capability 8\.6, 8\.9, 12\.0, but this GPU has 9\.0"):
         engine.check(choice.version, "9.0")
 
 

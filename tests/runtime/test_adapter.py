@@ -53,11 +53,11 @@ def test_of_a_strangers_file_plain_float32_is_taken() -> None:
 
 @pytest.mark.parametrize("value", ["[", "3", '["a"]', "[NaN]", "[" * 10**5, '{"a": 1}', "[true]"])
 def test_metadata_that_are_no_numbers_are_refused(value: str) -> None:
-    with pytest.raises(RunnerError, match=r"a\.onnx: what its metadata say under 'mean'"):
+    with pytest.raises(RunnerError, match=r"a\.onnx: its metadata under 'mean' is not a list"):
         read_adapter({"mean": value}, "a.onnx")
 
 
 def test_pixels_of_other_channels_than_are_normalised_are_refused() -> None:
     adapter = read_adapter({"preprocessing": "embedded", "mean": "[0.5]", "std": "[0.5, 0.5]"})
-    with pytest.raises(RunnerError, match="how 1 channels are normalised, and not 3"):
+    with pytest.raises(RunnerError, match="the normalisation of 1 channels, but the batch has 3"):
         adapter.adapt(torch.zeros(1, 3, 2, 2))

@@ -95,7 +95,7 @@ def test_what_was_built_for_something_else_is_refused(
         (_set("details", "image_shape", value=[1, 10, "10"]), r"not the sidecar of a package \(image_shape.2"),
         (_set("details", "metadata", value=None), r"not the sidecar of a package \(metadata"),
         (_set("details", "built_for", value=3), r"not the sidecar of a package \(built_for"),
-        (_set("details", "metadata", "mean", value="[[[1"), "under 'mean' is no list of numbers"),
+        (_set("details", "metadata", "mean", value="[[[1"), "under 'mean' is not a list of numbers"),
     ],
 )
 def test_a_sidecar_that_says_something_else_is_refused(
@@ -138,7 +138,7 @@ def test_without_its_sidecar_it_is_not_opened(package_path: Path, tmp_path: Path
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(RunnerError, match=r"no such file. Make it: litdeploy export --aoti"),
+        pytest.raises(RunnerError, match=r"no such file. Create it: litdeploy export --aoti"),
         open_runner("inductor", package_path=tmp_path / "none.pt2", device=CPU),
     ):
         pass

@@ -41,7 +41,7 @@ def with_detail(path: Path, **changes: object) -> Path:
 
 @every_runner
 def test_it_runs_on_cuda_only(name: str, engine_path: Path) -> None:
-    with pytest.raises(RunnerError, match=f"the runner '{name}' runs on cuda, not on cpu. Say --device cuda"):
+    with pytest.raises(RunnerError, match=f"the runner '{name}' runs on cuda, not on cpu. Use --device cuda"):
         open_runner(name, engine_path=engine_path, device=torch.device("cpu"))
     with pytest.raises(RunnerError, match="no precision 'fp8'"):
         open_runner(name, engine_path=engine_path, device=CUDA, precision="fp8")
@@ -65,7 +65,7 @@ def test_an_altered_engine_is_not_loaded(name: str, engine_path: Path) -> None:
 )
 def test_an_engine_that_is_no_classifier_of_images_is_refused(engine_path: Path, changes: dict[str, object]) -> None:
     runner = opened(with_detail(engine_path, **changes))
-    with pytest.raises(RunnerError, match=r"no classifier of images.*it has images .* and logits"), runner:
+    with pytest.raises(RunnerError, match=r"not an engine.*but it has images .* and logits"), runner:
         pass
 
 
@@ -99,7 +99,7 @@ def test_without_a_gpu_it_says_so(engine_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     sidecar = sidecar_of(engine_path)
     sidecar.write_text(sidecar.read_text().replace('"tensorrt"', '"tensorrt_rtx"'))
-    with pytest.raises(RunnerError, match="runs on a CUDA GPU, and PyTorch finds none"), opened(engine_path):
+    with pytest.raises(RunnerError, match="needs a CUDA GPU, and PyTorch finds none"), opened(engine_path):
         pass
 
 

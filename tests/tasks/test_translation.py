@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from litdeploy.batch import Batch
 from litdeploy.config.spec import InputSpec, TranslationInput
 from litdeploy.errors import DataError
-from litdeploy.networks.batch import Batch
 from litdeploy.networks.families.stargan import stargan
 from litdeploy.storage.records import MOST_DB
 from litdeploy.tasks import TASKS

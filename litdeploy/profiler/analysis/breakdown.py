@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from litdeploy.batch import forward
 from litdeploy.networks import FAMILIES, Network
-from litdeploy.networks.batch import forward
 from litdeploy.networks.flops import counting
 from litdeploy.networks.sections import container
 from litdeploy.profiler.schema import REMAINDER, Breakdown, Part

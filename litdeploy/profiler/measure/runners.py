@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from litdeploy.batch import Batch, moved, size_of
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, LitdeployError, RunnerError
 from litdeploy.exporter import FORMS, export_onnx
@@ -27,7 +28,6 @@ from litdeploy.exporter.tensorrt import EngineOptions, build_engine
 from litdeploy.exporter.tensorrt_choice import choose_library
 from litdeploy.files import is_file, read_small, sha256_of, write_whole
 from litdeploy.networks import Network, NetworkName, load
-from litdeploy.networks.batch import Batch, moved, size_of
 from litdeploy.profiler.figures import milliseconds, times
 from litdeploy.profiler.machine.conditions import versions
 from litdeploy.profiler.measure.memory_meter import MemoryMeter

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from litdeploy.batch import Batch, device_of, forward, moved, size_of
 from litdeploy.networks import Network
-from litdeploy.networks.batch import Batch, device_of, forward, moved, size_of
 from litdeploy.networks.sections import container
 from litdeploy.profiler.schema import REMAINDER, SectionTime
 from litdeploy.runtime.device import ieee_float32

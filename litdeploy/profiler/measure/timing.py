@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from litdeploy.batch import Batch, device_of, mapped, tensors_of
 from litdeploy.config.target import Timing
-from litdeploy.networks.batch import Batch, device_of, mapped, tensors_of
 from litdeploy.profiler.machine.conditions import ConditionsMonitor, Nvml, open_nvml
 from litdeploy.profiler.measure.memory_meter import MemoryMeter
 from litdeploy.profiler.measure.statistics import median_interval

@@ -13,9 +13,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as record
 
+from litdeploy.batch import forward, moved
 from litdeploy.errors import SettingsError
 from litdeploy.networks import Network
-from litdeploy.networks.batch import forward, moved
 from litdeploy.networks.sections import container
 from litdeploy.profiler.report.outputs import check_output
 from litdeploy.runtime.eager import placed

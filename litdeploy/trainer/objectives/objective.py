@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from litdeploy.batch import Batch
 from litdeploy.config.recipe import Phase, Recipe
-from litdeploy.networks.batch import Batch
 from litdeploy.networks.width import Match
 from litdeploy.tasks import task_of
 

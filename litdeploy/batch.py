@@ -1,4 +1,4 @@
-"""A batch: what a network is run on. One tensor, or several by the names of its forward's parameters."""
+"""A batch, the input of a network: one tensor, or several by the names of forward's parameters."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ Batch = Tensor | dict[str, Tensor]
 
 
 def forward(module: nn.Module, batch: Batch) -> Any:
-    """What the module makes of a batch: one tensor is its first argument, several are keyword arguments."""
+    """Run a module on a batch: one tensor is its first argument, several are keyword arguments."""
     return module(**batch) if isinstance(batch, dict) else module(batch)
 
 
 def mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """The batch with the function applied to each of its tensors."""
+    """Apply a function to each tensor of a batch."""
     if isinstance(batch, dict):
         return {name: function(tensor) for name, tensor in batch.items()}
     return function(batch)
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
-    """Its tensors, in their order."""
+    """Tensors of a batch, in order."""
     return list(batch.values()) if isinstance(batch, dict) else [batch]
 
 
 def size_of(batch: Batch) -> int:
-    """How many samples it holds."""
+    """Number of samples."""
     return len(tensors_of(batch)[0])
 
 
 def device_of(batch: Batch) -> torch.device:
-    """Where it is."""
+    """Device of a batch."""
     return tensors_of(batch)[0].device
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """The same on another device."""
+    """Move a batch to a device."""
     return mapped(lambda tensor: tensor.to(device), batch)
 
 
 def cast(batch: Batch, dtype: torch.dtype) -> Batch:
-    """Its floating-point tensors in another type; what counts (token ids, masks) stays as it is."""
+    """Convert floating-point tensors to a type; integers (token ids, masks) are unchanged."""
     return mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)
 
 
 def picked(batch: Batch, rows: Tensor | slice) -> Batch:
-    """The samples at these positions: a slice, or int64 on the batch's device."""
+    """Select samples: by a slice, or int64 positions on the batch's device."""
     if isinstance(rows, slice):
         return mapped(lambda tensor: tensor[rows], batch)
     return mapped(lambda tensor: tensor.index_select(0, rows), batch)
 
 
 def in_parts(batch: Batch, size: int) -> list[Batch]:
-    """Consecutive parts of `size` samples; the last may have fewer."""
+    """Split into consecutive parts of `size` samples; the last may be smaller."""
     return [picked(batch, slice(start, start + size)) for start in range(0, size_of(batch), size)]
