@@ -111,14 +111,14 @@ def test_images_are_judged_as_they_would_be_saved(tmp_path: Path) -> None:
         white = features(torch.ones(1, 3, 16, 16))[0]
         assert torch.equal(features(torch.full((1, 3, 16, 16), 1.7))[0], white)
         assert torch.equal(features(torch.full((1, 3, 16, 16), 0.999))[0], white)
-        with pytest.raises(RunnerError, match="images were made that are not finite"):
+        with pytest.raises(RunnerError, match="generated images that are not finite"):
             features(torch.full((1, 3, 16, 16), float("nan")))
 
 
 def test_what_cannot_judge(tmp_path: Path) -> None:
     path = classifier(tmp_path)
     with (
-        pytest.raises(SettingsError, match="takes images of 3 × 16 × 16, and those to judge are of 3 × 32 × 32"),
+        pytest.raises(SettingsError, match="takes images of 3 × 16 × 16, but the generated ones have 3 × 32 × 32"),
         open_features(str(path), HALF.model_copy(update={"shape": (3, 32, 32)}), CPU),
     ):
         pass
@@ -191,7 +191,7 @@ def test_too_few_images_are_told(generator_bundle: Bundle, tmp_path: Path) -> No
     write_checkpoint(tmp_path / "wide.pt.safetensors", wide.module.state_dict(), wide.spec)
     found = evaluate_quality(generator_bundle.path, features=str(tmp_path / "wide.pt.safetensors"))
     assert found.features == 16
-    assert "15 images by 16 features: their covariance is singular" in found.notes[0]
+    assert "15 images with 16 features: the covariance is singular" in found.notes[0]
 
 
 def test_a_classifier_has_no_quality(teacher_path: Path, judge_path: str) -> None:

@@ -56,7 +56,7 @@ def test_an_engine_without_its_sidecar_is_refused(engine_path: Path) -> None:
     with pytest.raises(RunnerError, match=r"its sidecar student\.engine\.json is missing"):
         read_engine(engine_path)
     engine_path.unlink()
-    with pytest.raises(RunnerError, match=r"no such file\. Make it: litdeploy export --trt"):
+    with pytest.raises(RunnerError, match=r"no such file\. Create it: litdeploy export --trt"):
         read_engine(engine_path)
 
 
@@ -108,7 +108,7 @@ def test_another_gpu_says_what_differs_and_what_to_type(engine_path: Path) -> No
     engine = read_engine(engine_path)
     with pytest.raises(RunnerError, match=r"compute capability 8\.6 \(A10\), but this GPU has 9\.0") as caught:
         checked(engine, capability="9.0")
-    assert str(caught.value).endswith("Build one on this machine: litdeploy export --trt")
+    assert str(caught.value).endswith("Build an engine on this machine: litdeploy export --trt")
     checked(engine, capability="9.0", compute_capabilities=("8.6", "9.0"))
     checked(engine, capability="9.0", hardware_compatibility="ampere-plus")
     for level, capability in (("ampere-plus", "7.5"), ("same-compute-capability", "8.9")):
