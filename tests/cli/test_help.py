@@ -7,13 +7,16 @@ from importlib import import_module
 import pytest
 
 from litdeploy import __version__
-from litdeploy.cli import COMMANDS
+from litdeploy.cli import COMMANDS, options
+from litdeploy.storage.bundle import DEFAULT_PATH
 from tests.cli.conftest import Run
 
 HEAVY = {"torch", "onnx", "onnxruntime", "datasets", "numpy", "sklearn", "matplotlib"}
 
 
-@pytest.mark.parametrize(("arguments", "heavy"), [([], HEAVY | {"pydantic", "yaml"}), (["compress"], HEAVY)])
+@pytest.mark.parametrize(
+    ("arguments", "heavy"), [([], HEAVY | {"pydantic", "yaml"}), (["compress"], HEAVY | {"litdeploy.storage"})]
+)
 def test_help_imports_none_of_the_heavy_libraries(arguments: list[str], heavy: set[str]) -> None:
     code = (
         "import sys\nfrom litdeploy.cli import app\n"
@@ -54,6 +57,10 @@ def test_the_main_options_come_first_and_the_others_in_panels(run: Run) -> None:
     assert panels["Options"][:2] == ["--student-depth", "--data"]
     assert 10 <= len(panels["Options"]) <= 14
     assert panels["Output and resuming"] == ["--overwrite", "--resume", "--checkpoint-every", "--tensorboard"]
+
+
+def test_the_default_bundle_is_that_of_the_functions() -> None:
+    assert options.DEFAULT_BUNDLE == DEFAULT_PATH
 
 
 def test_version(run: Run) -> None:
