@@ -22,7 +22,8 @@ on with is told in the error's notes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import importlib
+from typing import Any, ClassVar
 
 
 class LitdeployError(Exception):
@@ -93,3 +94,19 @@ def first_line(error: BaseException) -> str:
     For messages that quote what another library raised.
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
+
+
+def import_library(module: str, what: str, command: str) -> Any:
+    """Import an optional library.
+
+    Args:
+        what: the thing that needs it, for the message.
+        command: the command that installs it.
+
+    Raises:
+        DependencyError: the library is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DependencyError(f"{what} needs the library {module} ({error}). Install it: {command}") from None

@@ -11,7 +11,7 @@ from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.files import is_folder, sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, published, sections_of
-from litdeploy.networks.families.family import depths_of
+from litdeploy.networks.student import depths_of
 from litdeploy.profiler.analysis.breakdown import break_down
 from litdeploy.profiler.schema import Breakdown
 from litdeploy.runtime.inductor import read_package

@@ -23,9 +23,8 @@ from litdeploy.data.augment import FOREIGN
 from litdeploy.data.sources import TableSource, TableStore
 from litdeploy.data.split import OnDemand, Split
 from litdeploy.data.table import find_text_columns
-from litdeploy.errors import DataError, first_line
+from litdeploy.errors import DataError, first_line, import_library
 from litdeploy.networks import is_hub
-from litdeploy.networks.library import library
 
 DEFAULT_LENGTH = 1014
 # A longer cell is not a text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
@@ -168,7 +167,7 @@ def _open_tokenizer(source: str) -> Any:
         DataError: there is none, or it is damaged or needs its own code.
         DependencyError: transformers is not installed.
     """
-    transformers = library("transformers", f"the tokenizer {source}", "pip install transformers")
+    transformers = import_library("transformers", f"the tokenizer {source}", "pip install transformers")
     try:
         found = transformers.AutoTokenizer.from_pretrained(
             source, use_fast=True, trust_remote_code=False, local_files_only=True

@@ -1,12 +1,10 @@
 """What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
 
 from litdeploy.networks.hub import is_hub, published
-from litdeploy.networks.identify import describe
 from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network, logits_of
-from litdeploy.networks.parts import sections_of
-from litdeploy.networks.registry import FAMILIES, NetworkName, request
-from litdeploy.networks.sections import Section, find_sections
+from litdeploy.networks.registry import FAMILIES, NetworkName, describe, request
+from litdeploy.networks.sections import Section, find_sections, sections_of
 
 __all__ = [
     "FAMILIES",

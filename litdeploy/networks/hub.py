@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from litdeploy.errors import CheckpointError, NetworkError
+from litdeploy.errors import CheckpointError, NetworkError, import_library
 from litdeploy.files import is_file, is_folder
-from litdeploy.networks.library import library
 from litdeploy.storage.bundle import CONFIG
 
 Asked = TypeVar("Asked")
@@ -76,7 +75,7 @@ def hub_builder(network: str, folder: Path | None) -> Callable[..., nn.Module]:
         folder: where the configuration is, in place of the one that the name says.
     """
     name = network.removeprefix(_HUB)
-    transformers: Any = library("transformers", f"hf:{name}", "pip install transformers")
+    transformers: Any = import_library("transformers", f"hf:{name}", "pip install transformers")
 
     def build(**arguments: Any) -> nn.Module:
         try:

@@ -18,11 +18,10 @@ import torch
 from torch import nn
 
 from litdeploy.config.spec import INPUTS, AnyInput, InputSpec, TokenInput
-from litdeploy.errors import LitdeployError, NetworkError
+from litdeploy.errors import LitdeployError, NetworkError, import_library
 from litdeploy.networks.families import resnet, resnext, stargan, vdcnn
-from litdeploy.networks.families.family import Arguments, Family
+from litdeploy.networks.families.family import Arguments, Family, Reading, Weights
 from litdeploy.networks.hub import absolute, hub_builder, is_hub
-from litdeploy.networks.library import library
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -207,7 +206,7 @@ def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:
 
 
 def _timm_builder(name: str) -> Callable[..., nn.Module]:
-    timm: Any = library("timm", f"timm:{name}", "pip install timm")
+    timm: Any = import_library("timm", f"timm:{name}", "pip install timm")
 
     def build(**arguments: Any) -> nn.Module:
         try:
@@ -289,3 +288,54 @@ def _reserved_positions(module: nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(child, nn.Embedding)
     ]
     return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+
+
+def readings(weights: Weights) -> list[tuple[str, Reading]]:
+    """Every (family's name, reading) that fits."""
+    return [(name, reading) for name, family in FAMILIES.items() for reading in family.read(weights)]
+
+
+def identify(weights: Weights, source: str, asked: Request | None = None) -> tuple[str, Reading]:
+    """The one network that fits.
+
+    Args:
+        weights: a state dict without wrappers' prefixes.
+        source: what a message calls it.
+        asked: narrows the readings to one family and to the arguments given.
+
+    Raises:
+        NetworkError: none fits, or more than one does.
+    """
+    found = readings(weights)
+    if asked is not None:
+        found = [
+            (name, reading)
+            for name, reading in found
+            if name == asked.name and asked.arguments.items() <= reading.arguments.items()
+        ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NetworkError(_not_recognised(weights, source))
+    lines = [f"{source}: its names and shapes fit {len(found)} networks. Say which it is:"]
+    lines += [f"  --network {describe(name, reading.arguments)}   ({reading.because})" for name, reading in found]
+    raise NetworkError("\n".join(lines))
+
+
+def describe(name: str, arguments: Arguments) -> str:
+    """A network as `--network` takes it: `resnet,depth=56,classes=10,shortcut=A`."""
+    values = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in arguments.items())
+    return ",".join([name, *(f"{key}={value}" for key, value in values)])
+
+
+def _not_recognised(weights: Weights, source: str) -> str:
+    names = list(weights)
+    message = (
+        f"{source}: not a network that litdeploy recognises by names and shapes ({len(names)} tensors: "
+        f"{', '.join(names[:3])}, …, {names[-1]}). Known families: "
+        + ", ".join(family.title for family in FAMILIES.values())
+        + "."
+    )
+    blocks = sum(bool(re.match(r"layer4\.\d+\.", name)) for name in names)
+    hint = "timm:resnet50" if blocks else "timm:NAME, hf:NAME or package.module:function"
+    return f"{message} Name the network that it belongs to: --network {hint}"

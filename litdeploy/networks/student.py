@@ -10,10 +10,36 @@ from torch import nn
 
 from litdeploy.config.spec import DepthPlan
 from litdeploy.errors import StudentError
-from litdeploy.networks.families.family import Family, depths_of
+from litdeploy.networks.families.family import Family
 from litdeploy.networks.sections import Section, container
 
 Init = Literal["copy", "fresh"]
+
+
+def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, int]:
+    """The depths that a student can have → blocks in all sections together, shallowest first.
+
+    A family counts weighted layers, and has the depths that are published for it, or else shortens all sections alike
+    where the teacher's are alike. Elsewhere the depth is the number of blocks.
+    """
+    if family and family.published:
+        own = [section.blocks for section in sections]
+        return {
+            depth: sum(blocks)
+            for depth, blocks in family.published.items()
+            if len(blocks) == len(own) and all(few <= many for few, many in zip(blocks, own, strict=True))
+        }
+    whole = sum(section.blocks for section in sections)
+    alike = len({section.blocks for section in sections}) == 1
+    step = len(sections) if family and alike else 1
+    totals = range(len(sections), whole + 1, step)
+    return {(family.depth(total) if family else total): total for total in totals}
+
+
+def depth_of(family: Family | None, sections: Sequence[Section]) -> int:
+    """Weighted layers of a network with these sections as its family counts them; elsewhere its blocks."""
+    blocks = sum(section.blocks for section in sections)
+    return family.depth(blocks) if family else blocks
 
 
 def spaced(kept: int, blocks: int) -> tuple[int, ...]:

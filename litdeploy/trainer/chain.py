@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from litdeploy.config.recipe import Recipe
 from litdeploy.errors import BundleError, StudentError
 from litdeploy.networks import FAMILIES, Network, sections_of
-from litdeploy.networks.families.family import depth_of
-from litdeploy.networks.student import plan_for_depth
+from litdeploy.networks.student import depth_of, plan_for_depth
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Ancestor, Manifest, Score, TeacherRecord
 from litdeploy.trainer.objectives import OBJECTIVES, Start

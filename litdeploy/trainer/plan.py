@@ -17,7 +17,7 @@ from litdeploy.config.recipe import Choice
 from litdeploy.config.spec import Noun
 from litdeploy.data import free_memory
 from litdeploy.errors import CompilationError, TrainingError
-from litdeploy.networks.flops import counting
+from litdeploy.networks.network import counting
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.trainer.cache import Layout
 

@@ -27,9 +27,8 @@ from litdeploy.networks import (
     request,
     sections_of,
 )
-from litdeploy.networks.families.family import depths_of
 from litdeploy.networks.registry import is_code
-from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth
+from litdeploy.networks.student import compose, depths_of, make_plan, make_student, plan_for_depth
 from litdeploy.networks.width import match_sections
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint, write_checkpoint

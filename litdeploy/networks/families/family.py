@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from litdeploy.config.spec import AnyInput
-from litdeploy.networks.sections import Section
 
 Weights = Mapping[str, Tensor]
 Arguments = dict[str, int | float | str | bool]
@@ -59,32 +58,6 @@ class Family:
     def depth(self, blocks: int) -> int:
         """Weighted layers of a network with that many blocks in all sections together."""
         return self.layers_per_block * blocks + self.layers_around
-
-
-def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, int]:
-    """The depths that a student can have → blocks in all sections together, shallowest first.
-
-    A family counts weighted layers, and has the depths that are published for it, or else shortens all sections alike
-    where the teacher's are alike. Elsewhere the depth is the number of blocks.
-    """
-    if family and family.published:
-        own = [section.blocks for section in sections]
-        return {
-            depth: sum(blocks)
-            for depth, blocks in family.published.items()
-            if len(blocks) == len(own) and all(few <= many for few, many in zip(blocks, own, strict=True))
-        }
-    whole = sum(section.blocks for section in sections)
-    alike = len({section.blocks for section in sections}) == 1
-    step = len(sections) if family and alike else 1
-    totals = range(len(sections), whole + 1, step)
-    return {(family.depth(total) if family else total): total for total in totals}
-
-
-def depth_of(family: Family | None, sections: Sequence[Section]) -> int:
-    """Weighted layers of a network with these sections as its family counts them; elsewhere its blocks."""
-    blocks = sum(section.blocks for section in sections)
-    return family.depth(blocks) if family else blocks
 
 
 def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:

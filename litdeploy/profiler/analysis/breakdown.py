@@ -9,7 +9,7 @@ from torch import nn
 
 from litdeploy.batch import forward
 from litdeploy.networks import FAMILIES, Network
-from litdeploy.networks.flops import counting
+from litdeploy.networks.network import counting
 from litdeploy.networks.sections import container
 from litdeploy.profiler.schema import REMAINDER, Breakdown, Part
 

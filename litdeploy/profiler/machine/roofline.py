@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from litdeploy.networks.flops import counting
+from litdeploy.networks.network import counting
 
 # With few threads, a product of 1,024 rows reaches the rate of one of 2,048, which takes eight times as long.
 _FEW_THREADS = 4

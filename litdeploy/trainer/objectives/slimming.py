@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from litdeploy.config.recipe import Recipe, SlimmingSettings
 from litdeploy.errors import SettingsError
-from litdeploy.networks.prune import scales_of, slim
 from litdeploy.networks.sections import container
-from litdeploy.networks.width import widths_of
+from litdeploy.networks.width import scales_of, slim, widths_of
 from litdeploy.trainer.objectives.cross_entropy import CrossEntropy
 from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, Student, TrainingPhase
 

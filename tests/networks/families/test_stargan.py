@@ -13,7 +13,7 @@ from litdeploy.errors import NetworkError
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load
 from litdeploy.networks.families.stargan import discriminator, stargan
-from litdeploy.networks.identify import identify
+from litdeploy.networks.registry import identify
 
 SMALL: dict[str, Any] = {"blocks": 3, "domains": 4, "width": 4, "in_channels": 3}
 

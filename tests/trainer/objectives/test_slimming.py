@@ -14,7 +14,7 @@ from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.exporter import export_onnx
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import build, load
-from litdeploy.networks.prune import scales_of
+from litdeploy.networks.width import scales_of
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives import Outputs, Slimming, Start
 from litdeploy.trainer.objectives.slimming import Removal

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from litdeploy.networks.flops import counting
+from litdeploy.networks.network import counting
 
 
 def test_attention_counts_on_a_cpu_too() -> None:
