@@ -106,7 +106,7 @@ class InputSpec(Settings):
         """The input with the user's `--normalise` and `--input-shape` applied.
 
         Raises:
-            SettingsError: another number of channels, no such normalisation, or an option for another kind of input.
+            SettingsError: another number of channels, no such normalization, or an option for another kind of input.
         """
         shape = self.shape if input_shape is None else image_shape(input_shape, source)
         if shape[0] != self.shape[0]:

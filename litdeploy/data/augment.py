@@ -61,7 +61,7 @@ def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generato
 def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
     """Pad, crop and flip each image.
 
-    The padding is of black pixels, before normalisation, as torchvision's `RandomCrop(size, padding)` ahead of
+    The padding is of black pixels, before normalization, as torchvision's `RandomCrop(size, padding)` ahead of
     `ToTensor` does (and the LIT paper on CIFAR).
 
     Args:

@@ -116,7 +116,7 @@ class ScoredRecord(Record):
 
     @staticmethod
     def keyed(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
-        """Scores as keyword arguments for such a record."""
+        """Scores as keyword arguments for this record."""
         return {
             "accuracy": {split: score for split, score in scores.items() if isinstance(score, Accuracy)},
             "likeness": {split: score for split, score in scores.items() if isinstance(score, Likeness)},

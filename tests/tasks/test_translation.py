@@ -13,7 +13,7 @@ from litdeploy.batch import Batch
 from litdeploy.config.spec import InputSpec, TranslationInput
 from litdeploy.errors import DataError
 from litdeploy.networks.families.stargan import stargan
-from litdeploy.storage.records import MOST_DB
+from litdeploy.storage.records import MOST_DB, Likeness
 from litdeploy.tasks import TASKS
 from litdeploy.tasks.translation import as_vectors, likeness_of, others, ssim, swapped
 
@@ -150,3 +150,15 @@ def test_without_pillow_there_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
     _, inputs = _samples(labels)
     assert not TRANSLATION.write_samples(path, _Shows(), _Shows(), inputs, labels, SPEC, ("a", "b"))
     assert not path.exists()
+
+
+def test_a_report_has_the_likeness_to_the_teacher_alone() -> None:
+    student = {"validation": Likeness(psnr=30.0, ssim=0.9, images=4), "test": Likeness(psnr=31.24, ssim=0.95, images=8)}
+    assert TRANSLATION.headline({}, student) == ("Likeness", "31.2 dB", "PSNR, SSIM 0.9500, test")
+    assert TRANSLATION.verdict({}, student) == (
+        "; its images have a PSNR of 31.2 dB and an SSIM of 0.9500 to the teacher's (test split)"
+    )
+    assert [row.label for row in TRANSLATION.rows({}, student)] == [
+        f"{name} to the teacher, {split}" for split in ("test", "validation") for name in ("PSNR", "SSIM")
+    ]
+    assert TRANSLATION.points(student["validation"], student["test"]) is None
