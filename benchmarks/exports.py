@@ -17,16 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import interleaved
 from litdeploy.batch import moved
+from litdeploy.config.formats import FORMATS, format_of
+from litdeploy.config.target import Target
 from litdeploy.evaluation.verify import verify_bundle
-from litdeploy.exporter.forms import form_of
 from litdeploy.networks import load
 from litdeploy.profiler.machine.conditions import current_environment
-from litdeploy.runtime import resolve_device, resolve_target
+from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import Bundle
 
 _ROUNDS, _SECONDS = 200, 30.0
+
+
+def _runner(kind: str, path: Path, device: torch.device, target: Target) -> Runner:
+    return open_runner(FORMATS[format_of(kind)].runner, path=path, device=device, memory_limit=target.memory_limit)
 
 
 def measured(bundle: Bundle, target_name: str) -> dict[str, Any]:
@@ -38,7 +45,7 @@ def measured(bundle: Bundle, target_name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         runners = {
-            kind: stack.enter_context(form_of(kind).open(bundle.artefact_path(artefact), device, target))
+            kind: stack.enter_context(_runner(kind, bundle.artefact_path(artefact), device, target))
             for kind, artefact in manifest.artefacts.items()
         }
         timed = {kind: runner for kind, runner in runners.items() if "rounded" not in runner.describe().mode}

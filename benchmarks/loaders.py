@@ -25,7 +25,8 @@ from litdeploy.data.data import open_store
 from litdeploy.data.pack import pack
 from litdeploy.data.texts import Tokens
 from litdeploy.evaluation.evaluate import evaluate
-from litdeploy.exporter import export, export_onnx
+from litdeploy.exporter import export
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import sha256_of
 from litdeploy.inspection import inspect

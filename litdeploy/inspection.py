@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 from litdeploy.config.spec import AnyInput, DepthPlan
 from litdeploy.errors import NetworkError, RunnerError
-from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.files import is_folder, sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, published, sections_of
 from litdeploy.networks.student import depths_of
 from litdeploy.profiler.analysis.breakdown import break_down
 from litdeploy.profiler.schema import Breakdown
 from litdeploy.runtime.inductor import read_package
+from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Artefact, Manifest, Record
 

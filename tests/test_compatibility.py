@@ -104,7 +104,7 @@ def test_the_exported_file_computes_what_the_student_computes(folder: Path) -> N
     assert student.spec == bundle.read().student
     images_NCHW = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     logits_NK = student.module.eval()(images_NCHW)
-    with open_runner("onnxruntime", onnx_path=bundle.export_path / "student.onnx", device=CPU) as runner:
+    with open_runner("onnxruntime", path=bundle.export_path / "student.onnx", device=CPU) as runner:
         torch.testing.assert_close(runner.run(images_NCHW), logits_NK, rtol=1e-4, atol=1e-4)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from litdeploy.exporter.inductor import export_aoti
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.inductor import export_aoti
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.networks import Network, new
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

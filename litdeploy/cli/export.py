@@ -11,50 +11,50 @@ import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json
 from litdeploy.cli.recipe_options import recipe_options
+from litdeploy.config.formats import FORMATS
 from litdeploy.errors import SettingsError
 
 if TYPE_CHECKING:
     from litdeploy.config.target import Precision
-    from litdeploy.runtime.engine import HardwareCompatibility
     from litdeploy.storage.records import Artefact
+
+
+def _format_options() -> dict[str, Any]:
+    """Parameter name → its annotation, of a flag for each format and of each of its options."""
+    flags = {
+        name: Annotated[bool | None, typer.Option(f"--{name}", help=row.help, rich_help_panel="Formats")]
+        for name, row in FORMATS.items()
+    }
+    return flags | {
+        option.name: Annotated[
+            (bool if option.default is False else str) | None,
+            typer.Option(option.flag, help=option.help, metavar=option.metavar, rich_help_panel=f"{row.title} options"),
+        ]
+        for row in FORMATS.values()
+        for option in row.options
+    }
+
+
+def _read(formats: dict[str, Any]) -> dict[str, Any]:
+    """The values of those options as `export` takes them: lists as lists, options not given left out."""
+    lists = {option.name for row in FORMATS.values() for option in row.options if isinstance(option.default, tuple)}
+    given = {name: o.words(value) if name in lists else value for name, value in formats.items() if value is not None}
+    return dict.fromkeys(FORMATS, False) | given
 
 
 @recipe_options({"data", "network"})
 def command(
     bundle: o.BundlePath = o.DEFAULT_BUNDLE,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: student.onnx, student.fp16.onnx, …")] = False,
-    aoti: Annotated[
-        bool, typer.Option("--aoti", help="Write an AOTInductor package (student.pt2) for the device at hand.")
-    ] = False,
-    trt: Annotated[
-        bool,
-        typer.Option(
-            "--trt", help="Build a TensorRT engine (student.engine); without a GPU, ahead of time for others."
-        ),
-    ] = False,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, bf16, int8, or several of them.", metavar="NAME,…")
     ] = "fp32",
-    io_precision: Annotated[str, typer.Option(help="Of images and logits: fp32, fp16 or bf16.")] = "fp32",
+    io_precision: Annotated[str, typer.Option(help="Precision of images and logits: fp32, fp16 or bf16.")] = "fp32",
     embed_preprocessing: Annotated[
-        bool, typer.Option("--embed-preprocessing", help="Take pixels, uint8 (N, H, W, C), and normalise them inside.")
+        bool, typer.Option("--embed-preprocessing", help="Take pixels, uint8 (N, H, W, C), and normalize them inside.")
     ] = False,
     calibration_images: Annotated[
         int, typer.Option(help="Training images on which fp16, bf16 and int8 measure activations.", min=1)
     ] = 512,
-    compute_capability: Annotated[
-        str | None,
-        typer.Option(help="Of the GPUs that engines are for, as in 8.6,8.9,12.0; else the target's.", metavar="N.N,…"),
-    ] = None,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Engines for later versions of the same major number too.")
-    ] = False,
-    hardware_compatibility: Annotated[
-        str,
-        typer.Option(
-            help="Engines for other GPUs than the one that builds.", metavar="none|ampere-plus|same-compute-capability"
-        ),
-    ] = "none",
     triton_repository: Annotated[
         Path | None, typer.Option(help="Also write a model repository for Triton Inference Server.", metavar="DIR")
     ] = None,
@@ -63,24 +63,20 @@ def command(
     **given: Any,
 ) -> None:
     """Export the student, and verify that each file computes the same."""
-    if not onnx and not aoti and not trt:
-        raise SettingsError("say what to export: --onnx, --aoti, --trt")
+    formats = _read({name: given.pop(name) for name in _format_options() if name in given})
+    if not any(formats[name] for name in FORMATS):
+        raise SettingsError(f"say what to export: {', '.join(f'--{name}' for name in FORMATS)}")
     manifest = litdeploy.export(
         bundle,
-        onnx=onnx,
-        aoti=aoti,
-        trt=trt,
-        # Words that are none are refused by `export`.
+        # Other words are refused by `export`.
         precisions=cast("list[Precision]", o.words(precision)),
         io_precision=cast("Precision", io_precision),
         embed_preprocessing=embed_preprocessing,
         calibration_images=calibration_images,
-        compute_capabilities=() if compute_capability is None else o.words(compute_capability),
-        version_compatible=version_compatible,
-        hardware_compatibility=cast("HardwareCompatibility", hardware_compatibility),
         triton_repository=triton_repository,
         target=target,
         progress=note,
+        **formats,
         **given,
     )
     if json:
@@ -91,8 +87,11 @@ def command(
     note(f"Next: litdeploy profile{'' if bundle == o.DEFAULT_BUNDLE else f' {bundle}'}")
 
 
+command = o.with_options(command, _format_options())
+
+
 def show(artefact: Artefact) -> None:
-    """Prints an exported file, what became of its precision, and how it was held against PyTorch."""
+    """Print an exported file, what became of its precision, and how it compares with PyTorch."""
     from litdeploy.runtime.engine import Precisions
     from litdeploy.storage.records import Parity
 

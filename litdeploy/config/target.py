@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from litdeploy.config import settings
+from litdeploy.config.formats import runners
 from litdeploy.config.settings import Settings
 
-RunnerName = Literal["eager", "compiled", "onnxruntime", "onnxruntime-graph", "inductor", "tensorrt", "tensorrt-graph"]
+
+def _known_runner(name: str) -> str:
+    if name not in (known := runners()):
+        raise ValueError(f"no such runner; those known: {', '.join(known)}")
+    return name
+
+
+RunnerName = Annotated[str, AfterValidator(_known_runner)]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward
 from litdeploy.config.target import Tolerance
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.adapter import read_adapter

@@ -20,13 +20,13 @@ from litdeploy.config.spec import (
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.evaluation.retrieval import METRICS, Retrieval, embeddings, retrieval
-from litdeploy.exporter.onnx import describe_onnx
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.adapter import read_names
 from litdeploy.runtime.inductor import package_details
+from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
@@ -183,11 +183,11 @@ def open_file(
     """A runner of weights or of an exported file, not yet entered; what it is, and how many classes it tells apart."""
     if path.suffix == ".onnx":
         spec, classes = _onnx_spec(path, normalise, input_shape)
-        return open_runner("onnxruntime", onnx_path=path, device=device), spec, classes
+        return open_runner("onnxruntime", path=path, device=device), spec, classes
     if path.suffix == ".pt2":
         details = package_details(path, device)
         spec = _exported_spec(path, details["metadata"], details.get("image_shape"), normalise, input_shape)
-        return open_runner("inductor", package_path=path, device=device), spec, details["classes"]
+        return open_runner("inductor", path=path, device=device), spec, details["classes"]
     loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
     runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
     return runner, loaded.spec, loaded.class_count()

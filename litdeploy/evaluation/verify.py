@@ -9,13 +9,14 @@ import torch
 from pydantic import ValidationError
 
 from litdeploy.batch import in_parts, mapped, moved, picked
+from litdeploy.config.formats import FORMATS, format_of
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.evaluation.bisect import Parting, first_parting
+from litdeploy.exporter.build import runs_here
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
-from litdeploy.exporter.forms import form_of, runs_here
 from litdeploy.exporter.parity import verify
 from litdeploy.exporter.staging import reject, rejected_path
 from litdeploy.exporter.teacher import load_teacher
@@ -148,7 +149,9 @@ class _Bench:
     ) -> Difference:
         tolerance = getattr(self.target.tolerance, artefact.precision)
         sizes = sorted(set(self.target.batch_profile))
-        with form_of(kind).open(path, self.device, self.target) as runner:
+        with open_runner(
+            FORMATS[format_of(kind)].runner, path=path, device=self.device, memory_limit=self.target.memory_limit
+        ) as runner:
             parity = verify(student, runner, self.evidence.inputs, sizes, tolerance, self._spec)
             found = self.score(runner, student)
         if of_student and found:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from litdeploy.config.spec import TranslationInput, input_of
+from litdeploy.config.formats import FORMATS, imported
 from litdeploy.errors import BundleError, SettingsError
 from litdeploy.files import remove, sha256_of
-from litdeploy.runtime.inductor import inputs_of
-from litdeploy.runtime.onnx_file import read_model
 from litdeploy.storage.records import Artefact
 
 # Microseconds that a request may wait for others to share its batch.
@@ -25,7 +23,6 @@ _TYPES = {
     "uint8": "TYPE_UINT8",
     "int64": "TYPE_INT64",
 }
-_IO_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _OURS = {"config.pbtxt", "labels.txt", "1"}
 
 
@@ -34,34 +31,44 @@ class _Word(str):
 
 
 @dataclass(frozen=True)
-class _Backend:
-    """How Triton runs a kind of file.
+class Tensor:
+    """An input or output of a served file.
 
     Attributes:
-        batches: whether it puts requests together. PyTorch's AOTInductor packages run one request at a time: Triton
-            26.05 neither batches them nor takes their own names of inputs and outputs.
+        kind: `float32`, `float16`, `bfloat16`, `uint8` or `int64`.
+        shape: batch first; a free size by its name.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | str, ...]
+
+
+# Inputs and output.
+Signature = tuple[list[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """How Triton serves the files of a format.
+
+    Attributes:
+        name, platform, file: Triton's names of the backend, the platform and the model's file.
+        label: end of the model's name: `student-onnx`.
+        signature: inputs and output of a file, given its path and its sidecar's details.
+        batches: whether Triton puts requests together.
+        refusal: why it does not serve a file with these details; None: it does.
+        needs_gpu: whether it runs on GPUs only.
     """
 
     name: str
     platform: str
     file: str
-    model: str
+    label: str
+    signature: Callable[[Path, dict[str, Any]], Signature]
     batches: bool = True
-
-
-_BACKENDS = {
-    ".onnx": _Backend("onnxruntime", "onnxruntime_onnx", "model.onnx", "onnx"),
-    ".engine": _Backend("tensorrt", "tensorrt_plan", "model.plan", "tensorrt"),
-    ".plan": _Backend("tensorrt", "tensorrt_plan", "model.plan", "tensorrt"),
-    ".pt2": _Backend("pytorch", "torch_aoti", "model.pt2", "inductor", batches=False),
-}
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    kind: str
-    shape: tuple[int | str, ...]
+    refusal: Callable[[dict[str, Any]], str | None] = lambda details: None
+    needs_gpu: bool = False
 
 
 def triton_repository(
@@ -94,16 +101,16 @@ def triton_repository(
     """
     written: list[Path] = []
     for path, artefact in artefacts:
-        backend = _backend(path, artefact)
-        folder = out_dir / f"{path.stem}-{backend.model}"
+        backend = _checked_backend(path, artefact)
+        folder = out_dir / f"{path.stem}-{backend.label}"
         if folder in written:
             raise SettingsError(
                 f"{path}: another artefact is served as {folder.name} already. Rename one of the files."
             )
-        sources, result = _signature(path, artefact.details)
-        sizes = _batches(path, artefact, batch_sizes, backend, sources[0])
+        sources, result = backend.signature(path, artefact.details)
+        sizes = _batches(path, artefact, batch_sizes, sources[0])
         config = _config(folder.name, backend, sources, result, sizes)
-        kind = "KIND_CPU" if device == "cpu" and backend.name != "tensorrt" else "KIND_GPU"
+        kind = "KIND_CPU" if device == "cpu" and not backend.needs_gpu else "KIND_GPU"
         config["instance_group"] = [{"count": 1, "kind": _Word(kind)}]
         if classes:
             config["output"][0]["label_filename"] = "labels.txt"
@@ -112,65 +119,26 @@ def triton_repository(
     return written
 
 
-def _backend(path: Path, artefact: Artefact) -> _Backend:
-    backend = _BACKENDS.get(path.suffix)
+def backend_of(path: Path) -> TritonBackend | None:
+    """How Triton serves a file, by its suffix; `.plan` is TensorRT's own for an engine. None: it does not."""
+    suffix = ".engine" if path.suffix == ".plan" else path.suffix
+    references = (row.triton for row in FORMATS.values() if row.suffix == suffix and row.triton)
+    return next((imported(reference) for reference in references), None)
+
+
+def _checked_backend(path: Path, artefact: Artefact) -> TritonBackend:
+    backend = backend_of(path)
     if backend is None:
-        raise SettingsError(f"{path}: Triton serves {', '.join(_BACKENDS)}; this is none of them.")
-    if artefact.details.get("library") == "tensorrt_rtx":
-        raise SettingsError(
-            f"{path}: Triton's TensorRT backend loads engines of tensorrt, and this one is tensorrt_rtx's. Build one "
-            "with tensorrt, on the server's GPU (litdeploy export --trt), or serve the ONNX file."
-        )
+        served = [row.suffix for row in FORMATS.values() if row.triton]
+        raise SettingsError(f"{path}: Triton serves {', '.join([*served, '.plan'])}; this is none of them.")
+    if refusal := backend.refusal(artefact.details):
+        raise SettingsError(f"{path}: {refusal}")
     if not path.is_file() or sha256_of(path) != artefact.sha256:
         raise BundleError(f"{path}: missing, or altered since it was exported (its SHA-256 differs). Export it again.")
     return backend
 
 
-def _signature(path: Path, details: Mapping[str, Any]) -> tuple[list[_Tensor], _Tensor]:
-    """Inputs and output, batch first."""
-    if path.suffix == ".onnx":
-        return _onnx_signature(path)
-    if path.suffix == ".pt2":
-        return _package_signature(details)
-    source, result = (
-        _Tensor(details[key], details[f"{key}_type"], tuple(details[f"{key}_shape"])) for key in ("input", "output")
-    )
-    return [source], result
-
-
-def _package_signature(details: Mapping[str, Any]) -> tuple[list[_Tensor], _Tensor]:
-    """Of an AOTInductor package, whose tensors have no names but their places."""
-    metadata = details["metadata"]
-    kind = _IO_TYPES[metadata.get("io_precision", "fp32")]
-    pixels = metadata.get("preprocessing") == "embedded"  # uint8 (N, H, W, C)
-    sources = []
-    for place, tensor in enumerate(inputs_of(details)):
-        shape = [size if isinstance(size, int) else size.name for size in tensor.shape]
-        shape = shape[1:] + shape[:1] if pixels else shape
-        type_ = "uint8" if pixels else kind if tensor.dtype == "float32" else tensor.dtype
-        sources.append(_Tensor(f"INPUT__{place}", type_, ("batch", *shape)))
-    spec = input_of(metadata)
-    if isinstance(spec, TranslationInput):
-        return sources, _Tensor("OUTPUT__0", kind, ("batch", *spec.shape))
-    classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
-    return sources, _Tensor("OUTPUT__0", kind, ("batch", classes))
-
-
-def _onnx_signature(path: Path) -> tuple[list[_Tensor], _Tensor]:
-    import onnx
-
-    graph = read_model(path).graph
-    tensors = []
-    for value in (*graph.input, graph.output[0]):
-        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-        shape = tuple(size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim)
-        tensors.append(_Tensor(value.name, {"float": "float32"}.get(kind, kind), shape))
-    return tensors[:-1], tensors[-1]
-
-
-def _batches(
-    path: Path, artefact: Artefact, batch_sizes: Sequence[int], backend: _Backend, source: _Tensor
-) -> tuple[int, ...]:
+def _batches(path: Path, artefact: Artefact, batch_sizes: Sequence[int], source: Tensor) -> tuple[int, ...]:
     """The batch sizes that are served, ascending.
 
     Raises:
@@ -179,9 +147,9 @@ def _batches(
     if isinstance(source.shape[0], int):
         return (source.shape[0],)
     wanted = tuple(sorted({1, *batch_sizes}))
-    if backend.name != "tensorrt":
+    if "batches" not in artefact.details:  # only an engine is limited
         return wanted
-    smallest, _, largest = (int(artefact.details["batches"][key]) for key in ("min", "opt", "max"))
+    smallest, largest = (int(artefact.details["batches"][key]) for key in ("min", "max"))
     if smallest > 1:
         raise SettingsError(
             f"{path}: takes batches from {smallest}, and Triton asks for single images too. Build it for them: put 1 "
@@ -191,7 +159,7 @@ def _batches(
 
 
 def _config(
-    name: str, backend: _Backend, sources: Sequence[_Tensor], result: _Tensor, batches: tuple[int, ...]
+    name: str, backend: TritonBackend, sources: Sequence[Tensor], result: Tensor, batches: tuple[int, ...]
 ) -> dict[str, Any]:
     """A ModelConfig, as nested mappings. Where Triton does not batch, shapes hold the batch."""
     batched = backend.batches and isinstance(sources[0].shape[0], str)
@@ -201,7 +169,7 @@ def _config(
         "backend": backend.name,
         "max_batch_size": batches[-1] if batched else 0,
     }
-    ends: dict[str, Sequence[_Tensor]] = {"input": sources, "output": [result]}
+    ends: dict[str, Sequence[Tensor]] = {"input": sources, "output": [result]}
     for key, tensors in ends.items():
         config[key] = []
         for tensor in tensors:
@@ -214,7 +182,7 @@ def _config(
     return config
 
 
-def _warm_up(sources: Sequence[_Tensor], size: int, batched: bool) -> dict[str, Any]:
+def _warm_up(sources: Sequence[Tensor], size: int, batched: bool) -> dict[str, Any]:
     inputs = []
     for source in sources:
         # Of a free size the least.
@@ -248,7 +216,7 @@ def _scalar(value: str | int | bool) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write(folder: Path, path: Path, backend: _Backend, config: str, classes: Sequence[str]) -> None:
+def _write(folder: Path, path: Path, backend: TritonBackend, config: str, classes: Sequence[str]) -> None:
     """Writes a model's folder, which gets its name when it is whole."""
     if folder.exists() and not (folder.is_dir() and {each.name for each in folder.iterdir()} <= _OURS):
         raise BundleError(f"{folder}: holds something that is not litdeploy's. Name another --triton-repository.")

@@ -14,25 +14,19 @@ from typing import Any
 
 import torch
 
+from litdeploy.config.formats import FORMATS, format_of_runner
 from litdeploy.config.spec import DepthPlan
 from litdeploy.config.target import Target, with_timing
 from litdeploy.errors import SettingsError, StudentError
-from litdeploy.exporter import FORMS, export_onnx
-from litdeploy.exporter.inductor import export_aoti
-from litdeploy.exporter.staging import write_sidecar
-from litdeploy.exporter.tensorrt import EngineOptions, build_engine
-from litdeploy.exporter.tensorrt_choice import choose_library
-from litdeploy.files import sha256_of
+from litdeploy.exporter.build import Job, build_artefact
 from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
-from litdeploy.profiler.measure.runners import FORM_OF, Pair, Program, measure_runners
+from litdeploy.profiler.measure.runners import Pair, Program, measure_runners
 from litdeploy.profiler.schema import PredictedStudent, Prediction
 from litdeploy.runtime import resolve_device, resolve_target
-from litdeploy.runtime.engine import BatchProfile
-from litdeploy.storage.records import Artefact
 
 
 def predict(
@@ -124,39 +118,17 @@ class _Files:
 
     def pair(self, runner: str, student: Network) -> Pair:
         """Both sides for a runner; the teacher's file is made once."""
-        form = FORM_OF.get(runner)
-        if form is None:
+        name = format_of_runner(runner)
+        if name is None:
             return Pair(Program(self._teacher), Program(student))
-        if form not in self._teachers:
-            self._teachers[form] = self._exported(self._teacher, "teacher", form)
-        return Pair(self._teachers[form], self._exported(student, "student", form))
+        if name not in self._teachers:
+            self._teachers[name] = self._exported(self._teacher, "teacher", name)
+        return Pair(self._teachers[name], self._exported(student, "student", name))
 
-    def _exported(self, network: Network, name: str, form: str) -> Program:
-        path = self._folder / f"{name}{FORMS[form].suffix}"
+    def _exported(self, network: Network, role: str, name: str) -> Program:
+        path = self._folder / f"{role}{FORMATS[name].suffix}"
         started = time.perf_counter()
-        match form:
-            case "onnx":
-                export_onnx(network, path, self._target.opset)
-            case "aoti":
-                details = export_aoti(network, path, self._device)
-                sha256 = sha256_of(path)
-                versions = FORMS[form].versions()
-                write_sidecar(
-                    path,
-                    Artefact(path=path.name, sha256=sha256, precision="fp32", versions=versions, details=details),
-                )
-            case "trt":
-                write_sidecar(path, self._engine(network, path))
+        options = FORMATS[name].defaults()
+        job = Job(network, self._target, self._device, options=options, command="litdeploy profile --predict")
+        build_artefact(name, job, path, path.name)
         return Program(network, path, time.perf_counter() - started)
-
-    def _engine(self, network: Network, path: Path) -> Artefact:
-        onnx_path = path.with_suffix(".onnx")
-        export_onnx(network, onnx_path, self._target.opset)
-        limit = self._target.memory_limit
-        options = EngineOptions(
-            "fp32",
-            BatchProfile.of(self._target.batch_sizes),
-            memory_limit=None if limit is None else int(limit * 2**30),
-            command="litdeploy profile --predict",
-        )
-        return build_engine(onnx_path, path, choose_library(self._device), options)

@@ -1,6 +1,6 @@
-"""Running a network: one Runner contract, whatever the backend; and where, how precisely and how well it runs.
+"""Running a network: one Runner contract for every backend, and the device and precision it runs with.
 
-A backend is imported when its runner is opened: an exported file is run without litdeploy's networks.
+A backend is imported when its runner is opened: an exported file runs without litdeploy's networks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from litdeploy.config.formats import imported, runners
 from litdeploy.config.target import CompileMode
 from litdeploy.errors import RunnerError
 from litdeploy.runtime.device import (
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from litdeploy.networks import Network
 
 __all__ = [
-    "RUNNERS",
     "Description",
     "Runner",
     "Source",
@@ -39,90 +39,34 @@ __all__ = [
 ]
 
 
-def _eager(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.eager import EagerRunner
-
-    return EagerRunner(source, device, precision)
-
-
-def _compiled(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.compiled import CompiledRunner
-
-    return CompiledRunner(source, device, precision)
-
-
-def _onnxruntime(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-
-    return OnnxRuntimeRunner(source, device, precision)
-
-
-def _onnxruntime_graph(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-
-    return OnnxRuntimeRunner(source, device, precision, cuda_graph=True)
-
-
-def _inductor(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.inductor import InductorRunner
-
-    return InductorRunner(source, device, precision)
-
-
-def _tensorrt(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(source, device, precision)
-
-
-def _tensorrt_graph(source: Source, device: torch.device, precision: str) -> Runner:
-    from litdeploy.runtime.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(source, device, precision, cuda_graph=True)
-
-
-RUNNERS: dict[str, Callable[[Source, torch.device, str], Runner]] = {
-    "eager": _eager,
-    "compiled": _compiled,
-    "onnxruntime": _onnxruntime,
-    "onnxruntime-graph": _onnxruntime_graph,
-    "inductor": _inductor,
-    "tensorrt": _tensorrt,
-    "tensorrt-graph": _tensorrt_graph,
-}
-
-
 def open_runner(
     name: str,
     *,
     network: Network | None = None,
-    onnx_path: Path | None = None,
-    package_path: Path | None = None,
-    engine_path: Path | None = None,
+    path: Path | None = None,
     device: torch.device,
     precision: str = "fp32",
     compile_mode: CompileMode = "default",
     memory_limit: float | None = None,
 ) -> Runner:
-    """The runner of that name, to be entered.
+    """Return the runner of that name, to be entered.
 
     Args:
-        name: a key of `RUNNERS`.
-        network: what the runners of PyTorch take; left as it is.
-        onnx_path: what onnxruntime takes.
-        package_path: what AOTInductor takes (`.pt2`).
-        engine_path: what TensorRT takes; its sidecar lies beside it.
+        name: a key of `config.formats.runners()`.
+        network: the module that `eager` and `compiled` run; left unchanged.
+        path: the exported file that the other runners open; its sidecar is in the same folder.
         device: where to run; `cuda` without an index is `cuda:0`.
         precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`; an exported file has its own.
         compile_mode: of torch.compile.
-        memory_limit: most device memory, in GiB, where the runner has such a limit (onnxruntime on CUDA).
+        memory_limit: most device memory, in GiB, if the runner has such a limit (onnxruntime on CUDA).
 
     Raises:
-        RunnerError: no such runner, or its source or precision does not serve.
+        RunnerError: an unknown runner, or a source or precision that it does not take.
     """
-    if name not in RUNNERS:
-        raise RunnerError(f"no runner '{name}'. Those that there are: {', '.join(RUNNERS)}.")
+    known = runners()
+    if name not in known:
+        raise RunnerError(f"no runner '{name}'. Known runners: {', '.join(known)}.")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
-    source = Source(network, onnx_path, package_path, engine_path, compile_mode, memory_limit)
-    return RUNNERS[name](source, device, precision)
+    make: Callable[[Source, torch.device, str], Runner] = imported(known[name])
+    return make(Source(network, path, compile_mode, memory_limit), device, precision)

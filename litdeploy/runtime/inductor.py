@@ -60,7 +60,7 @@ class InductorRunner:
 
     def __init__(self, source: Source, device: torch.device, precision: str) -> None:
         self.device = device
-        self._path = source.needed_package_path(self.name)
+        self._path = source.needed_path(self.name)
         check_precision(self.name, precision, ("fp32", "fp16", "bf16"))
         self._model: Any = None
         self._adapter = InputAdapter()

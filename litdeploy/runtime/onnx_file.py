@@ -170,3 +170,39 @@ def _to_bfloat16_and_back(source: str, target: str) -> list[Any]:
         helper.make_node("Cast", [source], [between], to=TensorProto.BFLOAT16),
         helper.make_node("Cast", [between], [target], to=TensorProto.FLOAT),
     ]
+
+
+def describe_onnx(path: Path) -> dict[str, Any]:
+    """What an ONNX file says of itself: `opset`, `metadata`, and all of `ends_of`.
+
+    Raises:
+        RunnerError: no such file, or no ONNX.
+    """
+    model = read_model(path)
+    try:
+        ends = ends_of(model.graph)
+    except IndexError:
+        raise RunnerError(
+            f"{path}: not an ONNX file with an input and an output. Make one: litdeploy export --onnx"
+        ) from None
+    return {
+        "opset": next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
+        **ends,
+        "metadata": {each.key: each.value for each in model.metadata_props},
+    }
+
+
+def ends_of(graph: Any) -> dict[str, Any]:
+    """Names and shapes of a graph's inputs and output: `input` and `input_shape` are the first input's."""
+    return {
+        "input": graph.input[0].name,
+        "output": graph.output[0].name,
+        "input_shape": shape_of(graph.input[0]),
+        "output_shape": shape_of(graph.output[0]),
+        "inputs": {each.name: shape_of(each) for each in graph.input},
+    }
+
+
+def shape_of(value: Any) -> list[int | str]:
+    """Sizes of an input or output; a symbolic one by its name."""
+    return [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]

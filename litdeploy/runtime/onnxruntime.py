@@ -59,7 +59,7 @@ class OnnxRuntimeRunner:
         self.name = "onnxruntime-graph" if cuda_graph else "onnxruntime"
         self.device = device
         self._cuda_graph = cuda_graph
-        self._path = source.needed_onnx_path(self.name)
+        self._path = source.needed_path(self.name)
         check_precision(self.name, precision, ("fp32", "fp16", "bf16", "int8"))
         if device.type not in PROVIDERS:
             raise RunnerError(f"the runner '{self.name}' runs on cpu and cuda, not on {device}.")
@@ -247,6 +247,11 @@ class OnnxRuntimeRunner:
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", str(graph))
         return _Bound(tensors, logits, binding, options)
+
+
+def graph_runner(source: Source, device: torch.device, precision: str) -> OnnxRuntimeRunner:
+    """The runner through CUDA graphs."""
+    return OnnxRuntimeRunner(source, device, precision, cuda_graph=True)
 
 
 def check_placement(session: Any, provider: str, path: Path) -> None:

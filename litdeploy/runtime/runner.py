@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, tensors_of
+from litdeploy.config.formats import FORMATS, format_of_runner
 from litdeploy.config.spec import Free, InputTensor
 from litdeploy.config.target import CompileMode
 from litdeploy.errors import RunnerError
@@ -46,7 +47,7 @@ class Runner(Protocol):
     """A network in one backend, on one device. A context manager: it is built in `__enter__`, released in `__exit__`.
 
     Attributes:
-        name: key of `RUNNERS`.
+        name: key of `config.formats.runners()`.
         device: where batches must be; has an index where it is CUDA.
     """
 
@@ -83,20 +84,17 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a runner can be made of, and how; each takes what it needs.
+    """What a runner is made of, and how; each takes what it needs.
 
     Attributes:
         network: a module with its weights.
-        onnx_path: an ONNX file.
-        package_path: an AOTInductor package (`.pt2`), with its sidecar beside it.
+        path: an exported file, with its sidecar in the same folder.
         compile_mode: of torch.compile.
         memory_limit: most device memory, in GiB; None: no limit.
     """
 
     network: Network | None = None
-    onnx_path: Path | None = None
-    package_path: Path | None = None
-    engine_path: Path | None = None
+    path: Path | None = None
     compile_mode: CompileMode = "default"
     memory_limit: float | None = None
 
@@ -104,50 +102,26 @@ class Source:
         """The network.
 
         Raises:
-            RunnerError: it was not given.
+            RunnerError: none was given.
         """
         if self.network is None:
             raise RunnerError(f"the runner '{runner}' runs a PyTorch network, and none was given: pass network=….")
         return self.network
 
-    def needed_onnx_path(self, runner: str) -> Path:
-        """The path of the ONNX file.
+    def needed_path(self, runner: str) -> Path:
+        """The exported file.
 
         Raises:
-            RunnerError: it was not given.
+            RunnerError: none was given.
         """
-        if self.onnx_path is None:
+        if self.path is None:
+            name = format_of_runner(runner)
+            assert name is not None
             raise RunnerError(
-                f"the runner '{runner}' runs an ONNX file, and none was given: pass onnx_path=…. "
-                "`litdeploy export` makes one."
+                f"the runner '{runner}' runs a file in the format {FORMATS[name].title}, and none was given: pass "
+                f"path=…. `litdeploy export --{name}` makes one."
             )
-        return self.onnx_path
-
-    def needed_package_path(self, runner: str) -> Path:
-        """The path of the AOTInductor package.
-
-        Raises:
-            RunnerError: it was not given.
-        """
-        if self.package_path is None:
-            raise RunnerError(
-                f"the runner '{runner}' runs an AOTInductor package, and none was given: pass package_path=…. "
-                "`litdeploy export --aoti` makes one."
-            )
-        return self.package_path
-
-    def needed_engine_path(self, runner: str) -> Path:
-        """The path of the TensorRT engine, which has its sidecar beside it.
-
-        Raises:
-            RunnerError: it was not given.
-        """
-        if self.engine_path is None:
-            raise RunnerError(
-                f"the runner '{runner}' runs a TensorRT engine, and none was given: pass engine_path=…. "
-                "`litdeploy export --trt` makes one."
-            )
-        return self.engine_path
+        return self.path
 
 
 def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ class TensorRTRunner:
         """`precision` is only validated: the engine has its own, which `describe` reports."""
         self.name = "tensorrt-graph" if cuda_graph else "tensorrt"
         self.device = device
-        self._path = source.needed_engine_path(self.name)
+        self._path = source.needed_path(self.name)
         check_precision(self.name, precision, _PRECISIONS)
         if device.type != "cuda":
             raise RunnerError(f"the runner '{self.name}' runs on cuda, not on {device}. Use --device cuda.")
@@ -205,6 +205,11 @@ class TensorRTRunner:
         reasons = "\n".join(f"  {error}" for error in log.errors) or "  (it gives no reason)"
         log.errors.clear()
         return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{reasons}")
+
+
+def graph_runner(source: Source, device: torch.device, precision: str) -> TensorRTRunner:
+    """The runner through CUDA graphs."""
+    return TensorRTRunner(source, device, precision, cuda_graph=True)
 
 
 def _taken(built: Engine, adapter: InputAdapter) -> tuple[InputTensor, ...]:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.networks import Network, new
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.families.stargan import discriminator, stargan

@@ -8,9 +8,8 @@ from onnx import numpy_helper
 
 from litdeploy.config.target import Precision, Target
 from litdeploy.evaluation.bisect import first_parting
-from litdeploy.exporter.conversion import convert
-from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.quantize import quantise_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.precision import convert, quantise_onnx
 from litdeploy.networks import Network
 
 TOLERANCE = Target().tolerance

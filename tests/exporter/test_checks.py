@@ -18,9 +18,9 @@ from litdeploy.storage.bundle import Bundle
         ({"precisions": ("fp32", "bf16"), "target": "t4"}, r"t4 \(compute capability 7.5\) lacks it"),
         ({"aoti": True, "precisions": ("int8",)}, "--aoti has no int8; it has fp32, fp16, bf16"),
         ({"io_precision": "int8"}, "--io-precision int8"),
-        ({"compute_capabilities": ("8.6",)}, "--compute-capability is for TensorRT engines.*Add --trt"),
-        ({"version_compatible": True}, "--version-compatible is for TensorRT engines"),
-        ({"hardware_compatibility": "ampere-plus"}, "--hardware-compatibility is for TensorRT engines"),
+        ({"compute_capabilities": ("8.6",)}, "--compute-capability is for TensorRT, .*Add --trt"),
+        ({"version_compatible": True}, "--version-compatible is for TensorRT"),
+        ({"hardware_compatibility": "ampere-plus"}, "--hardware-compatibility is for TensorRT"),
         ({"hardware_compatibility": "all"}, "Write none, ampere-plus, same-compute-capability"),
     ],
 )

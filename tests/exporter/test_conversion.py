@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from litdeploy.config.spec import InputSpec, NetworkSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError
-from litdeploy.exporter.conversion import SAFE_SHARE, convert
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.precision import SAFE_SHARE, convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 
@@ -47,7 +47,7 @@ def made(student: Network, module: nn.Module) -> Network:
 
 def logits(network: Network, path: Path, precision: Precision, batches: list[Tensor]) -> Tensor:
     export_onnx(network, path, None, conversion=convert(network, precision, batches))
-    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=path, device=CPU) as runner:
         return runner.run(batches[0])
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from litdeploy.errors import GateError
-from litdeploy.exporter.engine_precision import check_precision_share, engine_precisions, onnx_weights
+from litdeploy.exporter.precision import check_precision_share, engine_precisions, onnx_weights
 from litdeploy.runtime.engine import Precisions
 
 DEMANDED = Precisions(source="network", layers={"fp16": 1.0}, weights={"fp16": 1.0})

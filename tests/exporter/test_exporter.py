@@ -15,8 +15,8 @@ import litdeploy
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Precision, Target, Tolerance, Tolerances
 from litdeploy.errors import BundleError, DataError, ParityError, SettingsError
-from litdeploy.exporter import forms
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats import onnx as onnx_format
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network
 from litdeploy.runtime.adapter import read_adapter
@@ -42,7 +42,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
         onnx.save_model(model, path)
         return details
 
-    monkeypatch.setattr(forms, "export_onnx", export_wrongly)
+    monkeypatch.setattr(onnx_format, "export_onnx", export_wrongly)
 
 
 def test_the_artefact_is_in_the_manifest_with_what_was_measured(bundle: Bundle) -> None:
@@ -213,7 +213,7 @@ def test_engines_are_built_ahead_of_time_and_not_run(bundle: Bundle, tmp_path: P
     version = manifest.artefacts["trt"].versions["tensorrt_rtx"]
     assert told[0] == f"tensorrt_rtx {version} for compute capability 8.6, 8.9, 12.0: {ABSENT}"
     assert told[1].startswith(
-        f"export/student.engine: left out of {tmp_path / 'models'}, since Triton loads engines of"
+        f"export/student.engine: left out of {tmp_path / 'models'}. Triton's TensorRT backend loads engines of"
     )
     assert (len(told), (tmp_path / "models").exists()) == (5, False)
     assert len(list(bundle.export_path.iterdir())) == 8

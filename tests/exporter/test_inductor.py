@@ -12,7 +12,7 @@ from litdeploy.config.target import Target
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
 from litdeploy.evaluation import evaluate
 from litdeploy.exporter import export
-from litdeploy.exporter.inductor import export_aoti
+from litdeploy.exporter.formats.inductor import export_aoti
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network
 from litdeploy.storage.bundle import Bundle

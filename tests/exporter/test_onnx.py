@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from litdeploy.config.target import Precision
 from litdeploy.data import normalise
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
-from litdeploy.exporter.conversion import convert
-from litdeploy.exporter.onnx import describe_onnx, export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.precision import convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.runtime.onnx_file import describe_onnx
 
 CPU = torch.device("cpu")
 
@@ -130,7 +131,7 @@ def test_a_network_that_gives_an_object_gives_its_logits(student: Network, tmp_p
     details = export_onnx(Network(GivesAnObject(student.module), student.spec, "object"), path, None)
     assert (details["input"], details["output"], details["unfolded_batch_norms"]) == ("images", "logits", 0)
     batch = student.example(3)
-    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=path, device=CPU) as runner:
         torch.testing.assert_close(runner.run(batch), student.module(batch).detach(), atol=1e-4, rtol=1e-4)
 
 
@@ -185,7 +186,7 @@ def test_the_ends_are_in_the_type_that_was_asked_for(
     assert [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)] == [kind, kind]
     if io_precision == "bf16" != precision:
         return  # onnxruntime has no kernels for it on a processor
-    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=path, device=CPU) as runner:
         found = runner.run(batch)
         assert runner.describe().precision == precision
     with torch.no_grad():
@@ -205,7 +206,7 @@ def test_a_file_that_takes_pixels_normalises_them_as_the_data_does(student: Netw
     batch = normalise(pixels_NCHW, student.spec.input)
     with torch.no_grad():
         expected = student.module(batch)
-    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=path, device=CPU) as runner:
         torch.testing.assert_close(runner.run(batch), expected, atol=1e-4, rtol=1e-4)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [logits] = session.run(None, {"images": pixels_NCHW.permute(0, 2, 3, 1).numpy()})

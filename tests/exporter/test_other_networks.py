@@ -12,22 +12,22 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from litdeploy.config.formats import FORMATS
 from litdeploy.config.spec import InputSpec, TokenInput, TranslationInput
 from litdeploy.config.target import Precision, Target, Tolerance
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.evaluation import evaluate
 from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.exporter import export
-from litdeploy.exporter.conversion import convert
-from litdeploy.exporter.forms import FORMS
-from litdeploy.exporter.inductor import export_aoti
-from litdeploy.exporter.onnx import describe_onnx, export_onnx
+from litdeploy.exporter.formats.inductor import export_aoti
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.parity import verify
-from litdeploy.exporter.quantize import quantise_onnx
+from litdeploy.exporter.precision import convert, quantise_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, load
 from litdeploy.runtime import Runner, open_runner
+from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Artefact, Likeness, Parity
 from litdeploy.tasks import TASKS
@@ -109,7 +109,7 @@ def test_onnx(network: Network, tmp_path: Path, precision: Precision) -> None:
     else:
         conversion = None if precision == "fp32" else convert(network, precision, [network.example(16)])
         export_onnx(network, path, None, conversion=conversion)
-    found = parity(network, open_runner("onnxruntime", onnx_path=path, device=CPU), precision)
+    found = parity(network, open_runner("onnxruntime", path=path, device=CPU), precision)
     assert found.within, found.summary()
 
 
@@ -118,13 +118,13 @@ def test_aoti(network: Network, tmp_path: Path) -> None:
     if isinstance(network.spec.input, TokenInput):
         pytest.skip("below, with a fresh process")
     path = packaged(network, tmp_path / "network.pt2")
-    found = parity(network, open_runner("inductor", package_path=path, device=CPU), "fp32")
+    found = parity(network, open_runner("inductor", path=path, device=CPU), "fp32")
     assert found.within, found.summary()
 
 
 def packaged(network: Network, path: Path) -> Path:
     details = export_aoti(network, path, CPU)
-    versions = FORMS["aoti"].versions()
+    versions = FORMATS["aoti"].versions()
     artefact = Artefact(path=path.name, sha256=sha256_of(path), precision="fp32", versions=versions, details=details)
     write_sidecar(path, artefact)
     return path
@@ -142,10 +142,10 @@ def bert_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_text_classifier_takes_any_length(bert_path: Path) -> None:
     network = bert()
-    found = parity(network, open_runner("onnxruntime", onnx_path=bert_path, device=CPU), "fp32")
+    found = parity(network, open_runner("onnxruntime", path=bert_path, device=CPU), "fp32")
     assert found.within, found.summary()
     text = network.example(3)
-    with open_runner("onnxruntime", onnx_path=bert_path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=bert_path, device=CPU) as runner:
         for length in (1, 17, 64):
             part = {name: tensor.repeat(1, 2)[:, :length].contiguous() for name, tensor in text.items()}
             with torch.no_grad():
@@ -155,7 +155,7 @@ def test_a_text_classifier_takes_any_length(bert_path: Path) -> None:
 
 def test_what_is_no_text_is_refused(bert_path: Path) -> None:
     ids, mask = bert().example(3).values()
-    with open_runner("onnxruntime", onnx_path=bert_path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=bert_path, device=CPU) as runner:
         for wrong in (
             ids,
             {"input_ids": ids},
@@ -171,7 +171,7 @@ def test_what_is_no_text_is_refused(bert_path: Path) -> None:
 def test_padding_of_a_text_does_not_count(bert_path: Path) -> None:
     ids = torch.tensor([[5, 7, 11, 0, 0], [5, 7, 11, 90, 91]])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
-    with open_runner("onnxruntime", onnx_path=bert_path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=bert_path, device=CPU) as runner:
         first, second = runner.run({"input_ids": ids, "attention_mask": mask})
         torch.testing.assert_close(first, second)
         whole = runner.run({"input_ids": ids, "attention_mask": torch.ones_like(mask)})
@@ -182,7 +182,7 @@ def test_padding_of_a_text_does_not_count(bert_path: Path) -> None:
 def test_a_package_of_a_text_classifier_runs_in_a_fresh_process(tmp_path: Path) -> None:
     network = bert(16)
     path = packaged(network, tmp_path / "bert.pt2")
-    found = parity(network, open_runner("inductor", package_path=path, device=CPU), "fp32")
+    found = parity(network, open_runner("inductor", path=path, device=CPU), "fp32")
     assert found.within, found.summary()
     text = network.example(5)
     torch.save({"text": text, "logits": network.module(**text).logits.detach()}, tmp_path / "expected.pt")
@@ -191,7 +191,7 @@ import sys, torch
 from pathlib import Path
 from litdeploy.runtime import open_runner
 expected = torch.load({str(tmp_path / "expected.pt")!r})
-with open_runner("inductor", package_path=Path({str(path)!r}), device=torch.device("cpu")) as runner:
+with open_runner("inductor", path=Path({str(path)!r}), device=torch.device("cpu")) as runner:
     torch.testing.assert_close(runner.run(expected["text"]), expected["logits"], atol=1e-4, rtol=1e-4)
 package = torch._inductor.aoti_load_package({str(path)!r})
 torch.testing.assert_close(package(**expected["text"]), expected["logits"], atol=1e-4, rtol=1e-4)

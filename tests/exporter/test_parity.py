@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litdeploy.config.target import Tolerance
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.parity import verify
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
@@ -18,7 +18,7 @@ def test_each_batch_size_sees_whole_batches_of_the_images(student: Network, tmp_
     export_onnx(student, tmp_path / "student.onnx", None)
     with (
         open_runner("eager", network=student, device=CPU) as reference,
-        open_runner("onnxruntime", onnx_path=tmp_path / "student.onnx", device=CPU) as candidate,
+        open_runner("onnxruntime", path=tmp_path / "student.onnx", device=CPU) as candidate,
     ):
         parity = verify(reference, candidate, student.example(19), (1, 2, 8, 24), Tolerance(), student.spec.input)
     assert [(each.batch_size, each.images) for each in parity.batches] == [(1, 16), (2, 18), (8, 16), (24, 24)]

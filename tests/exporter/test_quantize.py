@@ -10,8 +10,8 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from litdeploy.errors import NetworkError
-from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.quantize import quantise_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.precision import quantise_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 
@@ -51,7 +51,7 @@ def test_it_says_what_it_is(quantised: Path, student: Network) -> None:
     properties = {each.key: each.value for each in onnx.load_model(quantised).metadata_props}
     assert properties["precision"] == "int8"
     assert json.loads(properties["classes"]) == list("0123456789")
-    with open_runner("onnxruntime", onnx_path=quantised, device=torch.device("cpu")) as runner:
+    with open_runner("onnxruntime", path=quantised, device=torch.device("cpu")) as runner:
         assert runner.describe().precision == "int8"
         found = runner.run(student.example(96))
     with torch.no_grad():

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from litdeploy.config.spec import InputSpec, NetworkSpec, TranslationInput
 from litdeploy.errors import BundleError, GateError, RunnerError, SettingsError
-from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.tensorrt import EngineOptions, build_engine
-from litdeploy.exporter.tensorrt_choice import Choice, choose_library
+from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.formats.tensorrt import Choice, EngineOptions, build_engine, choose_library
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network
 from litdeploy.networks.families.stargan import stargan

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from litdeploy.errors import DependencyError, SettingsError
-from litdeploy.exporter.tensorrt_choice import choose_library, rtx_capabilities, versions
+from litdeploy.exporter.formats.tensorrt import choose_library, rtx_capabilities, versions
 
 pytestmark = pytest.mark.tensorrt
 
@@ -51,7 +51,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu_tensorrt_rtx_builds_for_what_is_named() -> None:
     choice = choose_library(CPU, ("8.6", "12.0", "8.6"))
     assert (choice.library, choice.compute_capabilities, choice.gpu) == ("tensorrt_rtx", ("8.6", "12.0"), None)
-    assert choice.told() == (
+    assert choice.summary() == (
         f"tensorrt_rtx {choice.version} for compute capability 8.6, 12.0: there is no CUDA GPU here, and tensorrt "
         "builds only on the GPU that runs the engine"
     )

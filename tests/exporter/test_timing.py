@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from litdeploy.exporter.timing import interleaved_ms
+from litdeploy.exporter.formats.onnx import interleaved_ms
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.triton_repository import triton_repository
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network
@@ -189,7 +189,7 @@ def test_a_name_with_quotes_is_a_name(tmp_path: Path) -> None:
 
 def test_what_triton_does_not_run_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "models"
-    with pytest.raises(SettingsError, match=r"Triton serves \.onnx, \.engine, \.plan, \.pt2"):
+    with pytest.raises(SettingsError, match=r"Triton serves \.onnx, \.pt2, \.engine, \.plan"):
         written([stand_in(tmp_path / "student.safetensors")], out)
     with pytest.raises(SettingsError, match="this one is tensorrt_rtx's"):
         written([stand_in(tmp_path / "student.engine", library="tensorrt_rtx", batches=BATCHES)], out)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from litdeploy.exporter.forms import FORMS
-from litdeploy.exporter.inductor import export_aoti
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.config.formats import FORMATS
+from litdeploy.exporter.formats.inductor import export_aoti
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, new
@@ -48,7 +48,7 @@ def packaged(network: Network, path: Path, device: torch.device) -> Path:
             path=path.name,
             sha256=sha256_of(path),
             precision="fp32",
-            versions=FORMS["aoti"].versions(),
+            versions=FORMATS["aoti"].versions(),
             details={**details, "command": "litdeploy export --aoti"},
         ),
     )

@@ -23,7 +23,7 @@ import torch
 from litdeploy.runtime import open_runner
 
 batch = torch.load(sys.argv[2])
-with open_runner("inductor", package_path=Path(sys.argv[1]), device=torch.device("cpu")) as runner:
+with open_runner("inductor", path=Path(sys.argv[1]), device=torch.device("cpu")) as runner:
     torch.save(runner.run(batch), sys.argv[3])
 print(sorted(name for name in sys.modules if name.startswith(("litdeploy.networks", "litdeploy.exporter", "onnx"))))
 """
@@ -84,7 +84,7 @@ def test_what_was_built_for_something_else_is_refused(
     sidecar_of(path).write_text(json.dumps(sidecar))
     with (
         pytest.raises(RunnerError, match=f"{message}.*Build it here: litdeploy export --aoti"),
-        open_runner("inductor", package_path=path, device=CPU),
+        open_runner("inductor", path=path, device=CPU),
     ):
         pass
 
@@ -106,7 +106,7 @@ def test_a_sidecar_that_says_something_else_is_refused(
     sidecar = json.loads(sidecar_of(package_path).read_text())
     change(sidecar)
     sidecar_of(path).write_text(json.dumps(sidecar))
-    with pytest.raises(RunnerError, match=message), open_runner("inductor", package_path=path, device=CPU):
+    with pytest.raises(RunnerError, match=message), open_runner("inductor", path=path, device=CPU):
         pass
 
 
@@ -118,7 +118,7 @@ def test_what_was_altered_is_not_opened(package_path: Path, tmp_path: Path, cut:
     sidecar_of(path).write_bytes(sidecar_of(package_path).read_bytes())
     with (
         pytest.raises(RunnerError, match=r"altered or truncated. It holds code and is not opened"),
-        open_runner("inductor", package_path=path, device=CPU),
+        open_runner("inductor", path=path, device=CPU),
     ):
         pass
 
@@ -131,7 +131,7 @@ def test_without_its_sidecar_it_is_not_opened(package_path: Path, tmp_path: Path
         sidecar_of(path).write_text(sidecar)
     with (
         pytest.raises(RunnerError, match=r"network.pt2.json: missing, or not written by"),
-        open_runner("inductor", package_path=path, device=CPU),
+        open_runner("inductor", path=path, device=CPU),
     ):
         pass
 
@@ -139,6 +139,6 @@ def test_without_its_sidecar_it_is_not_opened(package_path: Path, tmp_path: Path
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(RunnerError, match=r"no such file. Create it: litdeploy export --aoti"),
-        open_runner("inductor", package_path=tmp_path / "none.pt2", device=CPU),
+        open_runner("inductor", path=tmp_path / "none.pt2", device=CPU),
     ):
         pass

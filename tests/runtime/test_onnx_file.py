@@ -11,8 +11,8 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from litdeploy.config.target import Precision
 from litdeploy.errors import RunnerError
-from litdeploy.exporter.conversion import convert
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.precision import convert
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
@@ -106,7 +106,7 @@ def test_every_value_is_one_of_bfloat16(network: Network, tmp_path: Path, io_pre
     export_onnx(network, path, None, conversion=convert(network, "bf16", [batch]), io_precision=io_precision)
     model = onnx.load_from_string(bfloat16_emulated(path))
     assert not [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.BFLOAT16]
-    with open_runner("onnxruntime", onnx_path=path, device=torch.device("cpu")) as runner:
+    with open_runner("onnxruntime", path=path, device=torch.device("cpu")) as runner:
         found = runner.run(batch)
         description = runner.describe()
     assert (description.precision, description.mode) == ("bf16", "CPUExecutionProvider, fp32 rounded to bf16")

@@ -30,7 +30,7 @@ def saved(path: Path, input_type: int, input_shape: list[int | str], output_shap
 
 def test_cuda_that_cannot_be_had_is_an_error_and_not_the_cpu(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    runner = open_runner("onnxruntime", onnx_path=onnx_path, device=torch.device("cuda", 0))
+    runner = open_runner("onnxruntime", path=onnx_path, device=torch.device("cuda", 0))
     with pytest.raises(RunnerError, match="CPUExecutionProvider") as caught, runner:
         pass
     assert "pip install" in str(caught.value)
@@ -40,7 +40,7 @@ def test_cuda_that_cannot_be_had_is_an_error_and_not_the_cpu(onnx_path: Path, mo
 def test_on_cuda_it_takes_its_place_in_the_current_stream(onnx_path: Path, network: Network) -> None:
     device = torch.device("cuda", 0)
     expected = network.module(network.example(8)).detach()
-    with open_runner("onnxruntime", onnx_path=onnx_path, device=device) as runner:
+    with open_runner("onnxruntime", path=onnx_path, device=device) as runner:
         stream = torch.cuda.Stream(device)
         for _ in range(20):
             with torch.cuda.stream(stream):
@@ -54,13 +54,13 @@ def test_on_cuda_it_takes_its_place_in_the_current_stream(onnx_path: Path, netwo
 
 def test_graphs_are_for_cuda(onnx_path: Path) -> None:
     with pytest.raises(RunnerError, match="runs on cuda, not on cpu"):
-        open_runner("onnxruntime-graph", onnx_path=onnx_path, device=CPU)
+        open_runner("onnxruntime-graph", path=onnx_path, device=CPU)
 
 
 @pytest.mark.gpu
 def test_graphs_give_the_modules_logits_for_each_shape_in_turn(onnx_path: Path, network: Network) -> None:
     device = torch.device("cuda", 0)
-    with open_runner("onnxruntime-graph", onnx_path=onnx_path, device=device) as runner:
+    with open_runner("onnxruntime-graph", path=onnx_path, device=device) as runner:
         kept = []
         for turn in range(3):
             for size in (1, 8, 3):
@@ -78,7 +78,7 @@ def test_graphs_give_the_modules_logits_for_each_shape_in_turn(onnx_path: Path, 
 def test_a_graph_takes_its_place_in_the_current_stream(onnx_path: Path, network: Network) -> None:
     device = torch.device("cuda", 0)
     expected = network.module(network.example(8)).detach()
-    with open_runner("onnxruntime-graph", onnx_path=onnx_path, device=device) as runner:
+    with open_runner("onnxruntime-graph", path=onnx_path, device=device) as runner:
         runner.run(torch.zeros(8, 3, 8, 8, device=device))
         for stream in [torch.cuda.Stream(device) for _ in range(4)]:
             with torch.cuda.stream(stream):
@@ -93,7 +93,7 @@ def test_a_graph_takes_its_place_in_the_current_stream(onnx_path: Path, network:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(RunnerError, match="no such file"),
-        open_runner("onnxruntime", onnx_path=tmp_path / "none.onnx", device=CPU),
+        open_runner("onnxruntime", path=tmp_path / "none.onnx", device=CPU),
     ):
         pass
 
@@ -102,14 +102,14 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
-    with pytest.raises(RunnerError, match="not an ONNX file"), open_runner("onnxruntime", onnx_path=path, device=CPU):
+    with pytest.raises(RunnerError, match="not an ONNX file"), open_runner("onnxruntime", path=path, device=CPU):
         pass
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path, onnx_path: Path) -> None:
     path = tmp_path / "short.onnx"
     path.write_bytes(onnx_path.read_bytes()[:-100])
-    with pytest.raises(RunnerError, match="not an ONNX file"), open_runner("onnxruntime", onnx_path=path, device=CPU):
+    with pytest.raises(RunnerError, match="not an ONNX file"), open_runner("onnxruntime", path=path, device=CPU):
         pass
 
 
@@ -126,13 +126,13 @@ def test_a_model_that_is_no_classifier_of_images_is_refused(
     tmp_path: Path, input_type: int, input_shape: list[int | str], output_shape: list[int | str]
 ) -> None:
     path = saved(tmp_path / "other.onnx", input_type, input_shape, output_shape)
-    with pytest.raises(RunnerError, match="no classifier"), open_runner("onnxruntime", onnx_path=path, device=CPU):
+    with pytest.raises(RunnerError, match="no classifier"), open_runner("onnxruntime", path=path, device=CPU):
         pass
 
 
 def test_a_model_of_one_batch_size_refuses_others_with_a_message(tmp_path: Path) -> None:
     path = saved(tmp_path / "fixed.onnx", TensorProto.FLOAT, [2, 1, 3, 4], [2, 12])
-    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=path, device=CPU) as runner:
         assert runner.run(torch.ones(2, 1, 3, 4)).shape == (2, 12)
         with pytest.raises(RunnerError, match="cannot run it"):
             runner.run(torch.ones(3, 1, 3, 4))
@@ -153,7 +153,7 @@ def test_several_inputs_go_in_by_their_names(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
     onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     batch = {"images": torch.ones(3, 4), "domains": torch.zeros(3, 2)}
-    with open_runner("onnxruntime", onnx_path=path, device=CPU) as runner:
+    with open_runner("onnxruntime", path=path, device=CPU) as runner:
         assert torch.equal(runner.run(batch), torch.cat([*batch.values()], dim=1))
         with pytest.raises(RunnerError, match=r"float32 images of shape \(N, 4\) and float32 domains"):
             runner.run({"images": torch.ones(3, 4), "domains": torch.zeros(2, 2)})

@@ -7,24 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from litdeploy.config.formats import runners
 from litdeploy.errors import RunnerError
 from litdeploy.networks import Network
-from litdeploy.runtime import RUNNERS, Runner, open_runner
+from litdeploy.runtime import Runner, open_runner
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # These run on a GPU alone: test_tensorrt.py and test_onnxruntime.py hold them to the same contract.
 ON_GPUS = ("tensorrt", "tensorrt-graph", "onnxruntime-graph")
-every_runner = pytest.mark.parametrize("name", [name for name in RUNNERS if name not in ON_GPUS])
+every_runner = pytest.mark.parametrize("name", [name for name in runners() if name not in ON_GPUS])
 every_device = pytest.mark.parametrize("device", DEVICES)
 
 
 @pytest.fixture
 def runner(request: pytest.FixtureRequest, name: str, device: str, network: Network, onnx_path: Path) -> Runner:
-    package = None
+    path = onnx_path
     if name == "inductor":
-        package = request.getfixturevalue("package_path" if device == "cpu" else "cuda_package_path")
-    return open_runner(name, network=network, onnx_path=onnx_path, package_path=package, device=torch.device(device))
+        path = request.getfixturevalue("package_path" if device == "cpu" else "cuda_package_path")
+    return open_runner(name, network=network, path=path, device=torch.device(device))
 
 
 @every_device
@@ -107,18 +108,16 @@ def test_the_network_is_left_as_it_was(runner: Runner, network: Network) -> None
         network.module.eval()
 
 
-@pytest.mark.parametrize("name", RUNNERS)
+@pytest.mark.parametrize("name", runners())
 def test_without_its_source_it_says_what_is_missing(name: str) -> None:
-    with pytest.raises(RunnerError, match=r"none was given: pass (network|onnx_path|package_path|engine_path)=…"):
+    with pytest.raises(RunnerError, match=r"none was given: pass (network|path)=…"):
         open_runner(name, device=CPU)
 
 
 @every_runner
 def test_an_unknown_precision_is_refused(name: str, network: Network, onnx_path: Path) -> None:
     with pytest.raises(RunnerError, match="no precision 'fp8'"):
-        open_runner(
-            name, network=network, onnx_path=onnx_path, package_path=Path("any.pt2"), device=CPU, precision="fp8"
-        )
+        open_runner(name, network=network, path=onnx_path, device=CPU, precision="fp8")
 
 
 def test_an_unknown_runner_is_refused(network: Network) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from litdeploy.exporter.tensorrt import EngineOptions, build_engine
+from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from torch import Tensor
 
 from litdeploy.data import normalise
 from litdeploy.errors import DependencyError, LitdeployError, RunnerError
-from litdeploy.exporter.onnx import export_onnx
-from litdeploy.exporter.tensorrt import EngineOptions, build_engine
-from litdeploy.exporter.tensorrt_choice import Choice, choose_library
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.runtime.engine import BatchProfile
@@ -26,7 +26,7 @@ every_runner = pytest.mark.parametrize("name", NAMES)
 
 
 def opened(path: Path, name: str = "tensorrt") -> TensorRTRunner:
-    runner = open_runner(name, engine_path=path, device=CUDA)
+    runner = open_runner(name, path=path, device=CUDA)
     assert isinstance(runner, TensorRTRunner)
     return runner
 
@@ -42,9 +42,9 @@ def with_detail(path: Path, **changes: object) -> Path:
 @every_runner
 def test_it_runs_on_cuda_only(name: str, engine_path: Path) -> None:
     with pytest.raises(RunnerError, match=f"the runner '{name}' runs on cuda, not on cpu. Use --device cuda"):
-        open_runner(name, engine_path=engine_path, device=torch.device("cpu"))
+        open_runner(name, path=engine_path, device=torch.device("cpu"))
     with pytest.raises(RunnerError, match="no precision 'fp8'"):
-        open_runner(name, engine_path=engine_path, device=CUDA, precision="fp8")
+        open_runner(name, path=engine_path, device=CUDA, precision="fp8")
 
 
 @every_runner

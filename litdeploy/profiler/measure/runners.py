@@ -17,16 +17,13 @@ import torch
 from pydantic import ValidationError
 
 from litdeploy.batch import Batch, moved, size_of
+from litdeploy.config.formats import FORMATS, format_of_runner, imported
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, LitdeployError, RunnerError
-from litdeploy.exporter import FORMS, export_onnx
-from litdeploy.exporter.forms import runs_here
-from litdeploy.exporter.inductor import export_aoti
+from litdeploy.exporter.build import IdentityFunction, Job, build_artefact, runs_here
 from litdeploy.exporter.staging import keep, staged
 from litdeploy.exporter.teacher import load_teacher
-from litdeploy.exporter.tensorrt import EngineOptions, build_engine
-from litdeploy.exporter.tensorrt_choice import choose_library
-from litdeploy.files import is_file, read_small, sha256_of, write_whole
+from litdeploy.files import is_file, sha256_of
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.profiler.figures import milliseconds, times
 from litdeploy.profiler.machine.conditions import versions
@@ -35,15 +32,10 @@ from litdeploy.profiler.measure.statistics import compare, summarize
 from litdeploy.profiler.measure.timing import device_times, scenario_of, time_pair
 from litdeploy.profiler.schema import Failure, Measurement, RawSamples, Samples, SideTiming, Timed
 from litdeploy.runtime import Runner, open_runner
-from litdeploy.runtime.engine import BatchProfile, read_engine
-from litdeploy.runtime.inductor import package_details
-from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.runtime.engine import BatchProfile
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar
 from litdeploy.storage.pickled import first_line
-from litdeploy.storage.records import Artefact, Manifest, Record
-
-# Runners that take an exported file and not the module → the form of export that makes it.
-FORM_OF = {**{form.runner: name for name, form in FORMS.items()}, "onnxruntime-graph": "onnx", "tensorrt-graph": "trt"}
-_FORM_NAMES = {"onnx": "ONNX", "aoti": "AOTInductor package", "trt": "TensorRT engine"}
+from litdeploy.storage.records import Artefact, Manifest
 
 # What a backend raises besides litdeploy's own errors: torch raises RuntimeError of all kinds, also out of memory.
 _FAILURES = (LitdeployError, RuntimeError, MemoryError, OSError)
@@ -65,11 +57,13 @@ class Program:
 
     def open(self, runner: str, device: torch.device, target: Target) -> Runner:
         """The runner of that name, not yet entered."""
-        source: dict[str, Any] = (
-            {"network": self.network} if self.path is None else {FORMS[FORM_OF[runner]].source: self.path}
-        )
         return open_runner(
-            runner, **source, device=device, compile_mode=target.compile_mode, memory_limit=target.memory_limit
+            runner,
+            network=self.network,
+            path=self.path,
+            device=device,
+            compile_mode=target.compile_mode,
+            memory_limit=target.memory_limit,
         )
 
 
@@ -263,28 +257,29 @@ def _bundle_pair(
     say: Callable[[str], None],
     runner: str,
 ) -> Pair:
-    """Both sides for a runner: the modules, or the student's exported file and the teacher in the same form.
+    """Both sides for a runner: the modules, or the student's exported file and the teacher in the same format.
 
     Raises:
-        BundleError: the student was not exported in this form, or for GPUs of other machines.
+        BundleError: the student was not exported in this format, or for GPUs of other machines.
     """
-    form = FORM_OF.get(runner)
-    if form is None:
+    name = format_of_runner(runner)
+    if name is None:
         return Pair(Program(networks["teacher"]), Program(networks["student"]))
-    export = f"litdeploy export{folder_argument(bundle)} --{form}"
-    if form not in manifest.artefacts:
+    export = f"litdeploy export{folder_argument(bundle)} --{name}"
+    if name not in manifest.artefacts:
         raise BundleError(
-            f"{bundle.path}: has no student in the form that the target's runner {runner} takes. Run `{export}` first."
+            f"{bundle.path}: has no student in the format that the target's runner {runner} takes. Run `{export}` "
+            "first."
         )
-    artefact = manifest.artefacts[form]
+    artefact = manifest.artefacts[name]
     student = bundle.artefact_path(artefact)
     if not runs_here(artefact):
         raise BundleError(
             f"{student}: was built for GPUs of other machines. Export it on the machine that runs the profile: {export}"
         )
-    say(f"teacher as {_FORM_NAMES[form]}")
+    say(f"teacher as {FORMATS[name].title}")
     started = time.time()
-    teacher = _teacher_file(form, bundle, networks["teacher"], manifest.teacher.sha256, artefact, device)
+    teacher = teacher_file(name, bundle, networks["teacher"], manifest.teacher.sha256, artefact, device)
     # A file from an earlier profile took no time now, and its build time is unknown.
     build_seconds = time.time() - started if teacher.stat().st_mtime >= started else None
     return Pair(Program(networks["teacher"], teacher, build_seconds), Program(networks["student"], student))
@@ -295,115 +290,67 @@ def folder_argument(bundle: Bundle) -> str:
     return "" if bundle.path == DEFAULT_PATH else f" {shlex.quote(str(bundle.path))}"
 
 
-def _teacher_file(
-    form: str, bundle: Bundle, teacher: Network, sha256: str, student: Artefact, device: torch.device
+def teacher_file(
+    name: str, bundle: Bundle, teacher: Network, teacher_sha256: str, student: Artefact, device: torch.device
 ) -> Path:
-    match form:
-        case "trt":
-            return teacher_engine(bundle, teacher, sha256, student, device)
-        case "aoti":
-            return teacher_package(bundle, teacher, sha256, device)
-        case _:
-            return teacher_onnx(bundle, teacher, sha256, student.opset())
+    """The teacher in a format, in the bundle's `profile/`, exported as the student is; built once.
 
-
-class _Sidecar(Record):
-    """What an exported teacher was made from; a file is used again only where all of it still holds."""
-
-    teacher_sha256: str
-    versions: dict[str, str]
-    opset: int
-    sha256: str
-
-
-def teacher_onnx(bundle: Bundle, teacher: Network, teacher_sha256: str, opset: int) -> Path:
-    """The teacher as ONNX in the bundle's `profile/`, exported as the student is; made once.
+    It is built again if its file is torn, or if it was built from another teacher, on another machine, with other
+    libraries, or unlike the student.
 
     Args:
-        opset: the student's, so that both sides run the same operators.
+        name: key of `FORMATS`.
+        student: the student's file in that format.
 
     Raises:
-        NetworkError, SettingsError: it cannot be exported so.
+        LitdeployError: it cannot be exported or built here, or the manifest does not say how the student was.
     """
-    path = bundle.profile_path / "teacher.onnx"
-    sidecar = path.with_suffix(".json")
-    wanted = {"teacher_sha256": teacher_sha256, "versions": versions(), "opset": opset}
-    if is_file(path) and is_file(sidecar):
-        try:
-            stored = _Sidecar.model_validate_json(read_small(sidecar))
-        except (OSError, ValidationError):
-            stored = None  # torn, or of another version: as good as none
-        if stored and stored.model_dump() == {**wanted, "sha256": sha256_of(path)}:
-            return path
-    export_onnx(teacher, path, opset)
-    with write_whole(sidecar) as temporary:
-        temporary.write_text(json.dumps({**wanted, "sha256": sha256_of(path)}, indent=2) + "\n", encoding="utf-8")
-    return path
-
-
-def teacher_package(bundle: Bundle, teacher: Network, teacher_sha256: str, device: torch.device) -> Path:
-    """The teacher as an AOTInductor package in the bundle's `profile/`, for this device; made once.
-
-    Raises:
-        NetworkError, RunnerError: it cannot be exported, or not be compiled here.
-    """
-    path = bundle.profile_path / "teacher.pt2"
-    try:
-        if package_details(path, device).get("teacher_sha256") == teacher_sha256:
-            return path
-    except RunnerError:
-        pass  # none, torn, or built for something else
+    row = FORMATS[name]
+    options = row.defaults()
+    path = bundle.profile_path / f"teacher{row.suffix}"
+    alike = {key: _ALIKE[key](student) for key in row.alike}
+    made_from = {"teacher_sha256": teacher_sha256, "versions": versions(), **alike}
+    if row.identity is not None:
+        identity: IdentityFunction = imported(row.identity)
+        made_from |= identity(device, options)
+    if _is_made_from(path, made_from):
+        return path
+    target = Target().model_copy(update=alike)
     with staged(path) as candidate:
-        details = export_aoti(teacher, candidate, device)
-        artefact = Artefact(
-            path=path.relative_to(bundle.path).as_posix(),
-            sha256=sha256_of(candidate),
-            precision="fp32",
-            versions=FORMS["aoti"].versions(),
-            details={**details, "teacher_sha256": teacher_sha256},
-        )
-        keep(candidate, path, artefact)
+        job = Job(teacher, target, device, options=options, command="litdeploy profile")
+        label = path.relative_to(bundle.path).as_posix()
+        keep(candidate, path, build_artefact(name, job, candidate, label, made_from=made_from))
     return path
 
 
-def teacher_engine(
-    bundle: Bundle, teacher: Network, teacher_sha256: str, student: Artefact, device: torch.device
-) -> Path:
-    """The teacher as a TensorRT engine in the bundle's `profile/`, for batches as the student's; made once.
+def _is_made_from(path: Path, made_from: dict[str, Any]) -> bool:
+    """Whether a file is whole, and its sidecar says that it was made from this."""
+    try:
+        artefact = read_sidecar(path)
+    except (OSError, ValidationError):
+        return False  # none, torn, or of another version
+    same = artefact.details.get("made_from") == json.loads(json.dumps(made_from))
+    return same and is_file(path) and sha256_of(path) == artefact.sha256
 
-    Args:
-        student: the student's engine.
 
-    Raises:
-        NetworkError, DependencyError, RunnerError: it cannot be exported, or not be built here.
-    """
-    path = bundle.profile_path / "teacher.engine"
-    choice = choose_library(device)
+def _batch_sizes(student: Artefact) -> list[int]:
     try:
         batches = BatchProfile.model_validate(student.details.get("batches"))
     except ValidationError:
         raise RunnerError(
             f"{student.path}: the manifest does not say which batches it takes. Export it again: litdeploy export --trt"
         ) from None
-    wanted = {
-        "teacher_sha256": teacher_sha256,
-        "chosen": choice.told(),
-        "batches": batches.model_dump(mode="json"),
-        "opset": student.opset(),
-    }
-    try:
-        found = read_engine(path).artefact.details
-        if all(found.get(key) == value for key, value in wanted.items()):
-            return path
-    except RunnerError:
-        pass  # none, or torn
-    with staged(path) as candidate:
-        onnx_path = candidate.with_suffix(".onnx")
-        export_onnx(teacher, onnx_path, student.opset())
-        options = EngineOptions(
-            "fp32", batches, memory_limit=student.details.get("memory_limit"), command="litdeploy profile"
-        )
-        built = build_engine(onnx_path, candidate, choice, options)
-        details = {**built.details, **wanted}
-        keep(candidate, path, built.model_copy(update={"path": f"profile/{path.name}", "details": details}))
-    return path
+    return [batches.min, batches.opt, batches.max]
+
+
+def _memory_limit(student: Artefact) -> float | None:
+    limit = student.details.get("memory_limit")
+    return limit / 2**30 if isinstance(limit, int) else None
+
+
+# Settings of a target → their values for an exported student, so that both sides run the same operators and batches.
+_ALIKE: dict[str, Callable[[Artefact], Any]] = {
+    "opset": Artefact.opset,
+    "batch_sizes": _batch_sizes,
+    "memory_limit": _memory_limit,
+}

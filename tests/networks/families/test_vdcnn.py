@@ -8,7 +8,7 @@ import torch
 from litdeploy.config.spec import CharacterInput
 from litdeploy.config.target import Target
 from litdeploy.errors import NetworkError, StudentError
-from litdeploy.exporter.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.parity import verify
 from litdeploy.networks import FAMILIES, Network, describe, find_sections, load, new
 from litdeploy.networks.families.vdcnn import BLOCKS, VDCNN, vdcnn
@@ -83,7 +83,7 @@ def test_it_is_exported_for_any_batch(tmp_path: Path) -> None:
     assert (details["inputs"], details["unfolded_batch_norms"]) == ({"characters": ["batch", 80]}, 0)
     with (
         open_runner("eager", network=network, device=CPU) as reference,
-        open_runner("onnxruntime", onnx_path=tmp_path / "v.onnx", device=CPU) as candidate,
+        open_runner("onnxruntime", path=tmp_path / "v.onnx", device=CPU) as candidate,
     ):
         found = verify(
             reference, candidate, network.example(32), (1, 8, 32), Target().tolerance.fp32, network.spec.input

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import RunnerError
+from litdeploy.exporter.formats import onnx as onnx_format
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.networks import Network, load
-from litdeploy.profiler.measure import runners as module
-from litdeploy.profiler.measure.runners import Pair, Program, measure_runners, teacher_onnx
+from litdeploy.profiler.measure.runners import Pair, Program, measure_runners, teacher_file
+from litdeploy.storage.bundle import sidecar_of
+from litdeploy.storage.records import Artefact
 from tests.profiler.conftest import Made
 
 TARGET = Target(
@@ -86,14 +88,18 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The operator sets that were exported, one an export."""
     done: list[int] = []
 
-    def export_onnx(network: Network, path: Path, opset: int) -> dict[str, object]:
+    def export_onnx(network: Network, path: Path, opset: int, **options: object) -> dict[str, object]:
         done.append(opset)
-        path.parent.mkdir(exist_ok=True)
         path.write_bytes(f"export {len(done)}".encode())
         return {}
 
-    monkeypatch.setattr(module, "export_onnx", export_onnx)
+    monkeypatch.setattr(onnx_format, "export_onnx", export_onnx)
     return done
+
+
+def _exported(made: Made, teacher: Network, sha256: str = "0f" * 32, opset: int = 20) -> Path:
+    student = Artefact(path="student.onnx", sha256="", precision="fp32", versions={}, details={"opset": opset})
+    return teacher_file("onnx", made.bundle, teacher, sha256, student, CPU)
 
 
 def _torn(onnx: Path) -> None:
@@ -101,7 +107,7 @@ def _torn(onnx: Path) -> None:
 
 
 def _torn_sidecar(onnx: Path) -> None:
-    onnx.with_suffix(".json").write_text("{")
+    sidecar_of(onnx).write_text("{")
 
 
 def _gone(onnx: Path) -> None:
@@ -110,7 +116,7 @@ def _gone(onnx: Path) -> None:
 
 def test_a_teacher_is_exported_once(made: Made, exports: list[int]) -> None:
     teacher = load_teacher(made.bundle, made.bundle.read(), None, None)
-    paths = [teacher_onnx(made.bundle, teacher, "0f" * 32, opset=20) for _ in range(2)]
+    paths = [_exported(made, teacher) for _ in range(2)]
     assert paths == [made.bundle.profile_path / "teacher.onnx"] * 2
     assert exports == [20]
 
@@ -118,14 +124,14 @@ def test_a_teacher_is_exported_once(made: Made, exports: list[int]) -> None:
 @pytest.mark.parametrize("happens", [_torn, _torn_sidecar, _gone])
 def test_and_again_where_the_file_is_not_whole(made: Made, exports: list[int], happens: Callable[[Path], None]) -> None:
     teacher = load_teacher(made.bundle, made.bundle.read(), None, None)
-    happens(teacher_onnx(made.bundle, teacher, "0f" * 32, opset=20))
-    teacher_onnx(made.bundle, teacher, "0f" * 32, opset=20)
+    happens(_exported(made, teacher))
+    _exported(made, teacher)
     assert exports == [20, 20]
 
 
 @pytest.mark.parametrize(("sha256", "opset"), [("1e" * 32, 20), ("0f" * 32, 19)])
 def test_and_again_where_it_is_of_something_else(made: Made, exports: list[int], sha256: str, opset: int) -> None:
     teacher = load_teacher(made.bundle, made.bundle.read(), None, None)
-    teacher_onnx(made.bundle, teacher, "0f" * 32, opset=20)
-    teacher_onnx(made.bundle, teacher, sha256, opset=opset)
+    _exported(made, teacher)
+    _exported(made, teacher, sha256, opset)
     assert exports == [20, opset]

@@ -11,7 +11,7 @@ from torch import nn
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.errors import NetworkError, SettingsError
-from litdeploy.exporter import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import build, load
 from litdeploy.networks.width import scales_of

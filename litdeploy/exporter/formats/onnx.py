@@ -1,29 +1,32 @@
-"""A network as one ONNX file that any loader opens: dynamic batch, batch norm folded into the convolutions."""
+"""ONNX: a network as one file that any loader opens, with a dynamic batch and batch norms folded into convolutions."""
 
 from __future__ import annotations
 
 import ast
 import json
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from litdeploy.batch import moved
+from litdeploy.batch import Batch, device_of, moved, size_of
 from litdeploy.config.spec import NetworkSpec
 from litdeploy.config.target import Precision
-from litdeploy.errors import NetworkError, RunnerError, SettingsError
-from litdeploy.exporter.conversion import Conversion
-from litdeploy.exporter.ends import BATCH, Ends
+from litdeploy.errors import NetworkError, SettingsError
+from litdeploy.exporter.build import BATCH, Built, ExportWrapper, Job
+from litdeploy.exporter.precision import Conversion, quantise_onnx
+from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.files import write_whole
 from litdeploy.networks import Network
-from litdeploy.networks.folding import folded
-from litdeploy.runtime.device import DTYPES
-from litdeploy.runtime.onnx_file import read_model
+from litdeploy.runtime import Runner, open_runner
+from litdeploy.runtime.onnx_file import ends_of, read_model, shape_of
 from litdeploy.tasks import task_of
 from litdeploy.version import __version__
 
@@ -31,6 +34,41 @@ from litdeploy.version import __version__
 _MOST_BYTES = 2**31 - 2**20
 # The first in which convolutions take bfloat16.
 _BF16_OPSET = 22
+
+
+# Of the look at whether int8 is faster.
+_WARM_UP, _SECONDS, _MOST_CALLS = 5, 1.0, 200
+
+
+def build(job: Job, path: Path) -> Built:
+    """Build an ONNX file; of int8 also time it beside the float32 file, if the job's device is here."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "fp32.onnx"
+        details = write_onnx(job, path, source)
+        if job.precision == "int8":
+            details["latency"] = _latency(job, source, path)
+    return Built(details)
+
+
+def write_onnx(job: Job, path: Path, source: Path) -> dict[str, Any]:
+    """Write a job's network as ONNX; in int8 from its float32 file, which is left at `source`."""
+    int8 = job.precision == "int8"
+    details = export_onnx(
+        job.network,
+        source if int8 else path,
+        job.target.opset,
+        conversion=job.conversion,
+        io_precision=job.io_precision,
+        embedded=job.embed_preprocessing,
+    )
+    if not int8:
+        return {**details, **job.conversion_details()}
+    inputs = job.calibration_inputs
+    return {
+        **details,
+        **quantise_onnx(source, path, inputs),
+        "calibration": {"images": size_of(inputs), "method": "least and largest value"},
+    }
 
 
 def export_onnx(
@@ -68,8 +106,7 @@ def export_onnx(
     precision: Precision = conversion.precision if conversion else "fp32"
     if precision == "bf16":
         opset = _bf16_opset(opset)
-    wrapped = conversion.module if conversion else folded(network)
-    module = Ends(wrapped, network.spec.input, DTYPES[io_precision], casts=conversion is not None, embedded=embedded)
+    module = ExportWrapper.of(network, conversion, io_precision, embedded)
     model = _converted(module.cpu().eval(), network, opset)
     _strip(model, depth=2 if conversion else 1)
     _describe(
@@ -102,7 +139,7 @@ def _check_size(network: Network) -> None:
         )
 
 
-def _converted(module: Ends, network: Network, opset: int | None) -> Any:
+def _converted(module: ExportWrapper, network: Network, opset: int | None) -> Any:
     """The ONNX model (a ModelProto) as PyTorch's exporter and its optimizer make it."""
     call = module.call(moved(network.example(2, half=True), torch.device("cpu")))
     try:
@@ -218,7 +255,7 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
                 f"PyTorch {torch.__version__} writes it in {reached}. Set the target's `opset` to {reached}, or "
                 "leave it out."
             )
-        told = _ends_of(saved.graph)
+        told = ends_of(saved.graph)
         shapes = [*told["inputs"].values(), told["output_shape"]]
         names = [each.name for each in network.spec.input.tensors]
         if list(told["inputs"]) != names or len(saved.graph.output) != 1 or any(shape[0] != BATCH for shape in shapes):
@@ -232,42 +269,65 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
         }
 
 
-def describe_onnx(path: Path) -> dict[str, Any]:
-    """What an ONNX file says of itself: `opset`, what `export_onnx` tells of its ends, and the `metadata`.
-
-    Raises:
-        RunnerError: no such file, or no ONNX.
-    """
-    model = read_model(path)
-    try:
-        told = _ends_of(model.graph)
-    except IndexError:
-        raise RunnerError(
-            f"{path}: not an ONNX file with an input and an output. Make one: litdeploy export --onnx"
-        ) from None
-    return {
-        "opset": next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
-        **told,
-        "metadata": {each.key: each.value for each in model.metadata_props},
-    }
-
-
-def _ends_of(graph: Any) -> dict[str, Any]:
-    return {
-        "input": graph.input[0].name,
-        "output": graph.output[0].name,
-        "input_shape": _shape(graph.input[0]),
-        "output_shape": _shape(graph.output[0]),
-        "inputs": {each.name: _shape(each) for each in graph.input},
-    }
-
-
-def _shape(value: Any) -> list[int | str]:
-    """Sizes of an input or output; the name, where one is symbolic."""
-    return [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
-
-
 def _unfolded(graph: Any) -> int:
     """Batch norms that take a convolution's output: work at each call that could have gone into the weights."""
     convolved = {name for node in graph.node if node.op_type == "Conv" for name in node.output}
     return sum(node.op_type == "BatchNormalization" and node.input[0] in convolved for node in graph.node)
+
+
+def _latency(job: Job, fp32_path: Path, int8_path: Path) -> dict[str, Any]:
+    size = job.target.batch_profile[0]
+    limit = job.target.memory_limit
+    with (
+        open_runner("onnxruntime", path=fp32_path, device=job.device, memory_limit=limit) as fp32,
+        open_runner("onnxruntime", path=int8_path, device=job.device, memory_limit=limit) as int8,
+    ):
+        fp32_ms, int8_ms = interleaved_ms(fp32, int8, moved(job.network.example(size), job.device))
+    return {"batch_size": size, "fp32_ms": fp32_ms, "int8_ms": int8_ms}
+
+
+def interleaved_ms(first: Runner, second: Runner, batch: Batch) -> tuple[float, float]:
+    """Median wall-clock milliseconds of a call of each, in turn, with the device idle before and after.
+
+    A short look, for one line at export. The profiler measures.
+
+    Args:
+        first, second: open, on one device.
+        batch: what they take, on that device.
+    """
+    times: dict[Runner, list[float]] = {first: [], second: []}
+    for runner in times:
+        for _ in range(_WARM_UP):
+            _call_ms(runner, batch)
+    started = time.perf_counter()
+    for _ in range(_MOST_CALLS):
+        for runner, taken in times.items():
+            taken.append(_call_ms(runner, batch))
+        if time.perf_counter() - started > _SECONDS:
+            break
+    return median(times[first]), median(times[second])
+
+
+def _call_ms(runner: Runner, batch: Batch) -> float:
+    device = device_of(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter_ns()
+    runner.run(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _signature(path: Path, details: dict[str, Any]) -> Signature:
+    import onnx
+
+    graph = read_model(path).graph
+    tensors = []
+    for value in (*graph.input, graph.output[0]):
+        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+        tensors.append(Tensor(value.name, {"float": "float32"}.get(kind, kind), tuple(shape_of(value))))
+    return tensors[:-1], tensors[-1]
+
+
+TRITON = TritonBackend("onnxruntime", "onnxruntime_onnx", "model.onnx", "onnx", _signature)

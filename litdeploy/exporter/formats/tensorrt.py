@@ -1,6 +1,7 @@
-"""An ONNX file as a TensorRT engine, by `tensorrt` (10 and 11) or `tensorrt_rtx`, which share their interface.
+"""TensorRT: an ONNX file as an engine, by `tensorrt` (10 and 11) or `tensorrt_rtx`, which share their interface.
 
-Networks are always strongly typed: the precision is the ONNX file's, and the library keeps to it.
+`tensorrt` builds on the GPU that will run the engine; `tensorrt_rtx` builds ahead of time, for GPUs elsewhere. Networks
+are always strongly typed: the precision is the ONNX file's, and the library keeps to it.
 """
 
 from __future__ import annotations
@@ -9,25 +10,34 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from litdeploy.errors import BundleError, RunnerError, SettingsError
-from litdeploy.exporter.engine_precision import check_precision_share, engine_precisions, network_precisions
-from litdeploy.exporter.onnx import describe_onnx
-from litdeploy.exporter.tensorrt_choice import Choice, rtx_capabilities, versions
+import torch
+
+from litdeploy.config.target import Target
+from litdeploy.errors import BundleError, DependencyError, RunnerError, SettingsError
+from litdeploy.exporter.build import Built, Job
+from litdeploy.exporter.formats.onnx import write_onnx
+from litdeploy.exporter.precision import check_precision_share, engine_precisions, network_precisions
+from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.files import sha256_of, write_whole
 from litdeploy.runtime.engine import (
     INSTALL,
     BatchProfile,
     EngineDetails,
     HardwareCompatibility,
+    Library,
     Precisions,
+    capability_of,
     load_library,
     logger_of,
 )
+from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import sidecar_of
 from litdeploy.storage.records import Artefact
 
@@ -55,6 +65,40 @@ class EngineOptions:
     hardware_compatibility: HardwareCompatibility = "none"
     timing_cache_dir: Path | None = None
     command: str = "litdeploy export --trt"
+
+
+def build(job: Job, path: Path) -> Built:
+    """Build an engine, from an ONNX file that is thrown away."""
+    choice = choose_library(job.device, job.options["compute_capabilities"])
+    limit = job.target.memory_limit
+    options = EngineOptions(
+        job.precision,
+        BatchProfile.of(job.target.batch_sizes),
+        memory_limit=None if limit is None else int(limit * 2**30),
+        version_compatible=job.options["version_compatible"],
+        hardware_compatibility=job.options["hardware_compatibility"],
+        command=job.command,
+    )
+    with TemporaryDirectory(dir=path.parent) as folder:
+        onnx_path = Path(folder) / f"{path.stem}.onnx"
+        details = write_onnx(job, onnx_path, Path(folder) / "fp32.onnx")
+        built = build_engine(onnx_path, path, choice, options)
+    # Details are the engine's, and those of the ONNX file that an engine lacks.
+    return Built({**details, **built.details, "chosen": choice.summary()}, built.versions)
+
+
+def check(target: Target, device: torch.device, options: Mapping[str, Any]) -> str:
+    """Return which library builds, for which GPUs, and why.
+
+    Raises:
+        DependencyError, SettingsError: see `choose_library`.
+    """
+    return choose_library(device, options["compute_capabilities"]).summary()
+
+
+def identity(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine depends on."""
+    return {"chosen": choose_library(device, options["compute_capabilities"]).summary()}
 
 
 def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOptions) -> Artefact:
@@ -270,3 +314,131 @@ def _written(path: Path, content: memoryview, details: EngineDetails, choice: Ch
             "elsewhere."
         ) from None
     return artefact
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which library builds, for which GPUs, and why that one.
+
+    Attributes:
+        gpu: name of the one at hand that it builds for; None where it builds for GPUs that are elsewhere.
+    """
+
+    library: Library
+    version: str
+    compute_capabilities: tuple[str, ...]
+    gpu: str | None
+    reason: str
+
+    def summary(self) -> str:
+        """In one line: `tensorrt_rtx 1.7.1 for compute capability 8.6, 8.9: there is no CUDA GPU here …`."""
+        capabilities = ", ".join(self.compute_capabilities)
+        return f"{self.library} {self.version} for compute capability {capabilities}: {self.reason}"
+
+
+def choose_library(device: torch.device, compute_capabilities: Sequence[str] = ()) -> Choice:
+    """`tensorrt` where its GPU and the library are; else `tensorrt_rtx`, which builds for GPUs that are elsewhere.
+
+    Args:
+        device: where the student will run, if it is here.
+        compute_capabilities: those that were asked for, as in `8.6`; none: the device's.
+
+    Raises:
+        DependencyError: the library that is needed is not installed; says what to install.
+        SettingsError: no compute capability to build for, or one that the library does not have.
+    """
+    here = capability_of(device) if device.type == "cuda" else None
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    asked = tuple(dict.fromkeys(compute_capabilities)) or ((here,) if here else ())
+    version, missing = _version("tensorrt")
+    if here is None:
+        reason = "there is no CUDA GPU here, and tensorrt builds only on the GPU that runs the engine"
+    elif asked != (here,):
+        reason = f"tensorrt builds only for the GPU at hand, of compute capability {here}"
+    elif version is not None:
+        return Choice("tensorrt", version, asked, gpu, f"the library and a GPU ({gpu}) are here")
+    else:
+        reason = "tensorrt is not installed"
+    rtx_version, rtx_missing = _version("tensorrt_rtx")
+    if rtx_version is None:
+        needed = f"Install one: {INSTALL['tensorrt_rtx']}" if here is None or version is not None else missing
+        raise DependencyError(f"{reason}, and tensorrt_rtx is not to be had either: {rtx_missing}\n{needed}")
+    if not asked:
+        raise SettingsError(
+            f"{reason}; tensorrt_rtx {rtx_version} builds ahead of time, for GPUs that are named. Name them: "
+            "litdeploy export --trt --compute-capability 8.6,8.9,12.0"
+        )
+    _check_capabilities(asked, rtx_version)
+    return Choice("tensorrt_rtx", rtx_version, asked, gpu if asked == (here,) else None, reason)
+
+
+def _version(name: Library) -> tuple[str | None, str]:
+    """Of an installed library; or None, and why it is not to be had."""
+    try:
+        return str(load_library(name).__version__), ""
+    except DependencyError as error:
+        return None, str(error)
+
+
+def _check_capabilities(asked: Sequence[str], version: str) -> None:
+    known = rtx_capabilities()
+    for each in asked:
+        if each not in known:
+            raise SettingsError(
+                f"--compute-capability {each}: tensorrt_rtx {version} does not build for it; it builds for "
+                f"{', '.join(known)}. For other GPUs (H200 is 9.0) there is tensorrt, on the GPU itself: "
+                f"{INSTALL['tensorrt']}"
+            )
+
+
+def rtx_capabilities() -> dict[str, Any]:
+    """Compute capability → tensorrt_rtx's own name of it, for all that it builds for.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    members = load_library("tensorrt_rtx").ComputeCapability.__members__
+    named = {re.fullmatch(r"SM(\d+)(\d)", name): value for name, value in members.items()}
+    return {f"{match[1]}.{match[2]}": value for match, value in named.items() if match}
+
+
+def versions(choice: Choice) -> dict[str, str]:
+    """Versions of the library, of CUDA as the library was built for, and, where there is a GPU, of its driver."""
+    found: dict[str, str] = {choice.library: choice.version}
+    try:
+        needs = " ".join(requires(choice.library) or ())
+    except PackageNotFoundError:  # as in NVIDIA's containers, which hold it without pip
+        needs = ""
+    if built_for := re.search(r"[_-]cu(\d+)\b", needs):
+        found["cuda"] = built_for[1]
+    elif torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    driver = Path("/proc/driver/nvidia/version")
+    if (
+        choice.gpu is not None
+        and driver.is_file()
+        and (number := re.search(r"\b\d+\.\d+(\.\d+)?\b", driver.read_text()))
+    ):
+        found["driver"] = number[0]
+    return found
+
+
+def _signature(path: Path, details: dict[str, Any]) -> Signature:
+    source, result = (
+        Tensor(details[key], details[f"{key}_type"], tuple(details[f"{key}_shape"])) for key in ("input", "output")
+    )
+    return [source], result
+
+
+def _refusal(details: dict[str, Any]) -> str | None:
+    if details.get("library") != "tensorrt_rtx":
+        return None
+    return (
+        "Triton's TensorRT backend loads engines of tensorrt, and this one is tensorrt_rtx's. Build one with tensorrt, "
+        "on the server's GPU (litdeploy export --trt), or serve the ONNX file."
+    )
+
+
+TRITON = TritonBackend(
+    "tensorrt", "tensorrt_plan", "model.plan", "tensorrt", _signature, refusal=_refusal, needs_gpu=True
+)

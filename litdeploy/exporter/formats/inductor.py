@@ -1,25 +1,62 @@
-"""A network as an AOTInductor package: one `.pt2` that torch loads without the network's code."""
+"""AOTInductor: a network as one `.pt2`, compiled ahead of time, which torch loads without the network's code."""
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from litdeploy.batch import moved
-from litdeploy.config.spec import InputSpec
-from litdeploy.config.target import Precision
-from litdeploy.errors import NetworkError, RunnerError
-from litdeploy.exporter.conversion import Conversion
-from litdeploy.exporter.ends import Ends
+from litdeploy.config.spec import InputSpec, input_of
+from litdeploy.config.target import Precision, Target
+from litdeploy.errors import NetworkError, RunnerError, SettingsError
+from litdeploy.exporter.build import Built, ExportWrapper, Job
+from litdeploy.exporter.precision import Conversion
+from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.networks import Network
-from litdeploy.networks.folding import folded
-from litdeploy.runtime.device import DTYPES
-from litdeploy.runtime.inductor import built_for
+from litdeploy.runtime.inductor import built_for, inputs_of
+from litdeploy.tasks import task_of
 from litdeploy.version import __version__
+
+_IO_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def build(job: Job, path: Path) -> Built:
+    """Build a package for the job's device."""
+    details = export_aoti(
+        job.network,
+        path,
+        job.device,
+        conversion=job.conversion,
+        io_precision=job.io_precision,
+        embedded=job.embed_preprocessing,
+    )
+    return Built({**details, **job.conversion_details()})
+
+
+def check(target: Target, device: torch.device, options: Mapping[str, Any]) -> None:
+    """Make sure that the GPU here is the target's: a package is compiled for the GPU at hand.
+
+    Raises:
+        SettingsError: it is another kind.
+    """
+    if target.compute_capability is None or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if target.compute_capability != f"{major}.{minor}":
+        raise SettingsError(
+            f"--aoti compiles for the GPU at hand, {torch.cuda.get_device_name(device)} (compute capability "
+            f"{major}.{minor}), and the target has {target.compute_capability}. Run it on such a GPU, or export --onnx."
+        )
+
+
+def identity(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a package depends on."""
+    return {"built_for": built_for(device)}
 
 
 def export_aoti(
@@ -49,13 +86,7 @@ def export_aoti(
         NetworkError: it cannot be exported for any batch size.
         RunnerError: it cannot be compiled here.
     """
-    module = Ends(
-        conversion.module if conversion else folded(network),
-        network.spec.input,
-        DTYPES[io_precision],
-        casts=conversion is not None,
-        embedded=embedded,
-    )
+    module = ExportWrapper.of(network, conversion, io_precision, embedded)
     metadata = _metadata(network, conversion.precision if conversion else "fp32", io_precision, embedded)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
@@ -90,7 +121,7 @@ def _metadata(network: Network, precision: str, io_precision: str, embedded: boo
     }
 
 
-def _program(module: Ends, network: Network, device: torch.device) -> Any:
+def _program(module: ExportWrapper, network: Network, device: torch.device) -> Any:
     call = module.call(moved(network.example(2, half=True), device))
     try:
         return torch.export.export(module, call.args, call.kwargs, dynamic_shapes=call.dynamic_shapes, strict=False)
@@ -120,3 +151,24 @@ def _compile(program: Any, path: Path, network: Network, device: torch.device, m
             f"{network.source}: AOTInductor cannot compile {network.spec.name} here ({reason.rstrip('.:')}). It needs "
             "a C++ compiler (apt-get install g++) and, for CUDA, Triton and the CUDA toolkit. Or export --onnx alone."
         ) from error
+
+
+def _signature(path: Path, details: dict[str, Any]) -> Signature:
+    """Of a package, whose tensors are known by their places and have no names."""
+    metadata = details["metadata"]
+    kind = _IO_TYPES[metadata.get("io_precision", "fp32")]
+    pixels = metadata.get("preprocessing") == "embedded"  # uint8 (N, H, W, C)
+    sources = []
+    for place, tensor in enumerate(inputs_of(details)):
+        shape = [size if isinstance(size, int) else size.name for size in tensor.shape]
+        shape = shape[1:] + shape[:1] if pixels else shape
+        type_ = "uint8" if pixels else kind if tensor.dtype == "float32" else tensor.dtype
+        sources.append(Tensor(f"INPUT__{place}", type_, ("batch", *shape)))
+    spec = input_of(metadata)
+    classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
+    output = (classes,) if spec is None else task_of(spec).output_shape(spec, classes)
+    return sources, Tensor("OUTPUT__0", kind, ("batch", *output))
+
+
+# Triton 26.05 runs one request at a time of such a package, and does not take its own names of inputs and outputs.
+TRITON = TritonBackend("pytorch", "torch_aoti", "model.pt2", "inductor", _signature, batches=False)
