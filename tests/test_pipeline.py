@@ -60,14 +60,14 @@ def test_another_run_is_refused_and_kept(deployed: Bundle, teacher_path: Path) -
     assert deployed.student_path.read_bytes() == before
 
 
-def test_a_teacher_that_is_gone_is_told(deployed: Bundle, tmp_path: Path) -> None:
+def test_a_missing_teacher_gets_a_message(deployed: Bundle, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         deploy(tmp_path / "gone.pt", out=deployed.path, **QUICK)
 
 
 @pytest.fixture
 def reviews(tmp_path: Path) -> dict[str, Any]:
-    """Texts that a word tells apart, as the settings of their data."""
+    """Settings of texts whose class is in one word."""
     words = ("dull and slow", "warm and witty")
     for split, count in (("train", 256), ("test", 64)):
         rows = [(f"film {row}: {words[row % 2]}, {'so ' * (row % 5)}{words[row % 2]}", row % 2) for row in range(count)]

@@ -28,7 +28,7 @@ Run = Callable[..., Answer]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a command line in an empty folder, as the `litdeploy` script does."""
+    """Run a command line in an empty folder, as the `litdeploy` script does."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Answer:

@@ -1,4 +1,4 @@
-"""What bad input gets: a message, exit code 2, no traceback, and nothing half-written."""
+"""Bad input gets a message, exit code 2, no traceback, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ CASES = {
         ("TEACHER", "--data", "digits", "--method", "slimming", "--epochs", "1"), "--epochs 2"
     ),
     "slimming's settings elsewhere": Case(("TEACHER", *DIGITS, "--sparsity", "0.1"), "or give --method slimming"),
-    "no such normalisation": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
+    "no such normalization": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
     "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "3 whole numbers"),
     "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),
     "no data": Case(("TEACHER", "--student-depth", "8"), "--data"),
@@ -258,7 +258,7 @@ CASES = {
     "an attribute that is named twice": Case(
         ("G.ckpt", *TABLE, "--attributes", "Male,Male", "--beta", "0"), "is named twice", _generator("Male", "Age")
     ),
-    "attributes beside a label": Case(
+    "attributes and a label": Case(
         ("G.ckpt", *TABLE, "--attributes", "Male,Age", "--label-column", "Age", "--beta", "0"),
         "exclude one another",
         _generator("Male", "Age"),
@@ -412,7 +412,7 @@ def _texts(texts: list[str | bytes | None], labels: list[int | str], classes: in
     [
         (_texts([b"caf\xe9"], [0]), (), "row 0 (counted from 0) of split 'train' holds a text that is not UTF-8"),
         (_texts([None], [0]), (), "has no text in column 'text'. Remove the row"),
-        # The test split is used once, after the training: not told only then.
+        # The test split is used once, after the training: it is checked before.
         (_texts(["fine", " \n"], [0, 1], split="test"), (), "row 1 (counted from 0) of split 'test' has no text"),
         (
             _texts(["long" * 2**18, "x" * (2**20 + 1)], [0, 1]),

@@ -23,20 +23,20 @@ def test_a_comparison_is_printed_and_read_by_programs(run: Run, teacher_path: Pa
     assert {row["method"] for row in json.loads(answer.out)["rows"]} == {"kd", "lit"}
 
 
-def test_bad_input_is_told(run: Run, teacher_path: Path) -> None:
+def test_bad_input_gets_a_message(run: Run, teacher_path: Path) -> None:
     asked = ("compare", "digits-resnet", "--teacher", teacher_path)
-    for options, told in (
+    for options, message in (
         (("--depths", "8,deep"), "--depths 8,deep: whole numbers of at least 1 are needed, as in 14,20,32."),
         (("--depths", "9"), "9"),
         (("--depths", "8", "--methods", "magic"), "magic"),
     ):
         answer = run(*asked, *options)
         assert answer.code == 2
-        assert told in answer.err
+        assert message in answer.err
         assert "Traceback" not in answer.err
 
 
-def test_list_tells_on_standard_error_that_a_chain_is_left_out(run: Run, teacher_path: Path, tmp_path: Path) -> None:
+def test_list_notes_on_standard_error_that_a_chain_is_left_out(run: Run, teacher_path: Path, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("data: {source: digits}\nstudent_depth: [11, 8]\n")
     answer = run("compare", "my.yaml", "--teacher", teacher_path, "--depths", "8", "--seeds", 1, "--list")
     assert answer.code == 0, answer.err

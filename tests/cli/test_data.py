@@ -36,7 +36,7 @@ def test_help(run: Run) -> None:
     assert "--train-images" in run("data", "pack", "--help").out
 
 
-def test_pack_tells_what_was_written(run: Run, tmp_path: Path) -> None:
+def test_pack_shows_what_was_written(run: Run, tmp_path: Path) -> None:
     answer = run("data", "pack", "digits", "--out", "digits.safetensors", "--train-images", "100")
     assert answer.code == 0, answer.err
     assert "1 × 8 × 8" in answer.out

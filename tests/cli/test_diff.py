@@ -50,7 +50,7 @@ def test_the_gates_are_for_b_and_its_files_are_written_all_the_same(
     assert (tmp_path / "x.html").is_file()
 
 
-def test_the_schema_tells_what_the_fields_mean(run: Run) -> None:
+def test_the_schema_describes_the_fields(run: Run) -> None:
     schema = json.loads(run("schema").out)
     assert schema["properties"]["schema_version"]["const"] == 2
     assert "median_low_ms" in schema["$defs"]["SideTiming"]["properties"]
@@ -86,7 +86,7 @@ def test_the_former_modes_of_profile_name_their_command(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("diff", "a.json", "nowhere"), "nowhere: no such file"),
         (("diff", "a.json", "b.json", "--trace", "t.json"), "No such option: --trace"),
@@ -97,7 +97,7 @@ def test_the_former_modes_of_profile_name_their_command(
         (("profile", "--csv", "a.json/x.csv"), "--csv a.json/x.csv: its folder cannot be made"),
     ],
 )
-def test_bad_options_are_named(run: Run, reports: tuple[Path, Path], arguments: tuple[str, ...], told: str) -> None:
+def test_bad_options_are_named(run: Run, reports: tuple[Path, Path], arguments: tuple[str, ...], message: str) -> None:
     answer = run(*arguments)
     assert answer.code == 2
-    assert told in " ".join(answer.err.split())
+    assert message in " ".join(answer.err.split())

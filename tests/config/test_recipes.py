@@ -77,7 +77,7 @@ GENERATED: dict[type[AnyInput], Callable[[Shape, int], tuple[list[Any], Any]]] =
 
 
 def table(shape: Shape, takes: AnyInput, folder: Path, attributes: Sequence[str]) -> Path:
-    """A folder with a Parquet file of each split; with a column of each attribute beside the label."""
+    """A folder with a Parquet file of each split; with a column of each attribute in addition to the label."""
     folder.mkdir()
     content, label = shape.columns
     classes = datasets.ClassLabel(names=[str(number) for number in range(shape.classes)])
@@ -131,7 +131,7 @@ class Title(NamedTuple):
 
 
 def named(title: Title, fixtures: pytest.FixtureRequest, folder: Path) -> str:
-    """The network as it is asked for; of transformers' a narrow one, with as many blocks as the title says."""
+    """The network as --network takes it; of transformers a narrow one, with as many blocks as the title says."""
     if title.family != "bert":
         return f"{title.family}{title.depth}{NARROW.get(title.family, '')}"
     own = folder / "bert"
