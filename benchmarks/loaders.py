@@ -33,8 +33,8 @@ from litdeploy.inspection import inspect
 from litdeploy.networks import Network, load, new
 from litdeploy.networks.width import narrow
 from litdeploy.profiler.profile import profile
+from litdeploy.profiler.report.output import read_training, write_report
 from litdeploy.profiler.report.page import render
-from litdeploy.profiler.report.report_files import read_training, write_report
 from litdeploy.profiler.schema import read_report
 from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details

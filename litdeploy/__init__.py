@@ -12,7 +12,7 @@ The public functions, imported on first use; each command of the command line ca
     demo(folder, ...)               → (Bundle, Report)  all stages on scikit-learn's digits
 
     predict(teacher, depths, ...)   → Prediction        students of several depths timed before any is trained
-    diff(a, b)                      → SideBySide        two reports compared
+    diff(a, b)                      → ReportDiff        two reports compared
     compare(teacher, ...)           → MethodComparison  methods compared over depths and seeds
     evaluate(file, ...)             → Score             accuracy of weights or of an exported file
     evaluate_retrieval(file, ...)   → Retrieval, ...    how well embeddings find images of their class
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from litdeploy.networks.load import load as load
     from litdeploy.pipeline import demo as demo
     from litdeploy.pipeline import deploy as deploy
-    from litdeploy.profiler.analysis.side_by_side import compare_reports as diff
+    from litdeploy.profiler.analysis.diff import compare_reports as diff
     from litdeploy.profiler.predict import predict as predict
     from litdeploy.profiler.profile import profile as profile
     from litdeploy.profiler.schema import report_schema as schema

@@ -21,8 +21,8 @@ from PIL import Image
 from litdeploy.cli import main
 from litdeploy.config.recipe import Recipe, read_recipe
 from litdeploy.networks import load
+from litdeploy.profiler.report.output import read_training
 from litdeploy.profiler.report.page import render
-from litdeploy.profiler.report.report_files import read_training
 from litdeploy.profiler.schema import open_report, read_report
 from litdeploy.runtime import open_runner
 from litdeploy.storage.bundle import Bundle, read_sidecar

@@ -13,7 +13,7 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from litdeploy.profiler.report.tables import Table
+    from litdeploy.profiler.report.tables import TextTable
     from litdeploy.storage.records import Score
     from litdeploy.trainer import Progress
 
@@ -44,7 +44,7 @@ def note(text: str) -> None:
     errors.print(text, markup=False, highlight=False)
 
 
-def print_table(table: Table) -> None:
+def print_table(table: TextTable) -> None:
     """Print a table of the profiler to standard output: within a terminal's width, elsewhere at its full width."""
     printed = _printed(table, "{} ({})")
     wide = Measurement.get(output, output.options.update(max_width=_WIDEST), printed).maximum
@@ -56,7 +56,7 @@ def print_table(table: Table) -> None:
         output.print(printed)
 
 
-def _printed(table: Table, with_small: str) -> Printed:
+def _printed(table: TextTable, with_small: str) -> Printed:
     printed = Printed(title=table.caption, title_justify="left", title_style="bold", box=None)
     for index, head in enumerate(table.columns):
         printed.add_column(Text(head.text), justify="right" if index else "left", overflow="fold")

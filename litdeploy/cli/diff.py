@@ -28,20 +28,19 @@ def command(
     The gates are for B.
     """
     from litdeploy.profiler import check_gates
-    from litdeploy.profiler.report import side_by_side_page as page
-    from litdeploy.profiler.report.csv_export import to_csv
-    from litdeploy.profiler.report.outputs import write_output
+    from litdeploy.profiler.report import diff_page as page
+    from litdeploy.profiler.report.output import to_csv, write_output
 
     found = litdeploy.diff(a, b)
     if csv is not None:
         write_output(csv, to_csv([found.a, found.b]), "--csv")
     if html is not None:
-        write_output(html, page.render_side_by_side(found), "--html")
+        write_output(html, page.render_diff(found), "--html")
     if json:
         typer.echo(found.model_dump_json(indent=2))
     else:
         output.print(f"A: {a}\nB: {b}", highlight=False, markup=False)
-        for table in (page.measurements(found), page.accuracies(found), page.differing(found)):
+        for table in (page.measurements(found), *page.scores(found), page.differing(found)):
             if any(table.groups):
                 print_table(table)
         output.print(found.sentence, highlight=False, markup=False)

@@ -30,7 +30,7 @@ def command(
     **given: Any,
 ) -> None:
     """Measure students of several depths before any is trained."""
-    from litdeploy.profiler.report.outputs import check_output, write_output
+    from litdeploy.profiler.report.output import check_output, write_output
     from litdeploy.profiler.report.prediction_page import render_prediction
 
     depths = () if student_depth is None else o.whole_numbers(student_depth, "--student-depth", "8,14,20")

@@ -45,8 +45,7 @@ def command(
     See also predict (students before they are trained), diff (two reports) and schema (the fields of report.json).
     """
     from litdeploy.profiler import check_gates
-    from litdeploy.profiler.report.csv_export import to_csv
-    from litdeploy.profiler.report.outputs import check_output, write_output
+    from litdeploy.profiler.report.output import check_output, to_csv, write_output
 
     timing: dict[str, Any] = {"cold_cache": cold_cache or None, "pace": o.pace(pace), "processes": processes}
     if csv is not None:

@@ -51,14 +51,14 @@ def command(
 
 
 def _show(found: Verification, bisect: bool) -> None:
-    from litdeploy.profiler.report.tables import Cell, Table, columns
+    from litdeploy.profiler.report.tables import TextTable, cells
 
     score = "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness"
     print_table(
-        Table(
+        TextTable(
             "compression: teacher → student; conversion: student → artefact",
-            columns("error of", "artefact", "largest", "relative", "same class", score, "points", ""),
-            (tuple(tuple(map(Cell, _cells(each))) for each in found.differences),),
+            cells("error of", "artefact", "largest", "relative", "same class", score, "points", ""),
+            (tuple(cells(*_cells(each)) for each in found.differences),),
         )
     )
     for kind in found.not_run:

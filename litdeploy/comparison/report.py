@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.profiler.measure.statistics import mean_reach
-from litdeploy.profiler.report.drawing import FIRST, MUTED, SECOND, SERIES, panel, standalone_svg, svg
+from litdeploy.profiler.report.charts import FIRST, MUTED, SECOND, SERIES, panel, standalone_svg, svg
 from litdeploy.profiler.report.page import fill
-from litdeploy.profiler.report.tables import NOTHING, Cell, Table, columns
+from litdeploy.profiler.report.tables import NOTHING, TextCell, TextTable, cells
 from litdeploy.profiler.schema import Environment
 from litdeploy.storage.records import DataRecord, Record, Score, TeacherRecord
 
@@ -210,42 +210,42 @@ def render(result: MethodComparison, figure: Markup | None) -> str:
     )
 
 
-def accuracies(result: MethodComparison) -> Table:
+def accuracies(result: MethodComparison) -> TextTable:
     """Methods by depth, the best first."""
     groups = tuple(tuple(_cells(row) for row in result.rows if row.depth == depth) for depth in result.depths)
-    heads = columns("depth", "method", "mean", "95 % interval", "seeds", "training, s")
-    return Table("Test accuracy by depth, best method first", heads, groups, narrow=True)
+    heads = cells("depth", "method", "mean", "95 % interval", "seeds", "training, s")
+    return TextTable("Test accuracy by depth, best method first", heads, groups, narrow=True)
 
 
-def _cells(row: MethodRow) -> tuple[Cell, ...]:
+def _cells(row: MethodRow) -> tuple[TextCell, ...]:
     interval = NOTHING
     if row.low is not None and row.high is not None:
         interval = f"{100 * row.low:.2f}–{100 * row.high:.2f}"
-    return (
-        Cell(str(row.depth)),
-        Cell(row.method),
-        Cell(_percent(row.mean), kind="strong"),
-        Cell(interval),
-        Cell(str(len(row.seeds))),
-        Cell(f"{row.seconds:.0f}"),
+    return cells(
+        str(row.depth),
+        row.method,
+        TextCell(_percent(row.mean), kind="strong"),
+        interval,
+        str(len(row.seeds)),
+        f"{row.seconds:.0f}",
     )
 
 
-def _trainings(result: MethodComparison) -> Table:
+def _trainings(result: MethodComparison) -> TextTable:
     rows = tuple(
-        (
-            Cell(each.method),
-            Cell(str(each.depth)),
-            Cell(str(each.seed)),
-            Cell(_percent(_correct(each.test))),
-            Cell(_percent(_correct(each.validation))),
-            Cell(str(each.epochs)),
-            Cell(f"{each.seconds:.0f}"),
+        cells(
+            each.method,
+            str(each.depth),
+            str(each.seed),
+            _percent(_correct(each.test)),
+            _percent(_correct(each.validation)),
+            str(each.epochs),
+            f"{each.seconds:.0f}",
         )
         for each in result.outcomes
     )
-    heads = columns("method", "depth", "seed", "test", "validation", "epochs", "seconds")
-    return Table("Each training", heads, (rows,), narrow=True)
+    heads = cells("method", "depth", "seed", "test", "validation", "epochs", "seconds")
+    return TextTable("Each training", heads, (rows,), narrow=True)
 
 
 def _correct(score: Score) -> float:

@@ -19,8 +19,7 @@ from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, sections_of
 from litdeploy.networks.sections import container
 from litdeploy.profiler.analysis.breakdown import break_down, depth_ratio, name_of
-from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, ideal_ratio, launch_bound
-from litdeploy.profiler.analysis.disturbances import disturbances
+from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, disturbances, ideal_ratio, launch_bound
 from litdeploy.profiler.analysis.fidelity import comparable, measure_fidelity
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.machine.conditions import current_environment
@@ -29,7 +28,7 @@ from litdeploy.profiler.machine.roofline import Rates, Work, count_work, measure
 from litdeploy.profiler.measure.processes import measure_in_processes
 from litdeploy.profiler.measure.runners import Results, folder_argument, load_both, measure_bundle
 from litdeploy.profiler.measure.section_times import measure_sections
-from litdeploy.profiler.report.report_files import read_training, write_report
+from litdeploy.profiler.report.output import read_training, write_report
 from litdeploy.profiler.report.trace import check_trace_path, write_trace
 from litdeploy.profiler.schema import Breakdown, Finding, Measurement, Report, SectionTime, Side, headline
 from litdeploy.runtime import resolve_device, resolve_target
@@ -192,6 +191,7 @@ def _report(bundle: Bundle, manifest: Manifest, sides: dict[str, Side], results:
         **fields: its fields that do not follow from the other arguments.
     """
     teacher, student = sides["teacher"], sides["student"]
+    task = task_of_scores(teacher.scores, student.scores)
     onnx = manifest.artefacts.get("onnx")
     return Report(
         verdict=sentence(teacher, student, headline(results.measurements), fields["environment"].device_name),
@@ -209,7 +209,7 @@ def _report(bundle: Bundle, manifest: Manifest, sides: dict[str, Side], results:
         parity=_parity(bundle, onnx) if onnx else None,
         training=read_training(bundle.metrics_path),
         data=manifest.data,
-        test_used_once=task_of_scores(teacher.scores, student.scores).split(teacher.scores, student.scores) == "test",
+        test_used_once=task.split(teacher.scores, student.scores) == "test",
         recipe=manifest.recipe,
         **fields,
     )

@@ -75,7 +75,7 @@ class Curve:
     Attributes:
         metric: its key in a line of metrics.jsonl, after the split: `top1`.
         title: above the chart.
-        name: in its description for readers who do not see it.
+        name: in its title for screen readers, before "over the epochs".
         unit: of an axis label.
         factor: from the value to that unit.
     """

@@ -54,9 +54,7 @@ class Translation(Task[Likeness]):
         "together, the SSIM as the mean over the images."
     )
     side_by_side = "Likeness of each student’s images to its teacher’s"
-    curve: ClassVar[Curve] = Curve(
-        "psnr", "Validation PSNR, dB", "PSNR of validation images to the teacher's over the epochs", "dB"
-    )
+    curve: ClassVar[Curve] = Curve("psnr", "Validation PSNR, dB", "PSNR of validation images to the teacher's", "dB")
 
     def class_count(self, sizes: Sequence[int | str], spec: AnyInput | None) -> int | None:
         return spec.domains if spec and tuple(sizes) == spec.shape else None

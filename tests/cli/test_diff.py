@@ -94,7 +94,7 @@ def test_the_former_modes_of_profile_name_their_command(
         (("diff", "lit", "a.json", "b.json"), "unexpected extra argument"),
         (("predict", "x.pt", "--student-depth", "8", "--min-speedup", "2"), "No such option: --min-speedup"),
         (("profile", "--html", "x.html"), "No such option: --html"),
-        (("profile", "--csv", "a.json/x.csv"), "--csv a.json/x.csv: its folder cannot be made"),
+        (("profile", "--csv", "a.json/x.csv"), "--csv a.json/x.csv: its folder cannot be created"),
     ],
 )
 def test_bad_options_are_named(run: Run, reports: tuple[Path, Path], arguments: tuple[str, ...], message: str) -> None:

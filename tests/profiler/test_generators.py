@@ -10,10 +10,9 @@ import pytest
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, GateError
 from litdeploy.profiler import Report, check_gates, compare_reports, predict, profile
-from litdeploy.profiler.report.csv_export import to_csv
+from litdeploy.profiler.report.diff_page import render_diff
+from litdeploy.profiler.report.output import to_csv, write_report
 from litdeploy.profiler.report.page import render
-from litdeploy.profiler.report.report_files import write_report
-from litdeploy.profiler.report.side_by_side_page import render_side_by_side
 from litdeploy.profiler.report.tables import sizes
 from litdeploy.profiler.schema import open_report
 from litdeploy.storage.bundle import Bundle
@@ -57,7 +56,7 @@ def test_the_page_shows_the_sheet_and_no_accuracy(profiled: Report, generator_bu
     assert base64.b64encode(sheet).decode() in page
     assert "Size and likeness" in page
     assert "Validation PSNR" in page
-    assert "names the teacher’s class" not in page
+    assert "predicts the teacher’s class" not in page
     assert "Accuracy" not in page
     assert "<img" not in render(profiled)
 
@@ -75,7 +74,7 @@ def test_a_gate_on_accuracy_says_that_there_is_none(profiled: Report) -> None:
 
 
 def test_two_reports_are_held_side_by_side_and_written_as_csv(profiled: Report, generator_bundle: Bundle) -> None:
-    page = render_side_by_side(compare_reports(generator_bundle.path, generator_bundle.path))
+    page = render_diff(compare_reports(generator_bundle.path, generator_bundle.path))
     assert page.count(profiled.student.likeness["test"].summary()) >= 2
     assert "Neither report has an accuracy" not in page
     head, *lines = to_csv([profiled]).splitlines()

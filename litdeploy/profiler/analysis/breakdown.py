@@ -1,4 +1,4 @@
-"""What a network consists of: depth, parameters and floating-point operations, whole and by section."""
+"""Depth, parameters and floating-point operations of a network, in total and by section."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from litdeploy.profiler.schema import REMAINDER, Breakdown, Part
 
 
 def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
-    """Counts depth, parameters and FLOPs of a network.
+    """Count depth, parameters and FLOPs of a network.
 
     Args:
         network: in eval mode.
-        sections: names of the section containers; the teacher's, since a student may have a single block in one, which
-            is no section by itself any more.
+        sections: names of the teacher's section containers. A student's own are not enough: a container with a single
+            block is no section.
 
     Raises:
-        NetworkError: the network has no container of such a name.
+        NetworkError: the network has no container of that name.
     """
     module = network.module
     with torch.no_grad(), counting() as counter:
@@ -34,7 +34,7 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
     parts = []
     for name in sections:
         blocks = container(module, name)
-        # The blocks one by one: an nn.ModuleList is never called itself, so nothing is counted under its own name.
+        # Block by block: an nn.ModuleList is never called itself, so nothing is counted under its own name.
         counted = sum(flops.get(f"{root}.{name}.{index}", 0) for index in range(len(blocks)))
         parts.append(Part(name=name, blocks=len(blocks), parameters=_parameters(blocks), flops=counted))
     parameters, total = _parameters(module), int(counter.get_total_flops())
@@ -56,12 +56,12 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
 
 
 def depth_ratio(teacher: Breakdown, student: Breakdown) -> float:
-    """Teacher over student. Networks without sections have no depth, and one of them is as deep as the other."""
+    """Teacher over student; 1 for networks without sections, which have no depth."""
     return teacher.depth / student.depth if student.depth else 1.0
 
 
 def name_of(network: Network, breakdown: Breakdown) -> str:
-    """The network's name for people: `ResNet-20`; `my.Net of 4 blocks`, where it is of no family."""
+    """The network's display name: `ResNet-20`; `my.Net of 4 blocks` outside the families."""
     name = network.spec.name
     if name in FAMILIES:
         return f"{type(network.module).__name__}-{breakdown.depth}"

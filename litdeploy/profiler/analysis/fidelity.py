@@ -1,4 +1,4 @@
-"""Where the student's error enters, and how it compounds: each section on its teacher's input and in its own chain."""
+"""Fidelity: where the student's error enters and how it compounds, on the teacher's inputs and in its own chain."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.profiler.schema import Deviation, Fidelity
 from litdeploy.runtime.eager import placed
 from litdeploy.storage.records import Manifest
+from litdeploy.tasks import Task, task_of
 
 STEM = "stem"
-LOGITS, IMAGES = "logits", "images"
 
 _IMAGES = 256
 _BATCH_SIZE = 64
@@ -31,15 +31,15 @@ _BATCH_SIZE = 64
 def measure_fidelity(
     manifest: Manifest, teacher: Network, student: Network, sections: Sequence[str], device: torch.device
 ) -> Fidelity:
-    """Measures fidelity on test images of the bundle's own dataset.
+    """Measure fidelity on test samples of the bundle's own dataset.
 
     Args:
         sections: the teacher's, in its order.
 
     Raises:
-        DataError: the dataset is not to be had, or has no test images.
+        DataError: the dataset is missing, or has no test samples.
     """
-    # Of a large split only what is compared is decoded, and in this process.
+    # Only the compared samples of a large split are decoded, in this process.
     settings = manifest.recipe.data.model_copy(update={"resident": False, "workers": 0})
     data = open_test_data(manifest, settings, student, device)
     split = data.test
@@ -49,12 +49,12 @@ def measure_fidelity(
     picks = split.pick(torch.split(rows, _BATCH_SIZE))
     batches = (prepared(picked.images(), student.spec.input, picked.labels_N) for picked in picks)
     modules = placed(teacher, device, "fp32"), placed(student, device, "fp32")
-    return compare_sections(*modules, sections, batches, student.spec.translates)
+    return compare_sections(*modules, sections, batches, task_of(student.spec))
 
 
 @torch.no_grad()
 def comparable(teacher: Network, student: Network, sections: Sequence[str]) -> bool:
-    """Whether there are sections, and each takes and gives the same shapes in both: a narrower student's do not.
+    """Whether there are sections, each with the same input and output shapes in both; a narrower student's differ.
 
     Args:
         sections: names of containers that both have.
@@ -70,52 +70,46 @@ def comparable(teacher: Network, student: Network, sections: Sequence[str]) -> b
 
 @torch.no_grad()
 def compare_sections(
-    teacher: nn.Module,
-    student: nn.Module,
-    sections: Sequence[str],
-    batches: Iterable[Batch],
-    makes_images: bool = False,
+    teacher: nn.Module, student: nn.Module, sections: Sequence[str], batches: Iterable[Batch], task: Task[Any]
 ) -> Fidelity:
-    """Compares a student with its teacher, place by place.
+    """Compare a student with its teacher: stem, sections and output.
 
     Args:
         teacher, student: in eval mode, on the batches' device.
         sections: at least one; the student has a container of each name too.
         batches: what both take, at least one.
-        makes_images: whether they give images in place of logits.
     """
-    last = IMAGES if makes_images else LOGITS
-    places = {place: (_Difference(), _Difference()) for place in (STEM, *sections, last)}
-    count, same_on_teacher, same_on_own = 0, 0, 0
+    places = {place: (_Difference(), _Difference()) for place in (STEM, *sections, task.output)}
+    agreeing: tuple[list[int | None], list[int | None]] = ([], [])
+    count = 0
     with recording(teacher, sections) as whole, recording(student, sections) as own:
         for batch in batches:
-            logits_NK, own_logits_NK = logits_of(forward(teacher, batch)), logits_of(forward(student, batch))
-            # The student's own chain first: running its parts by themselves records anew.
+            output, own_output = logits_of(forward(teacher, batch)), logits_of(forward(student, batch))
+            # The student's own chain first: running its parts alone records anew.
             for name in sections:
                 places[name][1].add(own[name].output, whole[name].output)
-            for difference in places[STEM]:  # both sides have the images themselves as its input
+            for difference in places[STEM]:  # the stem's input is the same in both
                 difference.add(own[sections[0]].input, whole[sections[0]].input)
             for name in sections:
                 alone = run_section(list(container(student, name)), whole[name].input, whole[name].arguments)
                 places[name][0].add(alone, whole[name].output)
             with _giving(container(student, sections[-1])[-1], whole[sections[-1]].output):
-                head_logits_NK = logits_of(forward(student, batch))
-            for difference, found_NK in zip(places[last], (head_logits_NK, own_logits_NK), strict=True):
-                difference.add(found_NK, logits_NK)
+                head_output = logits_of(forward(student, batch))
+            for index, found in enumerate((head_output, own_output)):
+                places[task.output][index].add(found, output)
+                agreeing[index].append(task.agreeing(output, found))
             count += size_of(batch)
-            if makes_images:
-                continue
-            classes_N = logits_NK.argmax(1)
-            same_on_teacher += int((head_logits_NK.argmax(1) == classes_N).sum())
-            same_on_own += int((own_logits_NK.argmax(1) == classes_N).sum())
+    same_on_teacher, same_on_own = (
+        None if None in same else sum(each for each in same if each) / count for same in agreeing
+    )
     return Fidelity(
         images=count,
         deviations=tuple(
             Deviation(name=name, on_teacher=alone.relative(), on_own=chain.relative())
             for name, (alone, chain) in places.items()
         ),
-        same_class_on_teacher=None if makes_images else same_on_teacher / count,
-        same_class_on_own=None if makes_images else same_on_own / count,
+        same_class_on_teacher=same_on_teacher,
+        same_class_on_own=same_on_own,
     )
 
 
@@ -138,7 +132,7 @@ class _Difference:
 
 @contextmanager
 def _giving(block: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """While it is open, the block returns this hidden state in place of its own."""
+    """Let the block return this hidden state instead of its own while the context is open."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))

@@ -1,18 +1,16 @@
-"""The outcome in one sentence, and no better than it is."""
+"""The outcome in one sentence, and the gates that a CI job puts on it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from litdeploy.profiler.figures import decimals, points, times
-from litdeploy.storage.records import Accuracy, Likeness
-
-if TYPE_CHECKING:
-    from litdeploy.profiler.schema import Measurement, Side
+from litdeploy.errors import GateError
+from litdeploy.profiler.formatting import runner_of, times
+from litdeploy.profiler.measure.statistics import contradicted
+from litdeploy.profiler.schema import Measurement, Report, Side
+from litdeploy.tasks import task_of_scores
 
 
 def sentence(teacher: Side, student: Side, measurement: Measurement, device: str) -> str:
-    """What was gained in speed, and what it cost in accuracy: of the test split, else of the validation split."""
+    """State the gain in speed and its cost in accuracy, on the test split, else on the validation split."""
     where = f"in {measurement.runner} at batch {measurement.batch_size} on {device}"
     ratio = times(measurement.comparison.speedup)
     match measurement.comparison.verdict:
@@ -27,33 +25,66 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
                 f"No clear difference in speed between {student.name} and {teacher.name} {where} (the ratio of the "
                 f"medians is {ratio}, but {measurement.comparison.reason})"
             )
-    if split := likeness_split(student.likeness):
-        near = student.likeness[split]
+    task = task_of_scores(teacher.scores, student.scores)
+    return f"{speed}{task.verdict(teacher.scores, student.scores)}."
+
+
+def check_gates(report: Report, *, min_speedup: float | None = None, max_accuracy_drop: float | None = None) -> None:
+    """Check a report against limits. A limit that cannot be checked counts as broken.
+
+    Args:
+        min_speedup: for the headline measurement. The low end of its 95 % interval must reach it: a gate on the middle
+            of the interval is passed by luck half of the time.
+        max_accuracy_drop: in percentage points from teacher to student, between the two figures as displayed, on the
+            test split, else on the validation split.
+
+    Raises:
+        GateError: a limit is broken; the message names all that are.
+    """
+    found = (
+        None if min_speedup is None else _speedup(report, min_speedup),
+        None if max_accuracy_drop is None else _accuracy_drop(report, max_accuracy_drop),
+    )
+    if broken := [message for message in found if message]:
+        raise GateError("; ".join(broken) + ".")
+
+
+def _speedup(report: Report, least: float) -> str | None:
+    """Why the limit is broken; None if it is not."""
+    headline = report.headline
+    found = headline.comparison
+    where = f"{runner_of(headline)} at batch {headline.batch_size}"
+    if found.speedup_low is None:
         return (
-            f"{speed}; its images have a PSNR of {near.psnr:.1f} dB and an SSIM of {near.ssim:.4f} to the teacher's "
-            f"({split} split)."
+            f"--min-speedup {least:g}: {where} has too few samples for an interval of its speed-up "
+            f"({found.speedup:.2f}×). Increase timing.samples or timing.max_seconds of the target"
         )
-    return f"{speed}, {_cost(teacher.accuracy, student.accuracy)}."
+    if found.speedup_low < least:
+        return (
+            f"the speed-up in {where} is {found.speedup:.2f}×, with 95 % confidence between {found.speedup_low:.2f}× "
+            f"and {found.speedup_high:.2f}×: its low end is below --min-speedup {least:g}"
+        )
+    if contradicted(found):
+        return f"--min-speedup {least:g}: the speed-up in {where} cannot be trusted ({found.reason})"
+    return None
 
 
-def accuracy_split(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str | None:
-    """The split by which both are judged: `test`, else `validation`; None where no split has both accuracies."""
-    return next((name for name in ("test", "validation") if name in teacher and name in student), None)
-
-
-def likeness_split(student: dict[str, Likeness]) -> str | None:
-    """The split by which a student's images are judged: `test`, else `validation`; None where neither was measured."""
-    return next((name for name in ("test", "validation") if name in student), None)
-
-
-def _cost(teacher: dict[str, Accuracy], student: dict[str, Accuracy]) -> str:
-    split = accuracy_split(teacher, student)
-    if split is None:
-        return "and what that cost in accuracy was not measured"
-    before, after = teacher[split], student[split]
-    places = decimals(min(before.images, after.images))
-    shown = f"{100 * before.top1:.{places}f} → {100 * after.top1:.{places}f} % on the {split} split"
-    change = points(before, after)
-    if change == 0:
-        return f"at the same accuracy ({shown})"
-    return f"at {abs(change):.{places}f} points {'more' if change > 0 else 'less'} accuracy ({shown})"
+def _accuracy_drop(report: Report, most: float) -> str | None:
+    """Why the limit is broken; None if it is not."""
+    teacher, student = report.teacher.scores, report.student.scores
+    task = task_of_scores(teacher, student)
+    if not task.labeled:
+        return (
+            f"--max-accuracy-drop {most:g}: {report.student.name} {task.makes}, which have no accuracy. Leave it out; "
+            f"the report shows the {task.measure}"
+        )
+    split = task.split(teacher, student)
+    change = None if split is None else task.points(teacher[split], student[split])
+    if split is None or change is None:
+        return f"--max-accuracy-drop {most:g}: the accuracy of both networks on one split is unknown"
+    if -change > most:
+        return (
+            f"the student's accuracy on the {split} split is {-change:g} points below its teacher's "
+            f"({task.figure(teacher[split])} → {task.figure(student[split])}): more than --max-accuracy-drop {most:g}"
+        )
+    return None

@@ -25,7 +25,7 @@ from litdeploy.exporter.staging import keep, staged
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_file, sha256_of
 from litdeploy.networks import Network, NetworkName, load
-from litdeploy.profiler.figures import milliseconds, times
+from litdeploy.profiler.formatting import milliseconds, times
 from litdeploy.profiler.machine.conditions import versions
 from litdeploy.profiler.measure.memory_meter import MemoryMeter
 from litdeploy.profiler.measure.statistics import compare, summarize

@@ -1,16 +1,16 @@
-"""A prediction as a page: depth against latency in each runner, and what each depth would gain."""
+"""A prediction as an HTML page: latency against depth in each runner, and the gain of each depth."""
 
 from __future__ import annotations
 
-from litdeploy.profiler.figures import runner_of, short
+from litdeploy.profiler.formatting import runner_of, short
 from litdeploy.profiler.report import tables
-from litdeploy.profiler.report.page import Drawn, chart_module, fill
-from litdeploy.profiler.report.tables import Cell, Table, columns
-from litdeploy.profiler.schema import Failure, Measurement, Prediction
+from litdeploy.profiler.report.page import TitledChart, chart_module, fill
+from litdeploy.profiler.report.tables import TextCell, TextTable, cells
+from litdeploy.profiler.schema import Failure, Measurement, PredictedStudent, Prediction
 
 
 def render_prediction(prediction: Prediction) -> str:
-    """The page as HTML, on its own as that of a report is."""
+    """Render the page, self-contained like that of a report."""
     return fill(
         "prediction.html.j2",
         prediction=prediction,
@@ -18,74 +18,69 @@ def render_prediction(prediction: Prediction) -> str:
         failures=_failures(prediction),
         sizes=_sizes(prediction),
         drawn=chart_module() is not None,
-        curves=_curves(prediction),
+        charts=_charts(prediction),
     )
 
 
-def latencies(prediction: Prediction) -> Table:
-    """Latency and speed-up of each depth in each runner; the rows of one runner and batch size belong together."""
-    groups: dict[str, list[tuple[Cell, ...]]] = {}
+def latencies(prediction: Prediction) -> TextTable:
+    """Latency and speed-up of each depth in each runner, grouped by runner and batch size."""
+    groups = tuple(
+        tuple(
+            cells(
+                runner,
+                str(batch_size),
+                str(student.depth),
+                *(tables.median(side) for side in (each.teacher, each.student)),
+                tables.speedup(each.comparison),
+                f"{student.flop_ratio:.2f}",
+                each.comparison.verdict,
+            )
+            for student, each in members
+        )
+        for (runner, batch_size), members in _by_runner(prediction).items()
+    )
+    times = TextCell("teacher ms", kind="teacher"), TextCell("student ms", kind="student")
+    heads = cells("runner", "batch", "depth", *times, "speed-up", "FLOPs ÷", "verdict")
+    return TextTable("Untrained students, each measured with the teacher", heads, groups)
+
+
+def _by_runner(prediction: Prediction) -> dict[tuple[str, int], list[tuple[PredictedStudent, Measurement]]]:
+    """(runner, batch size) → each student with its measurement."""
+    found: dict[tuple[str, int], list[tuple[PredictedStudent, Measurement]]] = {}
     for student in prediction.students:
         for each in student.measurements:
-            groups.setdefault(f"{runner_of(each)} {each.batch_size}", []).append(
-                (
-                    Cell(runner_of(each)),
-                    Cell(str(each.batch_size)),
-                    Cell(str(student.depth)),
-                    *(tables.median(side) for side in (each.teacher, each.student)),
-                    tables.speedup(each.comparison),
-                    Cell(f"{student.flop_ratio:.2f}"),
-                    Cell(each.comparison.verdict),
-                )
-            )
-    heads = columns(
-        "runner",
-        "batch",
-        "depth",
-        Cell("teacher ms", kind="teacher"),
-        Cell("student ms", kind="student"),
-        "speed-up",
-        "FLOPs ÷",
-        "verdict",
-    )
-    return Table("Students that are not trained, each beside the teacher", heads, tuple(map(tuple, groups.values())))
+            found.setdefault((runner_of(each), each.batch_size), []).append((student, each))
+    return found
 
 
 def _failures(prediction: Prediction) -> list[tuple[Failure, str]]:
-    """What could not be measured, each with the depths that it is told of."""
+    """Each failure with the depths that it occurred at."""
     depths: dict[Failure, list[str]] = {}
     for student in prediction.students:
         for failure in student.failures:
             depths.setdefault(failure, []).append(str(student.depth))
-    return [(failure, ", ".join(told)) for failure, told in depths.items()]
+    return [(failure, ", ".join(found)) for failure, found in depths.items()]
 
 
-def _sizes(prediction: Prediction) -> Table:
+def _sizes(prediction: Prediction) -> TextTable:
     networks = [
         (prediction.teacher, prediction.breakdown),
         *((student.name, student.breakdown) for student in reversed(prediction.students)),
     ]
-    rows = tuple(
-        (Cell(name), Cell(str(size.depth)), Cell(short(size.parameters)), Cell(short(size.flops)))
-        for name, size in networks
-    )
-    heads = columns("", "depth", "parameters", f"FLOPs per {prediction.noun}")
-    return Table("Teacher and students", heads, (rows,), narrow=True)
+    rows = tuple(cells(name, str(size.depth), short(size.parameters), short(size.flops)) for name, size in networks)
+    heads = cells("", "depth", "parameters", f"FLOPs per {prediction.noun}")
+    return TextTable("Teacher and students", heads, (rows,), narrow=True)
 
 
-def _curves(prediction: Prediction) -> list[Drawn]:
+def _charts(prediction: Prediction) -> list[TitledChart]:
     """A curve for each runner and batch size; none without matplotlib."""
     charts = chart_module()
     if charts is None:
         return []
-    found: dict[tuple[str, int], list[tuple[int, Measurement]]] = {}
-    for student in prediction.students:
-        for each in student.measurements:
-            found.setdefault((runner_of(each), each.batch_size), []).append((student.breakdown.depth, each))
-    return [
-        (
-            f"{runner}, batch size {size}, ms",
-            charts.prediction(f"curve-{index}", runner, size, points, prediction.breakdown.depth),
-        )
-        for index, ((runner, size), points) in enumerate(found.items())
-    ]
+    teacher_depth = prediction.breakdown.depth
+    found = []
+    for index, ((runner, size), members) in enumerate(_by_runner(prediction).items()):
+        points = [(student.breakdown.depth, each) for student, each in members]
+        chart = charts.depth_latency(f"curve-{index}", runner, size, points, teacher_depth)
+        found.append((f"{runner}, batch size {size}, ms", chart))
+    return found

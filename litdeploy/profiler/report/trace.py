@@ -1,4 +1,4 @@
-"""A few calls of teacher and student, operator by operator, for Perfetto or chrome://tracing."""
+"""Trace a few calls of teacher and student, operator by operator, for Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from litdeploy.batch import forward, moved
 from litdeploy.errors import SettingsError
 from litdeploy.networks import Network
 from litdeploy.networks.sections import container
-from litdeploy.profiler.report.outputs import check_output
+from litdeploy.profiler.report.output import check_output
 from litdeploy.runtime.eager import placed
 
 _WARM_UP_CALLS = 3
@@ -31,19 +31,19 @@ def write_trace(
     device: torch.device,
     batch_size: int,
 ) -> None:
-    """Records teacher and student in turn, in eager PyTorch, and writes a trace in Chrome's JSON format.
+    """Record teacher and student in turn, in eager PyTorch, and write a trace in Chrome's JSON format.
 
-    Each call is a range `teacher` or `student`, and within it each section one (`student layer1`), over the operators
-    and, on a GPU, their kernels. Recording an operator takes some microseconds: the trace tells where time goes and
-    where a device waits, not how fast a network is.
+    Each call is a range `teacher` or `student`, which contains a range for each section (`student layer1`), above the
+    operators and, on a GPU, their kernels. Recording an operator takes some microseconds: the trace shows where time is
+    spent and where a device waits, not how fast a network is.
 
     Args:
-        path: `.json`, or `.json.gz` to have it compressed.
+        path: `.json`, or `.json.gz` for a compressed file.
         networks: `teacher` and `student`.
-        sections: the teacher's.
+        sections: names of the teacher's.
 
     Raises:
-        SettingsError: no such name of a file, or it cannot be written there.
+        SettingsError: another file extension, or the file cannot be written.
     """
     check_trace_path(path)
     modules = {role: placed(network, device, "fp32") for role, network in networks.items()}
@@ -53,7 +53,7 @@ def write_trace(
         for _ in range(_WARM_UP_CALLS):
             for module in modules.values():
                 forward(module, batch)
-        # One cycle, of which torch keeps all anyway; not told so, its releases before 2.13 warn that it may not.
+        # acc_events: there is one cycle, so all events are kept anyway; without it, torch before 2.13 warns.
         with (
             record(activities=activities, record_shapes=True, acc_events=True) as recorded,
             ExitStack() as ranges,
@@ -67,7 +67,7 @@ def write_trace(
                         if device.type == "cuda":
                             torch.cuda.synchronize(device)
     try:
-        # torch compresses by the name's end, so the file is made under its own name, elsewhere, and moved when whole.
+        # torch compresses by the extension, so the file is written under its own name elsewhere, and moved when whole.
         with TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name
             recorded.export_chrome_trace(str(whole))
@@ -77,10 +77,10 @@ def write_trace(
 
 
 def check_trace_path(path: Path) -> None:
-    """Makes the folder of a trace, before anything is measured.
+    """Create the folder of a trace, before anything is measured.
 
     Raises:
-        SettingsError: no such name of a file, or it cannot be there.
+        SettingsError: another file extension, or there cannot be a file.
     """
     if not path.name.endswith((".json", ".json.gz")):
         raise SettingsError(f"--trace {path}: name a file that ends in .json or .json.gz, as in --trace trace.json.gz.")
@@ -89,7 +89,7 @@ def check_trace_path(path: Path) -> None:
 
 @contextmanager
 def _marked(module: nn.Module, sections: Sequence[str], role: str) -> Iterator[None]:
-    """While it is open, each section of the module is a range of its own in what is recorded."""
+    """Record each section of the module as a range of its own while the context is open."""
     with ExitStack() as handles:
         for name in sections:
             blocks = container(module, name)

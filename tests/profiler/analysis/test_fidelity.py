@@ -12,8 +12,10 @@ from litdeploy.errors import DataError
 from litdeploy.networks import Network, load
 from litdeploy.profiler.analysis.fidelity import compare_sections, measure_fidelity
 from litdeploy.profiler.schema import Deviation
+from litdeploy.tasks import TASKS
 from tests.profiler.conftest import Made
 
+TASK = TASKS["classification"]
 SECTIONS = ["first", "second"]
 
 
@@ -59,25 +61,25 @@ def percent(deviations: tuple[Deviation, ...]) -> dict[str, tuple[int, int]]:
 
 def test_an_error_is_shown_where_it_enters_and_compounds_after() -> None:
     teacher = Scales(1, [1, 1], [1, 1])
-    found = compare_sections(teacher, Scales(1.1, [1.2], [1.0]), SECTIONS, batches())
+    found = compare_sections(teacher, Scales(1.1, [1.2], [1.0]), SECTIONS, batches(), TASK)
     assert found.images == 7
     assert percent(found.deviations) == {"stem": (10, 10), "first": (20, 32), "second": (0, 32), "logits": (0, 32)}
     assert found.same_class_on_own == found.same_class_on_teacher == 1
 
-    found = compare_sections(teacher, Scales(1, [1], [0.75], head=-1), SECTIONS, batches())
+    found = compare_sections(teacher, Scales(1, [1], [0.75], head=-1), SECTIONS, batches(), TASK)
     assert percent(found.deviations) == {"stem": (0, 0), "first": (0, 0), "second": (25, 25), "logits": (200, 175)}
     assert found.same_class_on_own == found.same_class_on_teacher == 0
 
 
 def test_the_teacher_itself_has_no_error_and_is_left_as_it_was() -> None:
     teacher = Scales(2, [3, 1], [1, 0.5])
-    found = compare_sections(teacher, Scales(2, [3], [0.5]), SECTIONS, batches())
+    found = compare_sections(teacher, Scales(2, [3], [0.5]), SECTIONS, batches(), TASK)
     assert all(each.on_teacher == each.on_own == 0 for each in found.deviations)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
 
 
 def test_what_is_not_finite_or_has_no_scale_is_none() -> None:
-    found = compare_sections(Scales(1, [1, 1], [0, 1]), Scales(1, [math.nan], [1.0]), SECTIONS, batches())
+    found = compare_sections(Scales(1, [1, 1], [0, 1]), Scales(1, [math.nan], [1.0]), SECTIONS, batches(), TASK)
     by_name = {each.name: each for each in found.deviations}
     assert by_name["first"].on_teacher is None
     assert by_name["second"].on_own is None  # zeros are its reference

@@ -11,10 +11,10 @@ import pytest
 
 from litdeploy.config.target import Target, Timing
 from litdeploy.profiler import profile
-from litdeploy.profiler.analysis.side_by_side import compare_reports
+from litdeploy.profiler.analysis.diff import compare_reports
+from litdeploy.profiler.report.diff_page import render_diff
 from litdeploy.profiler.report.page import render
 from litdeploy.profiler.report.prediction_page import render_prediction
-from litdeploy.profiler.report.side_by_side_page import render_side_by_side
 from litdeploy.profiler.schema import Conditions, Failure, Gpu, Report
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Accuracy
@@ -166,7 +166,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for a, b in (("report", "many"), ("hostile", "one")):
         files[f"{a} and {b}"] = tmp_path / f"{a}-{b}.html"
         found = compare_reports(tmp_path / f"{a}.json", tmp_path / f"{b}.json")
-        files[f"{a} and {b}"].write_text(render_side_by_side(found), encoding="utf-8")
+        files[f"{a} and {b}"].write_text(render_diff(found), encoding="utf-8")
     files["prediction"] = tmp_path / "prediction.html"
     files["prediction"].write_text(render_prediction(prediction()), encoding="utf-8")
     return files
@@ -231,8 +231,8 @@ def test_what_is_missing_is_said(browser: Browser, pages: dict[str, Path]) -> No
         "The time of each section was not measured",
         "Fidelity was not measured: digits: its test split is empty.",
         "Nothing stood out",
-        "The bundle holds no record of its epochs",
-        "The bundle holds no exported student",
+        "The bundle contains no record of its epochs",
+        "The bundle contains no exported student",
     ):
         assert sentence in told
     told = opened(browser, pages["many"], seen).inner_text("header")
@@ -261,7 +261,7 @@ def test_by_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
 def test_on_paper_nothing_is_folded_or_cut(browser: Browser, pages: dict[str, Path], name: str) -> None:
     # The width of A4 less its margins, in CSS pixels.
     page = opened(browser, pages[name], [], color_scheme="dark", viewport={"width": 687, "height": 1_017})
-    folded = page.get_by_role("table", name="The machine meanwhile", include_hidden=True)
+    folded = page.get_by_role("table", name="The machine during the measurement", include_hidden=True)
     page.emulate_media(media="print")
     assert folded.bounding_box() is not None
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from litdeploy.profiler.report.detail_tables import calls, conditions, gpu, start
-from litdeploy.profiler.report.tables import Table
+from litdeploy.profiler.report.tables import TextTable, calls, conditions, gpu, start
 from litdeploy.profiler.schema import Conditions, Gpu, Report
 
 
-def heads(table: Table) -> list[str]:
+def heads(table: TextTable) -> list[str]:
     return [head.text for head in table.columns]
 
 
@@ -51,7 +50,7 @@ def test_what_is_known_of_one_has_a_column_for_all(report: Report) -> None:
     assert heads(calls(found))[-2:] == ["p99.9", "launch"]
     table = gpu(found)
     assert table is not None
-    assert heads(table)[-5:] == ["clock MHz", "least", "°C", "W", "throttled by"]
+    assert heads(table)[-5:] == ["clock MHz", "lowest", "°C", "W", "throttled by"]
     assert [cell.text for cell in next(iter(table.rows))][-5:] == [
         "1,700 of 1,980",
         "1,600",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from litdeploy.errors import BundleError
-from litdeploy.profiler.analysis.side_by_side import SideBySide, compare_reports, ratio_of
+from litdeploy.profiler.analysis.diff import ReportDiff, compare_reports, ratio_of
 from litdeploy.profiler.measure.statistics import median_interval
 from litdeploy.profiler.schema import Report
 from tests.profiler.conftest import measurement
@@ -20,7 +20,7 @@ def stored(report: Report, path: Path) -> Path:
 
 
 @pytest.fixture
-def found(report: Report, tmp_path: Path) -> SideBySide:
+def found(report: Report, tmp_path: Path) -> ReportDiff:
     """A: as it is. B: another machine and commit, a faster student in onnxruntime, no `compiled`, and `inductor`."""
     other = report.model_copy(
         update={
@@ -37,7 +37,7 @@ def found(report: Report, tmp_path: Path) -> SideBySide:
     return compare_reports(stored(report, tmp_path / "a.json"), stored(other, tmp_path / "b.json"))
 
 
-def test_every_measurement_of_either_is_a_row(found: SideBySide) -> None:
+def test_every_measurement_of_either_is_a_row(found: ReportDiff) -> None:
     sides = {(row.runner, row.batch_size): (row.a is not None, row.b is not None) for row in found.rows}
     assert sides[("eager", 8)] == sides[("onnxruntime", 1)] == (True, True)
     assert sides[("compiled", 1)] == sides[("onnxruntime", 64)] == (True, False)
@@ -45,7 +45,7 @@ def test_every_measurement_of_either_is_a_row(found: SideBySide) -> None:
     assert all((row.latency is None) == (not all(sides[row.runner, row.batch_size])) for row in found.rows)
 
 
-def test_what_became_faster_and_what_stayed(found: SideBySide) -> None:
+def test_what_became_faster_and_what_stayed(found: ReportDiff) -> None:
     by_key = {(row.runner, row.batch_size): row for row in found.rows}
     faster = by_key["onnxruntime", 1]
     assert faster.latency is not None
@@ -86,7 +86,7 @@ def test_a_speedup_that_the_processor_time_contradicts_compares_to_nothing(repor
     assert (row.latency.verdict, row.speedup.verdict) == ("unclear", "unclear")
 
 
-def test_what_differs_is_named_and_the_date_is_not(found: SideBySide) -> None:
+def test_what_differs_is_named_and_the_date_is_not(found: ReportDiff) -> None:
     assert {(each.what, each.a, each.b) for each in found.differing} == {
         ("device_name", "a processor", "a GPU"),
         ("versions torch", "2.13", "2.14"),
@@ -152,6 +152,6 @@ def test_a_folder_without_a_report(report: Report, tmp_path: Path) -> None:
         compare_reports(stored(report, tmp_path / "a.json"), tmp_path)
 
 
-def test_it_is_json(found: SideBySide) -> None:
-    assert SideBySide.model_validate_json(found.model_dump_json()) == found
+def test_it_is_json(found: ReportDiff) -> None:
+    assert ReportDiff.model_validate_json(found.model_dump_json()) == found
     assert json.loads(found.model_dump_json())["schema_version"] == 1
