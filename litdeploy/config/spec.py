@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
@@ -59,7 +59,19 @@ class InputTensor:
 Noun = Literal["image", "text"]
 
 
-class InputSpec(Settings):
+class _Input(Settings):
+    """What the kinds of input have in common."""
+
+    def metadata(self) -> dict[str, str]:
+        """The input's entries in the metadata of an exported file; `input_of` reads them."""
+        return {"input": self.model_dump_json()}
+
+    def within(self, most: int | None) -> Self:
+        """The same for texts of at most so many tokens; unchanged if its length is not free."""
+        return self
+
+
+class InputSpec(_Input):
     """One image: float32, (value / 255 − mean) / std per channel, NCHW.
 
     Attributes:
@@ -98,10 +110,6 @@ class InputSpec(Settings):
         """The tensors that the network takes."""
         return (InputTensor("images", "float32", self.shape),)
 
-    def within(self, most: int | None) -> InputSpec:
-        """The same: an image has no length."""
-        return self
-
     def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> InputSpec:
         """The input with the user's `--normalise` and `--input-shape` applied.
 
@@ -115,7 +123,7 @@ class InputSpec(Settings):
         return InputSpec(shape=shape, mean=mean, std=std)
 
     def metadata(self) -> dict[str, str]:
-        """The input's entries in the metadata of an exported file; `input_of` reads them."""
+        """The input's entries in the metadata of an exported file; `input_of` reads them. Older than other inputs'."""
         values = {"input_shape": self.shape, "mean": self.mean, "std": self.std}
         return {key: json.dumps(value) for key, value in values.items()}
 
@@ -125,7 +133,7 @@ class InputSpec(Settings):
         return f"{' × '.join(map(str, self.shape))}, mean ({mean}), std ({std})"
 
 
-class TokenInput(Settings):
+class TokenInput(_Input):
     """A text as token ids with an attention mask, int64 (N, length) both, as BERT's kin take them.
 
     Attributes:
@@ -150,7 +158,7 @@ class TokenInput(Settings):
         """Of one tensor of one sample; of the longest."""
         return (self.length,)
 
-    def within(self, most: int | None) -> TokenInput:
+    def within(self, most: int | None) -> Self:
         """The same for texts of at most so many tokens; unchanged if every text has one length."""
         if most is None or self.fixed or most >= self.length:
             return self
@@ -164,10 +172,6 @@ class TokenInput(Settings):
             InputTensor("input_ids", "int64", (size,), below=self.vocabulary),
             InputTensor("attention_mask", "int64", (size,), below=2, mask=True),
         )
-
-    def metadata(self) -> dict[str, str]:
-        """The input's entries in the metadata of an exported file; `input_of` reads them."""
-        return {"input": self.model_dump_json()}
 
     def summary(self) -> str:
         """The input in a few words."""
@@ -183,7 +187,7 @@ class TokenInput(Settings):
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:'\"/|_#$%^&*~`+=<>()[]{} "
 
 
-class CharacterInput(Settings):
+class CharacterInput(_Input):
     """A text as character ids, int64 (N, length): 0 after its end, 1 for what is not in the alphabet, then its places.
 
     Attributes:
@@ -220,17 +224,9 @@ class CharacterInput(Settings):
         """The tensors that the network takes."""
         return (InputTensor("characters", "int64", (self.length,), below=self.vocabulary),)
 
-    def metadata(self) -> dict[str, str]:
-        """The input's entries in the metadata of an exported file; `input_of` reads them."""
-        return {"input": self.model_dump_json()}
-
     def summary(self) -> str:
         """The input in a few words."""
         return f"{self.length} characters of {self.vocabulary}"
-
-    def within(self, most: int | None) -> CharacterInput:
-        """The same: its texts have one length."""
-        return self
 
     def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> CharacterInput:
         """The input with the user's `--input-shape` applied. See `InputSpec.override`."""
@@ -238,7 +234,7 @@ class CharacterInput(Settings):
         return self if length is None else self.model_copy(update={"length": length})
 
 
-class TranslationInput(Settings):
+class TranslationInput(_Input):
     """An image and the domains to translate it to; the network returns images like those it takes.
 
     Attributes:
@@ -262,17 +258,9 @@ class TranslationInput(Settings):
         """The tensors that the network takes."""
         return (*self.images.tensors, InputTensor("domains", "float32", (self.domains,)))
 
-    def metadata(self) -> dict[str, str]:
-        """The input's entries in the metadata of an exported file; `input_of` reads them."""
-        return {"input": self.model_dump_json()}
-
     def summary(self) -> str:
         """The input in a few words."""
         return f"{self.images.summary()}, and the {self.domains} domains"
-
-    def within(self, most: int | None) -> TranslationInput:
-        """The same: an image has no length."""
-        return self
 
     def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> TranslationInput:
         """The input with the user's `--normalise` and `--input-shape` applied. See `InputSpec.override`."""

@@ -21,7 +21,7 @@ from litdeploy.config.recipe import DataSettings
 from litdeploy.config.spec import Noun
 from litdeploy.data.sources import TableSource, TableStore
 from litdeploy.data.split import Split, Streamed
-from litdeploy.data.table import find_columns
+from litdeploy.data.table import find_columns, row_name
 from litdeploy.errors import DataError
 from litdeploy.files import read_small
 
@@ -65,7 +65,7 @@ class ImageTable:
 
     def where(self, row: int, path: str | None) -> str:
         """The image's name in a message."""
-        return f"{self.source}: row {row} (counted from 0) of split '{self.split}'" + (f", {path}" if path else "")
+        return row_name(self.source, self.split, row) + (f", {path}" if path else "")
 
 
 @dataclass(frozen=True)

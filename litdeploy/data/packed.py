@@ -21,7 +21,7 @@ from torch import Tensor
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.spec import Noun
 from litdeploy.data.split import SPLITS, OnDemand, Split
-from litdeploy.data.table import Columns
+from litdeploy.data.table import Columns, row_name
 from litdeploy.errors import DataError
 from litdeploy.files import sha256_of
 from litdeploy.storage.records import Record
@@ -233,6 +233,6 @@ def _check_labels(name: str, header: Header, labels: dict[str, NDArray[np.int64]
         wrong = np.flatnonzero((values < 0) | (values >= len(header.classes)))
         if len(wrong):
             raise DataError(
-                f"{name}: row {wrong[0]} (counted from 0) of split '{split}' has the label {values[wrong[0]]}, and "
-                f"there are {len(header.classes)} classes, counted from 0. Pack the source again: {_PACK}."
+                f"{row_name(name, split, int(wrong[0]))} has the label {values[wrong[0]]}, and there "
+                f"are {len(header.classes)} classes, counted from 0. Pack the source again: {_PACK}."
             )

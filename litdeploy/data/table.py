@@ -131,6 +131,11 @@ def _too_large(file: Path, name: str, found: int, length: int) -> DataError:
     )
 
 
+def row_name(source: str, split: str, row: int) -> str:
+    """What messages call a row."""
+    return f"{source}: row {row} (counted from 0) of split '{split}'"
+
+
 def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
     """Decide which columns hold images and labels: as named, else by type, else by their usual names.
 
@@ -237,8 +242,8 @@ def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes
     if labels.min() < 0:
         row = int(labels.argmin())
         raise DataError(
-            f"{source}: row {row} (counted from 0) of split '{split}' has the label '{names[codes[row]]}', which no "
-            f"training row has. The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
+            f"{row_name(source, split, row)} has the label '{names[codes[row]]}', which no training row has. "
+            f"The {len(classes)} classes: {', '.join(classes[:10])}{' …' * (len(classes) > 10)}."
         )
     return labels
 
@@ -298,7 +303,7 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
             raise _unlabeled(source, split, int(codes.argmin()))
         if codes.max() >= len(feature.names):
             raise DataError(
-                f"{source}: row {codes.argmax()} (counted from 0) of split '{split}' has the label {codes.max()}, and "
+                f"{row_name(source, split, int(codes.argmax()))} has the label {codes.max()}, and "
                 f"the file names {len(feature.names)} classes, from 0 to {len(feature.names) - 1}. Mend the label, or "
                 "remove the row."
             )
@@ -309,6 +314,6 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
 
 def _unlabeled(source: str, split: str, row: int) -> DataError:
     return DataError(
-        f"{source}: row {row} (counted from 0) of split '{split}' has no label. Remove the row; a split without "
+        f"{row_name(source, split, row)} has no label. Remove the row; a split without "
         "labels can be neither trained nor evaluated on."
     )

@@ -22,7 +22,7 @@ from litdeploy.config.spec import NetworkSpec, Noun, TokenInput
 from litdeploy.data.augment import FOREIGN
 from litdeploy.data.sources import TableSource, TableStore
 from litdeploy.data.split import OnDemand, Split
-from litdeploy.data.table import find_text_columns
+from litdeploy.data.table import find_text_columns, row_name
 from litdeploy.errors import DataError, first_line, import_library
 from litdeploy.networks import is_hub
 
@@ -299,7 +299,7 @@ class TextStore(TableStore):
             raise self._not_utf8(split, row, error) from None
 
     def _checked(self, split: str, row: int, cell: Any) -> str:
-        where = f"{self.name}: row {row} (counted from 0) of split '{split}'"
+        where = row_name(self.name, split, row)
         if isinstance(cell, bytes):
             try:
                 cell = cell.decode("utf-8")
@@ -316,7 +316,7 @@ class TextStore(TableStore):
 
     def _not_utf8(self, split: str, row: int, error: UnicodeDecodeError) -> DataError:
         return DataError(
-            f"{self.name}: row {row} (counted from 0) of split '{split}' holds a text that is not UTF-8 "
+            f"{row_name(self.name, split, row)} holds a text that is not UTF-8 "
             f"({error.reason} at byte {error.start}). Write the file again in UTF-8, or remove the row."
         )
 
