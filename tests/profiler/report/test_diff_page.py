@@ -7,6 +7,7 @@ import pytest
 from litdeploy.profiler.analysis.diff import ReportDiff, compare_reports
 from litdeploy.profiler.report.diff_page import differing, measurements, render_diff, scores
 from litdeploy.profiler.schema import Failure, Report
+from litdeploy.storage.records import Likeness
 from tests.profiler.conftest import HOSTILE, hostile, measurement
 
 
@@ -43,6 +44,25 @@ def test_the_tables_tell_both_and_what_one_lacks(found: ReportDiff) -> None:
         "teacher (ResNet-56), validation",
         "student (ResNet-20), test",
         "student (ResNet-20), validation",
+    ]
+
+
+def test_reports_of_two_tasks_have_a_table_of_scores_each(report: Report, tmp_path: Path) -> None:
+    likeness = {"test": Likeness(psnr=31.24, ssim=0.9512, images=100)}
+    generator = report.model_copy(
+        update={
+            "teacher": report.teacher.model_copy(update={"accuracy": {}}),
+            "student": report.student.model_copy(update={"accuracy": {}, "likeness": likeness}),
+        }
+    )
+    accuracies, likenesses = scores(compared(report, generator, tmp_path))
+    assert next([cell.text for cell in row] for row in accuracies.rows) == [
+        "teacher (ResNet-56), test",
+        "89.44 %",
+        "not measured",
+    ]
+    assert [[cell.text for cell in row] for row in likenesses.rows] == [
+        ["student (ResNet-20), test", "–", "PSNR 31.2 dB, SSIM 0.9512"]
     ]
 
 
