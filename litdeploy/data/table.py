@@ -69,14 +69,14 @@ def _check_parquet(file: Path, name: str) -> None:
     limit = _MOST_TIMES_FILE * length + _ALWAYS_ALLOWED
     try:
         with pq.ParquetFile(file) as opened:
-            told = opened.metadata
-            groups = [told.row_group(index) for index in range(told.num_row_groups)]
+            metadata = opened.metadata
+            groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
             columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
-            wrong = [told.num_rows, *(each for group in columns for column in group for each in _counts(column))]
-            if min(wrong) < 0 or sum(group.num_rows for group in groups) != told.num_rows:
+            counts = [metadata.num_rows, *(each for group in columns for column in group for each in _counts(column))]
+            if min(counts) < 0 or sum(group.num_rows for group in groups) != metadata.num_rows:
                 raise ValueError("its numbers of rows and bytes do not agree")
             unpacked = sum(column.total_uncompressed_size for group in columns for column in group)
-            unpacked = max(unpacked, told.num_rows * _LEAST_ROW)
+            unpacked = max(unpacked, metadata.num_rows * _LEAST_ROW)
             if unpacked > limit:
                 raise _too_large(file, name, unpacked, length)
             doubtful = {column.path_in_schema for group in columns for column in group if _repeats(column, limit)}

@@ -1,38 +1,23 @@
 """The contract of a task: what a network's output means.
 
-Code outside this package never asks which task a network has; it asks the task. `task_of` finds it, from a network's
-spec, from its input, or from a score (in reports, which hold no spec):
+Code outside this package never asks which task a network has; it asks the task:
 
     task = task_of(network.spec)
     score = task.evaluate(runner.run, batches, network.spec.input)
 
-| instead of | write |
-|---|---|
-| `image_of(spec)` | `spec.images` (None if the input has no images) |
-| `spec.translates`, `isinstance(spec, TranslationInput)` | one of the following |
-| `accuracy(run, batches)`, `likeness(reference, run, …)` | `task.evaluate(run, batches, spec.input, reference)` |
-| `if spec.translates: run.reference = …` | `task.needs_reference` |
-| `isinstance(score, Accuracy)`, `score.top1` | `score.correct` (None without labels), `.summary()`, `.details()` |
-| `compare(…)` or `compare_images(…)` | `task.compare(expected, found, batch_size, tolerance, spec.input)` |
-| `compare_accuracy(…)` if there is one | `parity.with_labels(task.compare_scores(before, after, tolerance))` |
-| `IMAGES if translates else OUTPUT` in a file | `task.output_name`; elsewhere (`LOGITS`) `task.output` |
-| `() if translates else classes` | `task.output_labels(spec)` |
-| `sizes == spec.shape`, `len(logits) == 2`, `spec.domains` | `task.class_count(sizes, spec.input)`, None: no fit |
-| `spec.shape` or `classes` of an output | `task.output_shape(spec.input, classes)` |
-| `kernels.distillation_loss` in an objective | `task.loss`, or the trainer's fused kernel for `task.name` |
-| `if translates: raise …` in `check_fits`, `start` | `task.check_objective(learns_by, what, network)` |
-| `if translates: raise …` elsewhere | `task.labeled`, `task.output`; `task.makes` for the message |
-| `swapped`, `as_vectors` in a step | `task.training_inputs(inputs, labels, spec)` |
-| chance level in `completion` | `task.chance(score, classes)` |
-| `write_samples(…)` | `task.write_samples(…)` on `task.samples` samples (0: draws none) |
-| `if translates: return None` for a cache of features | `task.repeats` |
-| `argmax(1) ==` in fidelity | `task.agreeing(expected, found)` |
-| `points`, `decimals`, `percent`, `accuracy_interval` | `task.points`, `task.figure`, `task.interval` |
-| `accuracy_split`, `likeness_split` | `task.split(teacher.scores, student.scores)` |
-| the sentence, strip and table rows of a report | `task.verdict`, `.headline`, `.rows`, `.heading`, … |
+`task_of` finds it from a network's spec or its input, `task_of_scores` from scores, in reports, which hold no spec.
 
-A new task is a file here with one class, and one row of `TASKS`. If its score is a new record, that is a class in
-`storage/records.py`.
+| who asks | what |
+|---|---|
+| data | `check_classes`, `inputs`, `any_size` |
+| trainer | `loss`, `check_objective`, `training_inputs`, `repeats`, `evaluate`, `chance`, `write_samples` |
+| exporter, runtime | `output_name`, `output_shape`, `output_labels`, `class_count` |
+| parity, verify, fidelity | `compare`, `compare_scores`, `agreeing`, `evaluate` |
+| reports | `split`, `figure`, `rows`, `headline`, `verdict`, `points`, `interval`, `curve`, and words |
+| messages | `output`, `makes`, `labeled`, `measure`, `advice` |
+
+The trainer's fused kernels compute the same as `loss`, which defines it. A new task is a file with one class, and one
+row of `TASKS`; if its score is a new record, that is a class in `storage/records.py`.
 """
 
 from __future__ import annotations
