@@ -129,6 +129,6 @@ class _Files:
         path = self._folder / f"{role}{FORMATS[name].suffix}"
         started = time.perf_counter()
         options = FORMATS[name].defaults()
-        job = Job(network, self._target, self._device, options=options, command="litdeploy profile --predict")
+        job = Job(network, self._target, self._device, options=options, command="litdeploy predict")
         build_artefact(name, job, path, path.name)
         return Program(network, path, time.perf_counter() - started)
