@@ -28,7 +28,7 @@ from litdeploy.config.target import Timing
 from litdeploy.networks import new
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
-from litdeploy.profiler.measure.statistics import compare, summarize
+from litdeploy.profiler.measure.statistics import compare_sides, summarize
 from litdeploy.profiler.measure.timing import time_pair
 from litdeploy.profiler.schema import Timed
 from litdeploy.runtime import Runner, open_runner, resolve_device
@@ -103,7 +103,7 @@ def against_itself(runner: Runner, batch: Batch) -> dict[str, Any]:
 
 
 def _comparison(timed: Timed) -> Any:
-    return compare(timed.teacher.milliseconds, timed.student.milliseconds)
+    return compare_sides(timed.teacher.milliseconds, timed.student.milliseconds)
 
 
 def asleep() -> dict[str, Any]:

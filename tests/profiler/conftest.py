@@ -15,7 +15,7 @@ from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.networks import build, new
 from litdeploy.profiler.analysis.verdict import sentence
-from litdeploy.profiler.measure.statistics import compare, summarize
+from litdeploy.profiler.measure.statistics import compare_sides, summarize
 from litdeploy.profiler.schema import (
     Breakdown,
     Conditions,
@@ -111,7 +111,7 @@ def measurement(runner: str, batch_size: int, teacher_ms: float, student_ms: flo
         conditions=Conditions(seconds=2.0, other_load=0.1, preemptions=3),
         teacher=teacher,
         student=student,
-        comparison=compare(*samples),
+        comparison=compare_sides(*samples),
     )
 
 

@@ -28,7 +28,7 @@ from litdeploy.networks import Network, NetworkName, load
 from litdeploy.profiler.formatting import milliseconds, times
 from litdeploy.profiler.machine.conditions import versions
 from litdeploy.profiler.measure.memory_meter import MemoryMeter
-from litdeploy.profiler.measure.statistics import compare, summarize
+from litdeploy.profiler.measure.statistics import compare_sides, summarize
 from litdeploy.profiler.measure.timing import device_times, scenario_of, time_pair
 from litdeploy.profiler.schema import Failure, Measurement, RawSamples, Samples, SideTiming, Timed
 from litdeploy.runtime import Runner, open_runner
@@ -186,7 +186,7 @@ def _measurement(
         conditions=timed.conditions,
         teacher=teacher,
         student=student,
-        comparison=compare(
+        comparison=compare_sides(
             timed.teacher.milliseconds,
             timed.student.milliseconds,
             timed.teacher.cpu_ms,

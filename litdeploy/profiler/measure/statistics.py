@@ -87,7 +87,7 @@ def _long_run_deviation(values: np.ndarray) -> tuple[float, int]:
     return float(np.sqrt(np.mean(projected**2))), terms
 
 
-def compare(
+def compare_sides(
     teacher: Sequence[float],
     student: Sequence[float],
     teacher_cpu: Sequence[float] = (),

@@ -8,7 +8,7 @@ from scipy.signal import lfilter
 
 from litdeploy.profiler.measure.statistics import (
     across_processes,
-    compare,
+    compare_sides,
     judge,
     median_interval,
     percentile,
@@ -86,7 +86,7 @@ def test_the_ratios_interval_holds_the_ratio_95_times_in_100(machine: str) -> No
 def test_verdicts_are_right_95_times_in_100(machine: str, ratio: float, verdict: str) -> None:
     random = np.random.default_rng(0)
     found = Counter(
-        compare((ratio * teacher).ravel(), student.ravel()).verdict
+        compare_sides((ratio * teacher).ravel(), student.ravel()).verdict
         for teacher, student in (sides(random, 200, **MACHINES[machine]) for _ in range(60))
     )
     assert found[verdict] >= 57
@@ -120,10 +120,10 @@ def test_a_percentile_needs_enough_samples(percent: float, needed: int) -> None:
 def test_the_speedup_is_the_ratio_of_the_medians_and_the_pairs_are_told_beside_it() -> None:
     # The machine slows down by half way: within every block the ratio is 2, whatever the medians do.
     student = [1.0] * 4 + [3.0] * 6
-    comparison = compare([2 * value for value in student], student)
+    comparison = compare_sides([2 * value for value in student], student)
     assert comparison.speedup == pytest.approx(2)
     assert comparison.paired_speedup == pytest.approx(2)
-    drifting = compare([2.0, 2.0, 2.0, 2.0, 4.0, 4.0], [1.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+    drifting = compare_sides([2.0, 2.0, 2.0, 2.0, 4.0, 4.0], [1.0, 1.0, 2.0, 2.0, 2.0, 2.0])
     assert drifting.speedup == pytest.approx(1)
     assert drifting.paired_speedup == pytest.approx(2)
 
@@ -140,7 +140,7 @@ def test_the_speedup_is_the_ratio_of_the_medians_and_the_pairs_are_told_beside_i
     ],
 )
 def test_verdict(teacher: list[float], student: list[float], verdict: str, reason: str | None) -> None:
-    comparison = compare(teacher, student)
+    comparison = compare_sides(teacher, student)
     assert (comparison.verdict, comparison.reason) == (verdict, reason)
 
 
@@ -164,8 +164,8 @@ def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: st
 def test_calls_that_waited_for_the_core_are_not_compared() -> None:
     """On a busy machine the long calls lose the core and the short ones do not: the ratio is the scheduler's."""
     times = [10.0] * 64, [1.0] * 64, [2.0] * 64, [1.0] * 64
-    assert compare(*times).verdict == "faster"
-    comparison = compare(*times, contended=True)
+    assert compare_sides(*times).verdict == "faster"
+    comparison = compare_sides(*times, contended=True)
     assert comparison.speedup == pytest.approx(10)
     assert comparison.cpu_speedup == pytest.approx(2)
     assert comparison.verdict == "unclear"

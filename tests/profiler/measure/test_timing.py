@@ -14,7 +14,7 @@ from torch import Tensor
 
 from litdeploy.config.target import Timing
 from litdeploy.networks import new
-from litdeploy.profiler.measure.statistics import compare, median_interval
+from litdeploy.profiler.measure.statistics import compare_sides, median_interval
 from litdeploy.profiler.measure.timing import (
     Stopwatch,
     cache_bytes,
@@ -208,7 +208,7 @@ def test_what_is_said_of_programs_on_a_computed_machine(machine: str, ratio: flo
     said = []
     for seed in range(20):
         timed = simulated(seed, ratio, **MACHINES[machine])
-        said.append(compare(timed.teacher.milliseconds, timed.student.milliseconds).verdict)
+        said.append(compare_sides(timed.teacher.milliseconds, timed.student.milliseconds).verdict)
     assert said.count(verdict) >= 19
 
 
