@@ -21,7 +21,7 @@ class Option:
 
     Attributes:
         name: the keyword.
-        flag: as it is typed.
+        flag: on the command line.
         default: its type decides how the flag is read: False is a switch, () a list separated by commas, else text.
         choices: values that a text may have; empty: any.
         metavar: stands for the value in the help; None for a switch.
@@ -65,7 +65,7 @@ class Format:
             `batch_sizes`, `memory_limit`.
         ahead_of_time: whether it can be built where the target's device is missing.
         options: its own.
-        triton: `exporter.triton_repository.TritonBackend`, which serves it; None: Triton does not.
+        triton: `exporter.triton_repository.TritonBackend` for its files; None: Triton has none.
     """
 
     title: str

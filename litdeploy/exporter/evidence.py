@@ -1,4 +1,4 @@
-"""The test images that an artefact is held against the student on."""
+"""The test images on which an artefact is compared with the student."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from litdeploy.networks import Network
 from litdeploy.storage.bundle import TOKENIZER, carried_by
 from litdeploy.storage.records import Manifest
 
-# That an artefact is held against the student on, besides what its largest batch takes.
+# At least as many are compared; more if the largest batch takes more.
 LEAST_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Test images that an artefact is held against the student on: as a network takes them, and labels (N)."""
+    """Test images as a network takes them, and their labels (N)."""
 
     inputs: Batch
     labels_N: Tensor
 
     @classmethod
     def of(cls, data: Data, network: Network, count: int) -> Evidence:
-        """That many images of the test split, evenly spaced over it; all, where it has fewer.
+        """Take `count` images of the test split, evenly spaced; all of them if it has fewer.
 
         Raises:
             DataError: it is empty.
@@ -42,7 +42,7 @@ class Evidence:
         return cls(prepared(batch.images(), network.spec.input, batch.labels_N), batch.labels_N)
 
     def in_calls(self, least: int, most: int) -> Evidence:
-        """Without the rest that calls of `most` images leave, where it is below `least`: an engine does not take it."""
+        """Drop the remainder after calls of `most` images if it is below `least`: an engine does not take it."""
         total = size_of(self.inputs)
         rest = total % most
         count = total - rest if rest < least < total else total
@@ -50,17 +50,18 @@ class Evidence:
 
 
 def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
-    """The dataset that the student learned on, or another, held against the student. Tokens are made by what the bundle
-    carries, where no other tokeniser is named.
+    """Open the dataset that the student learned on, or another, and check that it fits the student.
+
+    Texts are tokenized by the bundle's tokenizer if no other is named.
 
     Raises:
-        DataError: it is not to be had, or is none for this network.
+        DataError: it is unavailable, or does not fit this network.
     """
     learned = manifest.recipe.data
     if data is None:
         settings = learned
     elif isinstance(data, str):
-        # The size is the network's, whatever the data.
+        # The size is the network's, for any data.
         settings = DataSettings(source=data, image_size=learned.image_size, text_length=learned.text_length)
     else:
         settings = data

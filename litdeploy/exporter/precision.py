@@ -9,7 +9,7 @@ overflow, stay in fp32. So a sum or an attention written in `forward` is guarded
 TensorRT both take.
 
 **Engines.** TensorRT takes each type from the ONNX file and may choose others: the share of layers and weights in the
-precision asked for is checked.
+requested precision is checked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from litdeploy.runtime.engine import Precisions
 # a sum may be larger on its way than at its end.
 SAFE_SHARE = 0.25
 
-# Not counted, and left as they are: a forward that compares types calls them or not, by the type of its weights.
+# Not counted, and left unchanged: a forward that compares types calls them or not, by the type of its weights.
 _CONVERSIONS = frozenset(
     {
         Tensor.to,
@@ -76,7 +76,7 @@ class Call:
     tensors: set[int] = field(default_factory=set)
 
     def fits(self, dtype: torch.dtype) -> bool:
-        """Whether it can be computed in this type with room to spare."""
+        """Whether this type holds its values with room to spare."""
         if dtype is torch.bfloat16 and self.function in _NOT_IN_BF16:
             return False
         return self.largest <= SAFE_SHARE * torch.finfo(dtype).max
@@ -84,7 +84,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted network and what decided on it.
+    """A converted network and the reasons for its types.
 
     Attributes:
         module: what the network takes, in any floating type → logits (N, classes), in the type of its last operation.
@@ -102,14 +102,14 @@ class Conversion:
 
 
 def convert(network: Network, precision: Precision, batches: Iterable[Batch]) -> Conversion:
-    """Converts a copy of a network, its batch norms folded.
+    """Convert a copy of a network, its batch norms folded.
 
     The last layer with weights stays in fp32 and gives the logits: at 16, a step of bfloat16 is 1/8, in which classes
     that lie near to one another become one.
 
     Args:
         precision: `fp16` or `bf16`.
-        batches: what the network takes (normalised images (N, C, H, W), float32), on its device.
+        batches: what the network takes (normalized images (N, C, H, W), float32), on its device.
 
     Raises:
         NetworkError: its forward does not call the same functions for each batch.
@@ -134,7 +134,7 @@ def convert(network: Network, precision: Precision, batches: Iterable[Batch]) ->
 
 
 def measured(module: nn.Module, batches: Iterable[Batch]) -> list[Call]:
-    """The calls that a module makes, with the largest magnitudes over all batches."""
+    """Record the calls that a module makes, with the largest magnitudes over all batches."""
     known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     calls: list[Call] = []
     with torch.no_grad(), _layers(module) as layer:
@@ -146,7 +146,7 @@ def measured(module: nn.Module, batches: Iterable[Batch]) -> list[Call]:
 
 @contextmanager
 def _layers(module: nn.Module) -> Iterator[Callable[[], str]]:
-    """Gives a function that tells the innermost module that runs."""
+    """Yield a function that returns the name of the innermost module that runs."""
     running: list[str] = [""]
 
     def enter(name: str) -> Callable[..., None]:
@@ -168,7 +168,7 @@ def _layers(module: nn.Module) -> Iterator[Callable[[], str]]:
 
 
 class _Counted(TorchFunctionMode):
-    """Numbers the calls that take floating tensors and give some: those that a type can be chosen for."""
+    """Number the calls that take floating tensors and give some: those that a type can be chosen for."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -264,12 +264,12 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
 
 _MULTIPLICATIONS = ("Conv", "Gemm", "MatMul")
 # What costs time, and the additions between, so that int8 is not left and entered again at each shortcut.
-_QUANTISED = (*_MULTIPLICATIONS, "Add")
+_QUANTIZED = (*_MULTIPLICATIONS, "Add")
 _CALIBRATION_BATCH = 64
 
 
-def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
-    """Writes a float32 ONNX file of `export_onnx` in int8.
+def quantize_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
+    """Write a float32 ONNX file of `export_onnx` in int8.
 
     Weights are symmetric, one scale a channel; activations symmetric, one scale a tensor, from the least and largest
     value on the calibration images. Symmetric, since TensorRT takes no zero point; for the same reason biases stay
@@ -278,13 +278,13 @@ def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
     Args:
         source: the float32 file.
         path: of the file to write.
-        inputs: what to calibrate on, as the network takes it (normalised float32 images), on the CPU.
+        inputs: what to calibrate on, as the network takes it (normalized float32 images), on the CPU.
 
     Returns:
-        `quantised`: how many nodes of each type take int8; `bytes`.
+        `quantised`: number of nodes of each type that take int8; `bytes`.
 
     Raises:
-        NetworkError: nothing in it can be quantised.
+        NetworkError: nothing in it can be quantized.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -299,7 +299,7 @@ def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
             path,
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
+            op_types_to_quantize=list(_QUANTIZED),
             nodes_to_exclude=_other_additions(model.graph),
             per_channel=True,
             activation_type=QuantType.QInt8,
@@ -309,20 +309,20 @@ def quantise_onnx(source: Path, path: Path, inputs: Batch) -> dict[str, Any]:
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
-                # What goes in is quantised, and not what comes out: else each convolution is rounded before its ReLU
+                # What goes in is quantized, and not what comes out: else each convolution is rounded before its ReLU
                 # and after it. ResNet-20 on 2,048 images of CIFAR-10: logits 0.18 from fp32 (root mean square) and not
                 # 0.20, and no slower.
-                "OpTypesToExcludeOutputQuantization": list(_QUANTISED),
+                "OpTypesToExcludeOutputQuantization": list(_QUANTIZED),
             },
         )
     quantised = onnx.load_model(path)
     onnx.helper.set_model_props(quantised, {**properties, "precision": "int8"})
     onnx.checker.check_model(quantised, full_check=True)
     onnx.save_model(quantised, path)
-    counts = _quantised(quantised.graph)
+    counts = _quantized(quantised.graph)
     if not counts:
         raise NetworkError(
-            f"nothing in the network can be quantised: it has no {', '.join(_QUANTISED)} with fixed weights. Export it "
+            f"nothing in the network can be quantized: it has no {', '.join(_QUANTIZED)} with fixed weights. Export it "
             "in another precision: --precision fp16"
         )
     return {"quantised": counts, "bytes": path.stat().st_size}
@@ -350,8 +350,8 @@ def _arrays(batch: Batch, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences its advice on the root logger to preprocess a file, which export_onnx has done; and, before onnxruntime
-    1.31, numpy's words on scales that it computes for all that is added, and uses for what is quantised only."""
+    """Silence its advice on the root logger to preprocess a file, which export_onnx has done; and, before onnxruntime
+    1.31, numpy's words on scales that it computes for all that is added, and uses for what is quantized only."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
@@ -372,12 +372,12 @@ def _other_additions(graph: Any) -> list[str]:
     return [node.name for node in graph.node if node.op_type == "Add" and not multiplied.issuperset(node.input)]
 
 
-def _quantised(graph: Any) -> dict[str, int]:
+def _quantized(graph: Any) -> dict[str, int]:
     """Node type → how many of them take an input from a DequantizeLinear."""
     dequantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     return dict(
         Counter(
-            node.op_type for node in graph.node if node.op_type in _QUANTISED and dequantised.intersection(node.input)
+            node.op_type for node in graph.node if node.op_type in _QUANTIZED and dequantised.intersection(node.input)
         )
     )
 
@@ -428,7 +428,7 @@ _MOST = 0.5
 def network_precisions(network: Any, onnx_path: Path) -> Precisions:
     """What a strongly typed network demands of every engine that is built from it.
 
-    A layer all of whose inputs are dequantised counts as of the quantised type: it is fused with what surrounds it.
+    A layer all of whose inputs are dequantized counts as the quantized type: it is fused with what surrounds it.
 
     Args:
         network: an INetworkDefinition, parsed from the file.
@@ -443,7 +443,7 @@ def network_precisions(network: Any, onnx_path: Path) -> Precisions:
         kind = layer.get_output(0).dtype.name
         if layer.type.name in _MOVES or kind not in _TYPES:
             continue
-        # The third, where there is one, is a bias.
+        # A third input is a bias.
         inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
         stored = {quantised.get(tensor.name) for tensor in inputs if tensor is not None}
         counts[_TYPES[stored.pop() or kind] if len(stored) == 1 else _TYPES[kind]] += 1
@@ -451,7 +451,7 @@ def network_precisions(network: Any, onnx_path: Path) -> Precisions:
 
 
 def onnx_weights(onnx_path: Path) -> Counter[str]:
-    """Type → number of weights in an ONNX file. Scales and zero points of quantised tensors are none."""
+    """Type → number of weights in an ONNX file. Scales and zero points of quantized tensors do not count."""
     import onnx
 
     graph = onnx.load_model(onnx_path).graph
@@ -475,8 +475,8 @@ def engine_precisions(information: str, demanded: Precisions) -> Precisions:
     Args:
         information: its JSON about the whole engine, for definite shapes, of an engine built with detailed profiling
             information.
-        demanded: of the network; taken for what the inspector does not tell. Layers that the library has fused into
-            kernels of its own say nothing of their weights.
+        demanded: of the network; used where the inspector reports nothing, as for the weights of layers that the
+            library has fused into its own kernels.
     """
     layers: Counter[str] = Counter()
     weights: Counter[str] = Counter()
@@ -511,9 +511,9 @@ def _shares(counts: Counter[str]) -> dict[str, float]:
 
 
 def check_precision_share(precision: str, found: Precisions, onnx_path: Path) -> None:
-    """Holds what was built against what was asked for.
+    """Check what was built against what was requested.
 
-    Of int8 only the weights are asked: the layers between the convolutions stay in a floating-point type by design.
+    For int8 only the weights are checked: the layers between the convolutions stay in a floating-point type by design.
 
     Raises:
         GateError: half or less of the weights, or of the layers that compute, is in the precision (exit code 3).

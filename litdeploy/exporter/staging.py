@@ -1,4 +1,4 @@
-"""Exported files on their way: written beside, taken under their names when they are whole and right, or set aside."""
+"""Exported files under construction: written in a temporary folder, renamed when whole and right, or set aside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTIAL = ".partial-"
 
 
 def tidy(folder: Path) -> None:
-    """Removes what exports that were killed had begun. Under the bundle's lock only: nobody is writing then."""
+    """Remove what killed exports left. Call it under the bundle's lock, when no other process writes."""
     remove_partial(folder)
     for path in folder.glob(f"{_PARTIAL}*"):
         remove(path)
@@ -26,10 +26,10 @@ def tidy(folder: Path) -> None:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A path of the same name in a folder of its own beside, which is gone afterwards.
+    """Yield a path of the same name in a temporary folder next to it.
 
     Raises:
-        BundleError: what is done inside cannot write: no space left, or no right to.
+        BundleError: the block cannot write: no space left, or no permission.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +37,13 @@ def staged(path: Path) -> Iterator[Path]:
             yield Path(folder) / path.name
     except OSError as error:
         raise BundleError(
-            f"{path}: cannot be written ({error.strerror or error}). What was there before is as it was. Make room, or "
+            f"{path}: cannot be written ({error.strerror or error}). The earlier file is unchanged. Make room, or "
             "copy the bundle to another disk, and export again."
         ) from error
 
 
 def keep(candidate: Path, path: Path, artefact: Artefact) -> None:
-    """Gives a file and its sidecar their final names, and clears away what was rejected before."""
+    """Give a file and its sidecar their final names, and remove an earlier rejected file."""
     write_sidecar(candidate, artefact)
     for source, target in ((candidate, path), (sidecar_of(candidate), sidecar_of(path))):
         with source.open("rb+") as file:
@@ -55,7 +55,7 @@ def keep(candidate: Path, path: Path, artefact: Artefact) -> None:
 
 
 def reject(candidate: Path, path: Path, artefact: Artefact) -> Path:
-    """Keeps a file that failed, under a name that nothing takes for an artefact, and tells that name."""
+    """Keep a file that failed under a name that is no artefact's, and return its path."""
     kept = rejected_path(path)
     candidate.replace(kept)
     write_sidecar(kept, artefact.model_copy(update={"path": f"{path.parent.name}/{kept.name}"}))
@@ -63,10 +63,10 @@ def reject(candidate: Path, path: Path, artefact: Artefact) -> Path:
 
 
 def rejected_path(path: Path) -> Path:
-    """Where a rejected file is kept."""
+    """Path of a rejected file."""
     return path.with_name(f"{path.name}.rejected")
 
 
 def write_sidecar(path: Path, artefact: Artefact) -> None:
-    """Writes what is known of a file beside it."""
+    """Write a file's sidecar."""
     write_text(sidecar_of(path), artefact.model_dump_json(indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A bundle's teacher: found, held against its hash, and loaded."""
+"""A bundle's teacher: found, checked against its hash, and loaded."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from litdeploy.storage.records import Manifest
 
 
 def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, network: NetworkName | None) -> Network:
-    """Loads the very file that the student was made from.
+    """Load the file that the student was made from.
 
     Args:
-        path: where it is now, or the folder that transformers saved it in; None: where it was then.
-        network: needed where the teacher is code of the user's.
+        path: where it is now, or the folder that transformers saved it in; None: where it was at training.
+        network: needed if the teacher is the user's code.
 
     Raises:
-        BundleError: the file is not there, or is another one.
+        BundleError: the file is missing, or is another one.
     """
     record = manifest.teacher
     found, _ = published(path if path is not None else record.path)
     if not is_file(found):
         raise BundleError(
-            f"{found}: no such file; it is where {bundle.path}'s teacher "
-            + ("was said to be." if path is not None else "was when the student was trained.")
+            f"{found}: no such file; it is the path of {bundle.path}'s teacher "
+            + ("that was given." if path is not None else "when the student was trained.")
             + " Say where it is now: --teacher FILE"
         )
     digest = sha256_of(found)

@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA's Triton Inference Server: `tritonserver --model-repository DIR` serves it as it is."""
+"""A model repository for NVIDIA's Triton Inference Server: for `tritonserver --model-repository DIR`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TritonBackend:
         label: end of the model's name: `student-onnx`.
         signature: inputs and output of a file, given its path and its sidecar's details.
         batches: whether Triton puts requests together.
-        refusal: why it does not serve a file with these details; None: it does.
+        refusal: why it cannot load a file with these details; None: it can.
         needs_gpu: whether it runs on GPUs only.
     """
 
@@ -79,16 +79,16 @@ def triton_repository(
     batch_sizes: Sequence[int],
     device: Literal["cpu", "cuda"],
 ) -> list[Path]:
-    """Writes one model for each artefact: `NAME-onnx`, `NAME-tensorrt` or `NAME-inductor`.
+    """Write one model for each artefact: `NAME-onnx`, `NAME-tensorrt` or `NAME-inductor`.
 
     Each has one version, which holds a copy of the file, a `config.pbtxt` with dynamic batching, one instance a device
     and warm-up, and the names of the classes in `labels.txt`.
 
     Args:
         artefacts: files (.onnx, .engine, .pt2) and what their sidecars say. Details that are used: of an engine its
-            `EngineDetails`, of a package `metadata`; an ONNX file tells all itself.
-        out_dir: of the repository; other models in it are left as they are.
-        classes: names in the order of the logits; empty where they are not known.
+            `EngineDetails`, of a package `metadata`; an ONNX file describes itself.
+        out_dir: of the repository; other models in it are left unchanged.
+        classes: names in the order of the logits; empty if unknown.
         batch_sizes: those of the target. The largest is the most that Triton puts together, and each is warmed up.
         device: where the server runs ONNX and .pt2; engines run on a GPU in any case.
 
@@ -97,7 +97,7 @@ def triton_repository(
 
     Raises:
         SettingsError: a file that Triton does not run, or two of one name.
-        BundleError: a file that is not the artefact's, or that cannot be written, or a folder of somebody else's.
+        BundleError: a file that is not the artefact's, or that cannot be written, or a folder with other files.
     """
     written: list[Path] = []
     for path, artefact in artefacts:
@@ -185,7 +185,7 @@ def _config(
 def _warm_up(sources: Sequence[Tensor], size: int, batched: bool) -> dict[str, Any]:
     inputs = []
     for source in sources:
-        # Of a free size the least.
+        # The least of a free size.
         sample = [1 if isinstance(each, str) else each for each in source.shape[1:]]
         value = {
             "data_type": _Word(_TYPES[source.kind]),
@@ -217,9 +217,9 @@ def _scalar(value: str | int | bool) -> str:
 
 
 def _write(folder: Path, path: Path, backend: TritonBackend, config: str, classes: Sequence[str]) -> None:
-    """Writes a model's folder, which gets its name when it is whole."""
+    """Write a model's folder, which gets its name when it is whole."""
     if folder.exists() and not (folder.is_dir() and {each.name for each in folder.iterdir()} <= _OURS):
-        raise BundleError(f"{folder}: holds something that is not litdeploy's. Name another --triton-repository.")
+        raise BundleError(f"{folder}: holds files that are not litdeploy's. Name another --triton-repository.")
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         remove(partial)

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from litdeploy.config.target import Precision, Target
 from litdeploy.evaluation.bisect import first_parting
 from litdeploy.exporter.formats.onnx import export_onnx
-from litdeploy.exporter.precision import convert, quantise_onnx
+from litdeploy.exporter.precision import convert, quantize_onnx
 from litdeploy.networks import Network
 
 TOLERANCE = Target().tolerance
@@ -20,7 +20,7 @@ def written(student: Network, folder: Path, precision: Precision, embedded: bool
     batches = [student.example(64)]
     if precision == "int8":
         export_onnx(student, folder / "source.onnx", None, embedded=embedded)
-        quantise_onnx(folder / "source.onnx", path, batches[0])
+        quantize_onnx(folder / "source.onnx", path, batches[0])
     else:
         conversion = None if precision == "fp32" else convert(student, precision, batches)
         export_onnx(student, path, None, conversion=conversion, embedded=embedded)

@@ -248,3 +248,24 @@ def test_triton_gets_what_was_exported(bundle: Bundle, tmp_path: Path) -> None:
         assert (folder / "labels.txt").read_text().split() == list("0123456789")
         assert "KIND_CPU" in (folder / "config.pbtxt").read_text()
     assert told == [f"{folder}: a model for tritonserver --model-repository {models}" for folder in folders]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precisions": ("fp8",)}, "--precision fp8: no such precision"),
+        ({"precisions": ()}, "no precision was given"),
+        ({"precisions": ("fp32", "bf16"), "target": "t4"}, r"t4 \(compute capability 7.5\) lacks it"),
+        ({"aoti": True, "precisions": ("int8",)}, "--aoti has no int8; it has fp32, fp16, bf16"),
+        ({"io_precision": "int8"}, "--io-precision int8"),
+        ({"compute_capabilities": ("8.6",)}, "--compute-capability is for TensorRT, .*Add --trt"),
+        ({"version_compatible": True}, "--version-compatible is for TensorRT"),
+        ({"hardware_compatibility": "ampere-plus"}, "--hardware-compatibility is for TensorRT"),
+        ({"hardware_compatibility": "all"}, "Write none, ampere-plus, same-compute-capability"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(bundle: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        litdeploy.export(bundle, **{"target": Target(device="cpu", batch_sizes=(1, 16)), **options})
+    assert bundle.read().artefacts == {}
+    assert not bundle.export_path.exists() or not list(bundle.export_path.iterdir())

@@ -22,7 +22,7 @@ from litdeploy.exporter import export
 from litdeploy.exporter.formats.inductor import export_aoti
 from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.parity import verify
-from litdeploy.exporter.precision import convert, quantise_onnx
+from litdeploy.exporter.precision import convert, quantize_onnx
 from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, load
@@ -97,7 +97,7 @@ def test_onnx(network: Network, tmp_path: Path, precision: Precision) -> None:
     path = tmp_path / "network.onnx"
     if precision == "int8":
         export_onnx(network, tmp_path / "fp32.onnx", None)
-        details = quantise_onnx(tmp_path / "fp32.onnx", path, network.example(64))
+        details = quantize_onnx(tmp_path / "fp32.onnx", path, network.example(64))
         assert details["quantised"]
         graph = onnx.load_model(path).graph
         stored = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from litdeploy.config.target import Tolerance
+from litdeploy.exporter.evidence import Evidence
 from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.parity import verify
 from litdeploy.networks import Network
@@ -57,3 +58,10 @@ def test_the_class_is_judged_over_all_batch_sizes_together(student: Network) -> 
         assert parity.top1 == pytest.approx((16 * parity.batches[0].top1 + 40 * parity.batches[1].top1) / 56)
         strict = verify(reference, reference, batch, (1, 8), Tolerance(top1=1), student.spec.input)
     assert strict.within
+
+
+def test_a_rest_that_an_engine_does_not_take_is_left_out() -> None:
+    evidence = Evidence(torch.zeros(10, 1, 8, 8), torch.zeros(10, dtype=torch.int64))
+    for least, most, left in ((1, 4, 10), (2, 4, 10), (3, 4, 8), (4, 4, 8), (4, 16, 10), (16, 16, 10)):
+        taken = evidence.in_calls(least, most)
+        assert (len(taken.inputs), len(taken.labels_N)) == (left, left)

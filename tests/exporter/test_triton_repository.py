@@ -212,7 +212,7 @@ def test_a_file_that_was_altered_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_left(tmp_path: Path) -> None:
     theirs = tmp_path / "models" / "student-inductor" / "2"
     theirs.mkdir(parents=True)
-    with pytest.raises(BundleError, match="holds something that is not litdeploy's"):
+    with pytest.raises(BundleError, match="holds files that are not litdeploy's"):
         written([stand_in(tmp_path / "student.pt2")], tmp_path / "models")
     assert theirs.is_dir()
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from litdeploy.exporter.tensorrt import EngineOptions, build_engine
-from litdeploy.exporter.tensorrt_choice import Choice, choose_library
 from torch import Tensor
 
 from litdeploy.data import normalise
 from litdeploy.errors import DependencyError, LitdeployError, RunnerError
 from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.formats.tensorrt import Builder, EngineOptions, build_engine, choose_library
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
 from litdeploy.runtime.engine import BatchProfile
@@ -109,7 +108,7 @@ def test_outside_its_block_it_says_so(engine_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def choice() -> Choice:
+def choice() -> Builder:
     """The library that builds for the GPU at hand. Only tests marked `gpu` ask for it."""
     try:
         return choose_library(CUDA)
@@ -118,7 +117,7 @@ def choice() -> Choice:
 
 
 @pytest.fixture(scope="module")
-def built(choice: Choice, onnx_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(choice: Builder, onnx_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "network.engine"
     options = EngineOptions("fp32", BatchProfile(min=2, opt=4, max=8), timing_cache_dir=path.parent / "timings")
     build_engine(onnx_path, path, choice, options)
@@ -154,7 +153,9 @@ def test_logits_are_those_of_the_module_for_every_batch_in_the_profile(
 @pytest.mark.gpu
 @pytest.mark.tensorrt
 @every_runner
-def test_an_engine_that_takes_pixels_is_given_them(name: str, choice: Choice, network: Network, tmp_path: Path) -> None:
+def test_an_engine_that_takes_pixels_is_given_them(
+    name: str, choice: Builder, network: Network, tmp_path: Path
+) -> None:
     export_onnx(network, tmp_path / "pixels.onnx", None, embedded=True)
     path, options = tmp_path / "pixels.engine", EngineOptions("fp32", BatchProfile(min=1, opt=2, max=4))
     build_engine(tmp_path / "pixels.onnx", path, choice, options)
@@ -232,7 +233,7 @@ def test_an_engine_of_another_gpu_or_version_says_what_differs(built: Path, tmp_
 
 @pytest.mark.gpu
 @pytest.mark.tensorrt
-def test_timings_are_kept_and_used_again(choice: Choice, onnx_path: Path, tmp_path: Path) -> None:
+def test_timings_are_kept_and_used_again(choice: Builder, onnx_path: Path, tmp_path: Path) -> None:
     if choice.library == "tensorrt_rtx":
         pytest.skip("tensorrt_rtx keeps no timings")
     options = EngineOptions("fp32", BatchProfile(min=1, opt=1, max=1), timing_cache_dir=tmp_path / "timings")

@@ -50,7 +50,8 @@ def check(target: Target, device: torch.device, options: Mapping[str, Any]) -> N
     if target.compute_capability != f"{major}.{minor}":
         raise SettingsError(
             f"--aoti compiles for the GPU at hand, {torch.cuda.get_device_name(device)} (compute capability "
-            f"{major}.{minor}), and the target has {target.compute_capability}. Run it on such a GPU, or export --onnx."
+            f"{major}.{minor}), and the target has {target.compute_capability}. Run it on a GPU of that kind, "
+            "or export --onnx."
         )
 
 
@@ -68,18 +69,18 @@ def export_aoti(
     io_precision: Precision = "fp32",
     embedded: bool = False,
 ) -> dict[str, Any]:
-    """Compiles a network ahead of time, for any batch size, for a processor like this one or the GPU at hand.
+    """Compile a network ahead of time, for any batch size, for a processor like this one or the GPU at hand.
 
     Args:
-        network: left as it is.
+        network: left unchanged.
         path: of the file; ends in `.pt2`.
         device: to compile for.
         conversion: the same network in another precision.
-        io_precision: of inputs in floating point and of logits.
-        embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalises.
+        io_precision: of floating-point inputs and of logits.
+        embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalizes.
 
     Returns:
-        `inputs` (name → shape), `image_shape` (C, H, W) where it takes images, `classes` (how many), `metadata` (of its
+        `inputs` (name → shape), `image_shape` (C, H, W) if it takes images, `classes` (how many), `metadata` (of its
         input, names of the classes, precisions), `built_for` and `bytes`.
 
     Raises:
@@ -90,7 +91,7 @@ def export_aoti(
     metadata = _metadata(network, conversion.precision if conversion else "fp32", io_precision, embedded)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
-        # torch's own (2.11 to 2.13): of its tree specs, and of classes that Inductor loads.
+        # torch warns of its own tree specs, and of classes that Inductor loads (2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
         program = _program(module.to(device).eval(), network, device)
@@ -109,7 +110,7 @@ def export_aoti(
 
 
 def _metadata(network: Network, precision: str, io_precision: str, embedded: bool) -> dict[str, str]:
-    """As an ONNX file has them."""
+    """The same keys as an ONNX file has."""
     spec = network.spec
     return {
         "litdeploy": __version__,
@@ -154,7 +155,7 @@ def _compile(program: Any, path: Path, network: Network, device: torch.device, m
 
 
 def _signature(path: Path, details: dict[str, Any]) -> Signature:
-    """Of a package, whose tensors are known by their places and have no names."""
+    """A package's tensors are known by their places and have no names."""
     metadata = details["metadata"]
     kind = _IO_TYPES[metadata.get("io_precision", "fp32")]
     pixels = metadata.get("preprocessing") == "embedded"  # uint8 (N, H, W, C)
@@ -170,5 +171,5 @@ def _signature(path: Path, details: dict[str, Any]) -> Signature:
     return sources, Tensor("OUTPUT__0", kind, ("batch", *output))
 
 
-# Triton 26.05 runs one request at a time of such a package, and does not take its own names of inputs and outputs.
+# Triton 26.05 runs one request at a time with an AOTInductor package, and ignores its names of inputs and outputs.
 TRITON = TritonBackend("pytorch", "torch_aoti", "model.pt2", "inductor", _signature, batches=False)

@@ -21,7 +21,7 @@ from litdeploy.config.spec import NetworkSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.exporter.build import BATCH, Built, ExportWrapper, Job
-from litdeploy.exporter.precision import Conversion, quantise_onnx
+from litdeploy.exporter.precision import Conversion, quantize_onnx
 from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.files import write_whole
 from litdeploy.networks import Network
@@ -30,18 +30,18 @@ from litdeploy.runtime.onnx_file import ends_of, read_model, shape_of
 from litdeploy.tasks import task_of
 from litdeploy.version import __version__
 
-# Of a protobuf message, hence of an ONNX file without a second one beside it.
+# The limit of a protobuf message, hence of an ONNX file that is one file.
 _MOST_BYTES = 2**31 - 2**20
 # The first in which convolutions take bfloat16.
 _BF16_OPSET = 22
 
 
-# Of the look at whether int8 is faster.
+# How long int8 is timed against fp32.
 _WARM_UP, _SECONDS, _MOST_CALLS = 5, 1.0, 200
 
 
 def build(job: Job, path: Path) -> Built:
-    """Build an ONNX file; of int8 also time it beside the float32 file, if the job's device is here."""
+    """Build an ONNX file; an int8 file is also timed against the float32 file, on the job's device."""
     with TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "fp32.onnx"
         details = write_onnx(job, path, source)
@@ -66,7 +66,7 @@ def write_onnx(job: Job, path: Path, source: Path) -> dict[str, Any]:
     inputs = job.calibration_inputs
     return {
         **details,
-        **quantise_onnx(source, path, inputs),
+        **quantize_onnx(source, path, inputs),
         "calibration": {"images": size_of(inputs), "method": "least and largest value"},
     }
 
@@ -80,23 +80,23 @@ def export_onnx(
     io_precision: Precision = "fp32",
     embedded: bool = False,
 ) -> dict[str, Any]:
-    """Writes a network as ONNX: float32 `images` (batch, C, H, W), normalised, to `logits` (batch, classes).
+    """Write a network as ONNX: float32 `images` (batch, C, H, W), normalized, to `logits` (batch, classes).
 
-    Or what else its input spec names, as int64 `input_ids` and `attention_mask` (batch, length). The file's metadata
-    tell of the input (how images are normalised, their shape) and the names of the classes, and its nodes are named for
-    the network's layers (`layer1.0.conv1/Conv_3`).
+    Other networks take what their input spec names, for example int64 `input_ids` and `attention_mask` (batch, length).
+    The file's metadata hold the input's description (normalization and shape of images) and the names of the classes.
+    Nodes are named for the network's layers (`layer1.0.conv1/Conv_3`).
 
     Args:
-        network: left as it is.
-        path: of the file; its folder is made.
+        network: left unchanged.
+        path: of the file; its folder is created.
         opset: ONNX operator set; None for the exporter's own, or the first that has the precision.
         conversion: the same network in another precision.
-        io_precision: of inputs in floating point and of logits.
-        embedded: whether `images` are pixels, uint8 (batch, H, W, C), which the file normalises.
+        io_precision: of floating-point inputs and of logits.
+        embedded: whether `images` are pixels, uint8 (batch, H, W, C), which the file normalizes.
 
     Returns:
-        What the saved file holds: `opset`, `input` and `input_shape` (of the first), `inputs` (name → shape), `output`,
-        `output_shape`, `nodes`, `bytes`, and `unfolded_batch_norms`, those right behind a convolution that were left.
+        A description of the saved file: `opset`, `input` and `input_shape` (of the first), `inputs` (name → shape),
+        `output`, `output_shape`, `nodes`, `bytes`, and `unfolded_batch_norms`: how many follow a convolution.
 
     Raises:
         NetworkError: it cannot be exported, or not for any batch size, or it is larger than one file can be.
@@ -158,13 +158,13 @@ def _converted(module: ExportWrapper, network: Network, opset: int | None) -> An
             )
     except torch.onnx.OnnxExporterError as error:
         raise _not_exportable(network, _reason(error)) from error
-    assert program is not None  # as it is with dynamo=True
+    assert program is not None  # with dynamo=True
     return program.model_proto
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what PyTorch's exporter says of itself; whatever concerns the network is raised, or read from the file.
+    """Silence what PyTorch's exporter logs of itself; what concerns the network is raised, or read from the file.
 
     Its logger warns of operators of torchvision, which is not installed, and onnxscript's, with a traceback, of an
     operator set that was not reached: `_written` reads that back.
@@ -174,7 +174,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # torch.export copies its own tree specs, whose class is deprecated (torch 2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-        # Of a size that two inputs share: it has its one name, which `_written` reads back.
+        # Two inputs share a size, which then has one name; `_written` reads it back.
         warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
         try:
             for logger in loggers:
@@ -208,12 +208,12 @@ def _taken(network: Network) -> str:
 
 
 def _strip(model: Any, depth: int) -> None:
-    """Takes out the notes of the exporter: lines and paths of the source code on the machine that exported.
+    """Remove the exporter's notes: lines and paths of source code on the machine that exported.
 
-    What they tell of layers is kept in the names of the nodes.
+    The layers that they name are kept in the names of the nodes.
 
     Args:
-        depth: how many modules are round the network.
+        depth: how many modules wrap the network.
     """
     graph = model.graph
     for index, node in enumerate(graph.node):
@@ -235,7 +235,7 @@ def _describe(model: Any, spec: NetworkSpec, texts: dict[str, str]) -> None:
 
 
 def _written(model: Any, network: Network, path: Path, opset: int | None) -> dict[str, Any]:
-    """Saves the model and tells what is in the file, which gets its name only when that is as it should be."""
+    """Save the model and describe the file, which gets its name only once its content is checked."""
     import onnx
 
     with write_whole(path) as temporary:

@@ -51,11 +51,11 @@ class EngineOptions:
     Attributes:
         precision: `fp32`, `fp16`, `bf16` or `int8`: what the ONNX file must be in for the most part.
         batches: the batch sizes that the engine takes.
-        memory_limit: bytes of device memory that a layer may use for scratch; None: all that there is.
+        memory_limit: bytes of device memory that a layer may use for scratch; None: no limit.
         version_compatible: whether later versions of the library with the same major number may load it.
         hardware_compatibility: whether GPUs of other kinds may: `none`, `ampere-plus`, `same-compute-capability`.
         timing_cache_dir: where timings are kept; None: `~/.cache/litdeploy/tensorrt`.
-        command: what the user typed, which a message about this engine tells to type again.
+        command: what the user typed, which messages about this engine repeat.
     """
 
     precision: str
@@ -101,21 +101,21 @@ def identity(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]
     return {"chosen": choose_library(device, options["compute_capabilities"]).summary()}
 
 
-def build_engine(onnx_path: Path, path: Path, choice: Choice, options: EngineOptions) -> Artefact:
-    """Builds an engine and writes it, with its sidecar `NAME.json` beside it.
+def build_engine(onnx_path: Path, path: Path, choice: Builder, options: EngineOptions) -> Artefact:
+    """Build an engine and write it, with its sidecar `NAME.json`.
 
     Args:
         onnx_path: a file whose first input is a batch of images, and whose others have fixed sizes too.
-        path: of the engine; its folder is made.
+        path: of the engine; its folder is created.
         choice: see `choose_library`.
 
     Returns:
-        What the sidecar holds; `path` in it is the bare file name. Its details are an `EngineDetails`.
+        The sidecar; its `path` is the bare file name. Its details are an `EngineDetails`.
 
     Raises:
-        RunnerError: no ONNX file, or one that the library does not take; holds all that it says of it.
-        SettingsError: batches that the file does not have, or a compatibility that the library does not.
-        GateError: the file is not in the precision that was asked for.
+        RunnerError: no ONNX file, or one that the library does not take; the message has all that it reports.
+        SettingsError: batches that the file lacks, or a compatibility that the library lacks.
+        GateError: the file is not in the precision requested.
         BundleError: the engine cannot be written.
     """
     described = describe_onnx(onnx_path)
@@ -162,13 +162,13 @@ def _check_inputs(onnx_path: Path, inputs: dict[str, list[int | str]], batches: 
     if len(shape) != 4 or not fixed:
         told = " and ".join(f"{name} {sizes}" for name, sizes in inputs.items())
         raise RunnerError(
-            f"{onnx_path}: takes {told}; images of one size, in batches, are needed. Make such a file: "
-            "litdeploy export --onnx. Networks that take something else run in onnxruntime on a GPU: leave --trt out"
+            f"{onnx_path}: takes {told}; images of one size, in batches, are needed. Make one: "
+            "litdeploy export --onnx. Networks with other inputs run in onnxruntime on a GPU: leave --trt out"
         )
     if isinstance(shape[0], int) and {batches.min, batches.opt, batches.max} != {shape[0]}:
         raise SettingsError(
             f"{onnx_path}: takes batches of {shape[0]} only, and an engine for {batches.min} to {batches.max} was "
-            f"asked for. Set the target's `batch_sizes` to [{shape[0]}], or export a file for any batch: "
+            f"requested. Set the target's `batch_sizes` to [{shape[0]}], or export a file for any batch: "
             "litdeploy export --onnx"
         )
 
@@ -178,7 +178,7 @@ def _io_type(tensor: Any) -> str:
     return _IO_TYPES.get(name, name.lower())
 
 
-def _parse(trt: Any, network: Any, onnx_path: Path, choice: Choice, precision: str) -> None:
+def _parse(trt: Any, network: Any, onnx_path: Path, choice: Builder, precision: str) -> None:
     parser = trt.OnnxParser(network, logger_of(choice.library))
     if parser.parse_from_file(str(onnx_path)):
         return
@@ -190,20 +190,20 @@ def _parse(trt: Any, network: Any, onnx_path: Path, choice: Choice, precision: s
     raise _refused(onnx_path, choice, "does not take it", errors, precision)
 
 
-def _refused(onnx_path: Path, choice: Choice, what: str, errors: Sequence[str], precision: str) -> RunnerError:
-    told = "\n".join(f"  {error}" for error in errors) or "  (it does not say why)"
+def _refused(onnx_path: Path, choice: Builder, what: str, errors: Sequence[str], precision: str) -> RunnerError:
+    told = "\n".join(f"  {error}" for error in errors) or "  (it gives no reason)"
     advice = "Export the file again (litdeploy export --onnx), or leave --trt out."
     if precision == "int8":
         advice = (
-            "Of quantised files TensorRT takes those whose biases stay in floating point and whose quantised weights "
+            "TensorRT takes quantized files whose biases stay in floating point and whose quantized weights "
             "go straight to their DequantizeLinear: litdeploy export --onnx --precision int8"
         )
     return RunnerError(f"{onnx_path}: {choice.library} {choice.version} {what}:\n{told}\n{advice}")
 
 
-def _config(trt: Any, builder: Any, network: Any, choice: Choice, options: EngineOptions) -> Any:
+def _config(trt: Any, builder: Any, network: Any, choice: Builder, options: EngineOptions) -> Any:
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names and no types
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector has names and no types
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means the same as in every other runner
     if options.memory_limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.memory_limit)
@@ -228,7 +228,7 @@ def _config(trt: Any, builder: Any, network: Any, choice: Choice, options: Engin
     return config
 
 
-def _set_capabilities(config: Any, choice: Choice, options: EngineOptions) -> None:
+def _set_capabilities(config: Any, choice: Builder, options: EngineOptions) -> None:
     if options.version_compatible:
         raise SettingsError(
             "--version-compatible: tensorrt_rtx does not have it. Leave it out, and build again after an update."
@@ -245,10 +245,10 @@ def _set_capabilities(config: Any, choice: Choice, options: EngineOptions) -> No
 
 
 @contextlib.contextmanager
-def _timing_cache(config: Any, choice: Choice, options: EngineOptions) -> Iterator[bool | None]:
-    """While it is open, the builder knows the timings of builds before, and then keeps those of this one.
+def _timing_cache(config: Any, choice: Builder, options: EngineOptions) -> Iterator[bool | None]:
+    """Let the builder use the timings of earlier builds, and keep those of this one.
 
-    Gives whether there were any; None for tensorrt_rtx, which times nothing when it builds.
+    Yields whether there were any; None for tensorrt_rtx, which times nothing when it builds.
     """
     if choice.library == "tensorrt_rtx":
         yield None
@@ -277,10 +277,10 @@ def _inspected(
     inputs: Sequence[str],
     options: EngineOptions,
     demanded: Precisions,
-    choice: Choice,
+    choice: Builder,
     onnx_path: Path,
 ) -> Precisions:
-    """The types in the built engine, at the batch size that it is tuned for."""
+    """Types in the built engine, at the batch size that it is tuned for."""
     log = logger_of(choice.library)
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = options.version_compatible
@@ -295,7 +295,7 @@ def _inspected(
     return engine_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON), demanded)
 
 
-def _written(path: Path, content: memoryview, details: EngineDetails, choice: Choice, precision: str) -> Artefact:
+def _written(path: Path, content: memoryview, details: EngineDetails, choice: Builder, precision: str) -> Artefact:
     artefact = Artefact(
         path=path.name,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -317,11 +317,11 @@ def _written(path: Path, content: memoryview, details: EngineDetails, choice: Ch
 
 
 @dataclass(frozen=True)
-class Choice:
+class Builder:
     """Which library builds, for which GPUs, and why that one.
 
     Attributes:
-        gpu: name of the one at hand that it builds for; None where it builds for GPUs that are elsewhere.
+        gpu: name of the GPU at hand that it builds for; None if it builds for GPUs elsewhere.
     """
 
     library: Library
@@ -331,20 +331,20 @@ class Choice:
     reason: str
 
     def summary(self) -> str:
-        """In one line: `tensorrt_rtx 1.7.1 for compute capability 8.6, 8.9: there is no CUDA GPU here …`."""
+        """One line: `tensorrt_rtx 1.7.1 for compute capability 8.6, 8.9: there is no CUDA GPU here …`."""
         capabilities = ", ".join(self.compute_capabilities)
         return f"{self.library} {self.version} for compute capability {capabilities}: {self.reason}"
 
 
-def choose_library(device: torch.device, compute_capabilities: Sequence[str] = ()) -> Choice:
-    """`tensorrt` where its GPU and the library are; else `tensorrt_rtx`, which builds for GPUs that are elsewhere.
+def choose_library(device: torch.device, compute_capabilities: Sequence[str] = ()) -> Builder:
+    """Choose `tensorrt` if its GPU and the library are here; else `tensorrt_rtx`, which builds for GPUs elsewhere.
 
     Args:
-        device: where the student will run, if it is here.
-        compute_capabilities: those that were asked for, as in `8.6`; none: the device's.
+        device: where the student will run, if that is this machine.
+        compute_capabilities: those requested, as in `8.6`; none: the device's.
 
     Raises:
-        DependencyError: the library that is needed is not installed; says what to install.
+        DependencyError: the library needed is not installed; the message says what to install.
         SettingsError: no compute capability to build for, or one that the library does not have.
     """
     here = capability_of(device) if device.type == "cuda" else None
@@ -356,24 +356,24 @@ def choose_library(device: torch.device, compute_capabilities: Sequence[str] = (
     elif asked != (here,):
         reason = f"tensorrt builds only for the GPU at hand, of compute capability {here}"
     elif version is not None:
-        return Choice("tensorrt", version, asked, gpu, f"the library and a GPU ({gpu}) are here")
+        return Builder("tensorrt", version, asked, gpu, f"the library and a GPU ({gpu}) are here")
     else:
         reason = "tensorrt is not installed"
     rtx_version, rtx_missing = _version("tensorrt_rtx")
     if rtx_version is None:
         needed = f"Install one: {INSTALL['tensorrt_rtx']}" if here is None or version is not None else missing
-        raise DependencyError(f"{reason}, and tensorrt_rtx is not to be had either: {rtx_missing}\n{needed}")
+        raise DependencyError(f"{reason}, and tensorrt_rtx is unavailable too: {rtx_missing}\n{needed}")
     if not asked:
         raise SettingsError(
             f"{reason}; tensorrt_rtx {rtx_version} builds ahead of time, for GPUs that are named. Name them: "
             "litdeploy export --trt --compute-capability 8.6,8.9,12.0"
         )
     _check_capabilities(asked, rtx_version)
-    return Choice("tensorrt_rtx", rtx_version, asked, gpu if asked == (here,) else None, reason)
+    return Builder("tensorrt_rtx", rtx_version, asked, gpu if asked == (here,) else None, reason)
 
 
 def _version(name: Library) -> tuple[str | None, str]:
-    """Of an installed library; or None, and why it is not to be had."""
+    """Version of an installed library; or None, and why it is unavailable."""
     try:
         return str(load_library(name).__version__), ""
     except DependencyError as error:
@@ -402,8 +402,8 @@ def rtx_capabilities() -> dict[str, Any]:
     return {f"{match[1]}.{match[2]}": value for match, value in named.items() if match}
 
 
-def versions(choice: Choice) -> dict[str, str]:
-    """Versions of the library, of CUDA as the library was built for, and, where there is a GPU, of its driver."""
+def versions(choice: Builder) -> dict[str, str]:
+    """Versions of the library, of CUDA as the library was built for, and, if there is a GPU, of its driver."""
     found: dict[str, str] = {choice.library: choice.version}
     try:
         needs = " ".join(requires(choice.library) or ())

@@ -5,8 +5,10 @@ import hashlib
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from litdeploy.config.spec import InputSpec, NetworkSpec, TranslationInput
-from litdeploy.errors import BundleError, GateError, RunnerError, SettingsError
+from litdeploy.errors import BundleError, DependencyError, GateError, RunnerError, SettingsError
 from litdeploy.exporter.formats.onnx import export_onnx
-from litdeploy.exporter.formats.tensorrt import Choice, EngineOptions, build_engine, choose_library
+from litdeploy.exporter.formats.tensorrt import (
+    Builder,
+    EngineOptions,
+    build_engine,
+    choose_library,
+    rtx_capabilities,
+    versions,
+)
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network
 from litdeploy.networks.families.stargan import stargan
@@ -88,7 +97,7 @@ def files(student: Network, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def choice(files: dict[str, Path]) -> Choice:
+def choice(files: dict[str, Path]) -> Builder:
     return choose_library(torch.device("cpu"), CAPABILITIES)
 
 
@@ -100,7 +109,7 @@ def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_an_engine_for_three_architectures_is_built_in_each_precision(
-    files: dict[str, Path], choice: Choice, tmp_path: Path, precision: str
+    files: dict[str, Path], choice: Builder, tmp_path: Path, precision: str
 ) -> None:
     path = tmp_path / "new" / "student.engine"
     options = EngineOptions(precision, BATCHES, memory_limit=2**28, command="litdeploy export deploy --trt")
@@ -144,7 +153,7 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
         engine.check(choice.version, "9.0")
 
 
-def test_an_engine_takes_images_and_domains_and_gives_images(choice: Choice, tmp_path: Path) -> None:
+def test_an_engine_takes_images_and_domains_and_gives_images(choice: Builder, tmp_path: Path) -> None:
     spec = TranslationInput(images=InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3), domains=2)
     network = Network(stargan(blocks=2, domains=2, width=2).eval(), NetworkSpec(name="stargan", input=spec), "G.ckpt")
     export_onnx(network, tmp_path / "G.onnx", None)
@@ -155,7 +164,7 @@ def test_an_engine_takes_images_and_domains_and_gives_images(choice: Choice, tmp
 
 
 def test_the_type_of_input_and_output_is_told(
-    student: Network, files: dict[str, Path], choice: Choice, tmp_path: Path
+    student: Network, files: dict[str, Path], choice: Builder, tmp_path: Path
 ) -> None:
     model = onnx.load_model(files["fp16"])
     [first], [last] = (
@@ -183,16 +192,16 @@ def names(node: onnx.NodeProto) -> list[str]:
     ("file", "precision"), [("fp32", "fp16"), ("fp32", "int8"), ("fp16", "fp32"), ("int8", "fp16")]
 )
 def test_a_file_in_another_precision_than_asked_for_fails(
-    files: dict[str, Path], choice: Choice, tmp_path: Path, file: str, precision: str
+    files: dict[str, Path], choice: Builder, tmp_path: Path, file: str, precision: str
 ) -> None:
-    with pytest.raises(GateError, match=rf"asked for in {precision}, and only 0% of the \w+ would be") as caught:
+    with pytest.raises(GateError, match=rf"{precision} was requested, and only 0% of the \w+ would be") as caught:
         build_engine(files[file], tmp_path / "student.engine", choice, EngineOptions(precision, BATCHES))
     assert caught.value.exit_code == 3
     assert str(caught.value).endswith(f"litdeploy export --onnx --precision {precision}")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_parser_refuses_is_told_whole(files: dict[str, Path], choice: Choice, tmp_path: Path) -> None:
+def test_what_the_parser_refuses_is_told_whole(files: dict[str, Path], choice: Builder, tmp_path: Path) -> None:
     with pytest.raises(RunnerError, match="does not take it") as caught:
         build_engine(files["int8-bias"], tmp_path / "student.engine", choice, EngineOptions("int8", BATCHES))
     told = str(caught.value)
@@ -216,7 +225,7 @@ def classifier(path: Path, nodes: list[Any], weights: list[Any], shape: list[int
     return path
 
 
-def test_what_the_builder_refuses_is_told_whole(choice: Choice, tmp_path: Path) -> None:
+def test_what_the_builder_refuses_is_told_whole(choice: Builder, tmp_path: Path) -> None:
     """Weights that pass through another operation on their way from int8."""
     weights = [
         numpy_helper.from_array(np.ones((10, 64), dtype=np.int8), "weights"),
@@ -237,7 +246,7 @@ def test_what_the_builder_refuses_is_told_whole(choice: Choice, tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["turned.onnx"]
 
 
-def test_an_operator_that_is_not_known_is_named(choice: Choice, tmp_path: Path) -> None:
+def test_an_operator_that_is_not_known_is_named(choice: Builder, tmp_path: Path) -> None:
     node = helper.make_node("NoSuchOperator", ["images"], ["logits"], domain="mine")
     path = classifier(tmp_path / "own.onnx", [node], [], ["batch", 1, 8, 8])
     with pytest.raises(RunnerError, match="NoSuchOperator") as caught:
@@ -245,7 +254,7 @@ def test_an_operator_that_is_not_known_is_named(choice: Choice, tmp_path: Path) 
     assert "or leave --trt out" in str(caught.value)
 
 
-def test_a_truncated_file_is_refused(files: dict[str, Path], choice: Choice, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(files: dict[str, Path], choice: Builder, tmp_path: Path) -> None:
     path = tmp_path / "short.onnx"
     path.write_bytes(files["fp32"].read_bytes()[:-1000])
     with pytest.raises(RunnerError, match="not an ONNX file"):
@@ -256,14 +265,14 @@ def test_a_truncated_file_is_refused(files: dict[str, Path], choice: Choice, tmp
 
 @pytest.mark.parametrize("shape", [["batch", 64], ["batch", 1, "height", 8]])
 def test_a_file_that_takes_no_images_of_one_size_is_refused(
-    choice: Choice, tmp_path: Path, shape: list[int | str]
+    choice: Builder, tmp_path: Path, shape: list[int | str]
 ) -> None:
     path = classifier(tmp_path / "other.onnx", [helper.make_node("Flatten", ["images"], ["logits"])], [], shape)
     with pytest.raises(RunnerError, match="images of one size, in batches, are needed"):
         build_engine(path, tmp_path / "other.engine", choice, EngineOptions("fp32", BATCHES))
 
 
-def test_a_file_for_one_batch_size_is_built_for_that_only(choice: Choice, tmp_path: Path) -> None:
+def test_a_file_for_one_batch_size_is_built_for_that_only(choice: Builder, tmp_path: Path) -> None:
     weights = [numpy_helper.from_array(np.ones((64, 10), dtype=np.float32), "weights")]
     nodes = [
         helper.make_node("Flatten", ["images"], ["flat"]),
@@ -276,7 +285,7 @@ def test_a_file_for_one_batch_size_is_built_for_that_only(choice: Choice, tmp_pa
     assert artefact.details["batches"] == {"min": 4, "opt": 4, "max": 4}
 
 
-def test_pixels_that_are_cast_before_all_else_are_taken(choice: Choice, tmp_path: Path) -> None:
+def test_pixels_that_are_cast_before_all_else_are_taken(choice: Builder, tmp_path: Path) -> None:
     """TensorRT computes nothing in uint8, and does not transpose it either."""
     weights = [numpy_helper.from_array(np.ones((64, 10), dtype=np.float32), "weights")]
     nodes = [
@@ -304,14 +313,14 @@ def test_pixels_that_are_cast_before_all_else_are_taken(choice: Choice, tmp_path
     ],
 )
 def test_what_tensorrt_rtx_does_not_have_is_refused(
-    files: dict[str, Path], choice: Choice, tmp_path: Path, changes: dict[str, Any], message: str
+    files: dict[str, Path], choice: Builder, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         build_engine(files["fp32"], tmp_path / "student.engine", choice, EngineOptions("fp32", BATCHES, **changes))
 
 
 def test_an_engine_that_cannot_be_written_leaves_nothing(
-    files: dict[str, Path], choice: Choice, tmp_path: Path
+    files: dict[str, Path], choice: Builder, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match=r"cannot be written \(.*\); [\d,]+ bytes are needed"):
@@ -319,9 +328,113 @@ def test_an_engine_that_cannot_be_written_leaves_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_sidecar_is_an_artefact_as_every_other(files: dict[str, Path], choice: Choice, tmp_path: Path) -> None:
+def test_the_sidecar_is_an_artefact_as_every_other(files: dict[str, Path], choice: Builder, tmp_path: Path) -> None:
     path = tmp_path / "student.engine"
     built = build_engine(files["fp32"], path, choice, EngineOptions("fp32", BATCHES))
     written = (tmp_path / "student.engine.json").read_text()
     assert Artefact.model_validate_json(written) == built
     assert json.loads(written)["path"] == "student.engine"
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def stands_in(name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__version__ = "10.9.0.34"
+    return module
+
+
+@pytest.fixture
+def rtx() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's answers on a machine with an A10."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A10")
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+
+@pytest.fixture
+def no_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", stands_in("tensorrt"))
+
+
+@pytest.mark.usefixtures("rtx")
+def test_without_a_gpu_tensorrt_rtx_builds_for_what_is_named() -> None:
+    choice = choose_library(CPU, ("8.6", "12.0", "8.6"))
+    assert (choice.library, choice.compute_capabilities, choice.gpu) == ("tensorrt_rtx", ("8.6", "12.0"), None)
+    assert choice.summary() == (
+        f"tensorrt_rtx {choice.version} for compute capability 8.6, 12.0: there is no CUDA GPU here, and tensorrt "
+        "builds only on the GPU that runs the engine"
+    )
+    found = versions(choice)
+    assert found["tensorrt_rtx"] == choice.version
+    assert found["cuda"].isdecimal()
+    assert "driver" not in found
+
+
+@pytest.mark.usefixtures("rtx")
+def test_without_a_gpu_one_must_be_named() -> None:
+    with pytest.raises(SettingsError, match=r"Name them: litdeploy export --trt --compute-capability 8\.6,8\.9,12\.0"):
+        choose_library(CPU)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("asked", ["9.0", "86", "sm_86", ""])
+def test_a_capability_that_tensorrt_rtx_does_not_build_for_is_refused(asked: str) -> None:
+    with pytest.raises(SettingsError, match=r"does not build for it; it builds for .*8\.6, 8\.9, 12\.0") as caught:
+        choose_library(CPU, ("8.6", asked))
+    assert "https://pypi.nvidia.com" in str(caught.value)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_the_capabilities_that_tensorrt_rtx_builds_for() -> None:
+    known = rtx_capabilities()
+    assert {"7.5", "8.6", "8.9", "12.0"} <= known.keys()
+    assert known["12.0"].name == "SM120"
+
+
+@pytest.mark.usefixtures("gpu", "tensorrt")
+@pytest.mark.parametrize("asked", [(), ("8.6",)])
+def test_where_the_library_and_its_gpu_are_tensorrt_builds(asked: tuple[str, ...]) -> None:
+    choice = choose_library(CUDA, asked)
+    assert (choice.library, choice.version, choice.gpu) == ("tensorrt", "10.9.0.34", "NVIDIA A10")
+    assert choice.compute_capabilities == ("8.6",)
+    assert choice.reason == "the library and a GPU (NVIDIA A10) are here"
+
+
+@pytest.mark.usefixtures("rtx", "gpu", "tensorrt")
+def test_for_another_gpu_than_the_one_at_hand_tensorrt_rtx_builds() -> None:
+    choice = choose_library(CUDA, ("8.6", "8.9"))
+    assert (choice.library, choice.compute_capabilities, choice.gpu) == ("tensorrt_rtx", ("8.6", "8.9"), None)
+    assert choice.reason == "tensorrt builds only for the GPU at hand, of compute capability 8.6"
+
+
+@pytest.mark.usefixtures("rtx", "gpu", "no_tensorrt")
+def test_without_tensorrt_its_rtx_builds_for_the_gpu_at_hand() -> None:
+    choice = choose_library(CUDA)
+    assert (choice.library, choice.compute_capabilities, choice.gpu) == ("tensorrt_rtx", ("8.6",), "NVIDIA A10")
+    assert choice.reason == "tensorrt is not installed"
+
+
+@pytest.mark.usefixtures("no_tensorrt", "no_rtx")
+def test_without_either_library_it_says_what_to_install_and_from_where(gpu: None) -> None:
+    with pytest.raises(DependencyError, match=r"there is no CUDA GPU here.*tensorrt_rtx is unavailable") as caught:
+        choose_library(CPU, ("8.6",))
+    assert str(caught.value).endswith("Install one: pip install tensorrt-rtx")
+    with pytest.raises(DependencyError, match="tensorrt is not installed") as caught:
+        choose_library(CUDA)
+    assert str(caught.value).endswith("pip install tensorrt --extra-index-url https://pypi.nvidia.com")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from litdeploy.config.target import Precision
 from litdeploy.data import normalise
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
-from litdeploy.exporter.formats.onnx import export_onnx
+from litdeploy.exporter.formats.onnx import export_onnx, interleaved_ms
 from litdeploy.exporter.precision import convert
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
@@ -219,3 +219,24 @@ def test_nodes_are_named_for_the_layers(exported: tuple[Path, dict[str, object]]
     layers = {name.partition("/")[0] for name in names}
     assert layers <= {name for name, _ in student.module.named_modules()}
     assert {"layer1.0", "layer3.0.conv2", "linear"} <= layers
+
+
+def test_both_are_called_in_turn_and_as_often(student: Network, tmp_path: Path) -> None:
+    calls: list[str] = []
+    with open_runner("eager", network=student, device=torch.device("cpu")) as runner:
+
+        class Noted:
+            name, device = runner.name, runner.device
+            describe, __enter__, __exit__ = runner.describe, runner.__enter__, runner.__exit__
+
+            def __init__(self, name: str) -> None:
+                self.called = name
+
+            def run(self, batch_NCHW: torch.Tensor) -> torch.Tensor:
+                calls.append(self.called)
+                return runner.run(batch_NCHW)
+
+        times = interleaved_ms(Noted("a"), Noted("b"), student.example(1))
+    assert min(times) > 0
+    timed = calls[10:]
+    assert timed == ["a", "b"] * (len(timed) // 2)
