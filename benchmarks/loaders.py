@@ -43,7 +43,7 @@ from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.records import Artefact
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives.adversarial import load_discriminator
-from litdeploy.trainer.start import load_teacher as start_teacher
+from litdeploy.trainer.teacher import read_teacher as start_teacher
 
 _CPU = torch.device("cpu")
 _BUNDLE = "LITDEPLOY_FUZZ_BUNDLE"

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,22 +32,33 @@ from torch import Tensor, nn
 
 from benchmarks import interleaved
 from litdeploy.batch import moved
-from litdeploy.config.recipe import Recipe
+from litdeploy.config.recipe import Phase, Recipe
 from litdeploy.config.spec import InputSpec
-from litdeploy.data import augment, draw_crops, normalise, shuffled
+from litdeploy.data import Data, augment, draw_crops, normalise, shuffled
 from litdeploy.data.split import Resident
-from litdeploy.networks import FAMILIES, find_sections, new
+from litdeploy.networks import FAMILIES, Network, find_sections, new
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.networks.student import make_student, plan_for_depth
 from litdeploy.profiler.machine.roofline import count_work, measure_rates, roof
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
-from litdeploy.trainer.cache import FeatureCache, Layout
-from litdeploy.trainer.epoch import Epochs
+from litdeploy.trainer.distributed import ALONE
+from litdeploy.trainer.feature_cache import FeatureCache, Layout
 from litdeploy.trainer.kernels.reference import distillation_loss
+from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.objectives import Lit
-from litdeploy.trainer.plan import compiles_step, compiles_teacher, forward_flops
-from litdeploy.trainer.step import Step, inputs_needed, outputs_needed
+from litdeploy.trainer.plan import Plan
+from litdeploy.trainer.progress import Progress
+from litdeploy.trainer.resume import Checkpoints, Every
+from litdeploy.trainer.step import (
+    Step,
+    compiles_step,
+    compiles_teacher,
+    forward_flops,
+    inputs_needed,
+    outputs_needed,
+)
 from litdeploy.trainer.teacher import Teacher
+from litdeploy.trainer.trainer import Trainer
 
 PUBLISHED_BATCH = 32
 # What `compress` plans for, when it decides what is worth compiling.
@@ -107,33 +121,40 @@ class Plain:
 
 def ours(
     teacher: Teacher,
-    student: nn.Module,
+    student: Network,
     sections: Sequence[str],
-    spec: InputSpec,
     recipe: Recipe,
     precision: str,
     device: torch.device,
-    compiled: bool,
-    kept: Resident | None,
-) -> tuple[Step, Epochs]:
-    """Our trainer's passes; with the teacher's features of one view of each image of `kept`, where it is given."""
+    split: Resident,
+    cached: bool,
+) -> Trainer:
+    """Our trainer; with a cache of the teacher's features of one view of each image, if `cached`."""
     objective = Lit(recipe, sections)
-    step = Step(student.to(device, memory_format=CHANNELS_LAST), objective, sections, precision, compiled)  # type: ignore[call-overload]
-    on_cuda = device.type == "cuda"
-    optimiser = torch.optim.SGD(
-        [parameter for parameter in student.parameters() if parameter.requires_grad],
-        torch.tensor(0.01, device=device) if on_cuda else 0.01,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=on_cuda,
+    nowhere = Path(os.devnull)
+    trainer = Trainer(
+        Plan(recipe, student, [], tuple(sections)),
+        cast(Data, SimpleNamespace(train=split, noun="image", classes=())),
+        precision,
+        device,
+        nowhere,
+        nowhere,
+        None,
+        Progress(),
+        ALONE,
+        Checkpoints(nowhere, {}, Every(), print),
     )
-    cache = None
-    if kept is not None:
+    trainer.teacher = teacher
+    if cached:
         layout = Layout.of(teacher.template, inputs_needed(objective, sections), outputs_needed(objective))
         assert layout is not None
-        cache = FeatureCache(teacher.template, layout, 1, len(kept), recipe.augmentation.padding, device)
-    order, draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    return step, Epochs(step, teacher, cache, optimiser, spec, recipe, order, draws, on_cuda)
+        trainer.cache = FeatureCache(teacher.template, layout, 1, len(split), recipe.augmentation.padding, device)
+    return trainer
+
+
+def _pass(trainer: Trainer) -> None:
+    trainer.train_epoch()
+    trainer.position.end_epoch({})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -179,25 +200,37 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         arguments.compile, 3 * run_images * forward_flops(student(CHANNELS_LAST), moved(made.example(), device)), device
     )
     frozen = Teacher(made.module, sections, made.example(), device, precision, teacher_compiled)
-    fresh_step, fresh = ours(
-        frozen, student(CHANNELS_LAST), sections, spec, recipe, precision, device, step_compiled, None
-    )
-    kept_step, kept = ours(
-        frozen, student(CHANNELS_LAST), sections, spec, recipe, precision, device, step_compiled, split
-    )
-    with fresh_step, kept_step:
+    set_up = recipe.model_copy(update={"compile": "on" if step_compiled else "off"})
+    constant = Phase(epochs=recipe.epochs, learning_rate=0.01, schedule="step")
+    with ExitStack() as held:
+        fresh, kept = (
+            ours(
+                frozen,
+                Network(student(CHANNELS_LAST), made.spec, "student"),
+                sections,
+                set_up,
+                precision,
+                device,
+                split,
+                cached,
+            )
+            for cached in (False, True)
+        )
+        for trainer in (fresh, kept):
+            held.enter_context(trainer)
+            held.enter_context(trainer.begun(TrainingPhase("lit", constant, Lit(set_up, sections))))
         candidates: dict[str, Callable[[], Any]] = {
             # As many images as the others, in more steps.
             "published": lambda: published.pass_over(split),
             "tuned": lambda: tuned.pass_over(split),
-            "ours": lambda: _exhaust(fresh, split),
-            "ours_cached": lambda: _exhaust(kept, split),
+            "ours": lambda: _pass(fresh),
+            "ours_cached": lambda: _pass(kept),
         }
         for _ in range(2):  # compiles, captures, fills the cache
             candidates["ours"]()
             candidates["ours_cached"]()
         seconds = interleaved.seconds(candidates, device, arguments.rounds, arguments.limit)
-        roofs = _roofs(published, tuned, fresh_step, frozen, recipe, precision, device)
+        roofs = _roofs(published, tuned, fresh.step, frozen, recipe, precision, device)
     result = _result(arguments, device, precision, images, seconds, roofs, teacher_compiled, step_compiled)
     _show(result)
     if arguments.out:
@@ -205,11 +238,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({key: result[key] for key in ("images_per_s", "speedup_over_published", "device", "precision")}))
     return result
-
-
-def _exhaust(passes: Epochs, split: Resident) -> None:
-    for _ in passes.run(split):
-        pass
 
 
 def _roofs(

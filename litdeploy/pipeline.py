@@ -15,9 +15,9 @@ from litdeploy.profiler import Report, profile, read_report
 from litdeploy.runtime import resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.trainer import Progress, compress, train
-from litdeploy.trainer.checkpoints import DEFAULT_EVERY
-from litdeploy.trainer.launch import launched
+from litdeploy.trainer.distributed import launched
 from litdeploy.trainer.resolve import resolve_recipe
+from litdeploy.trainer.resume import DEFAULT_EVERY
 
 
 def deploy(

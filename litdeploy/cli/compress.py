@@ -32,7 +32,7 @@ def command(
 
     Ctrl-C and SIGTERM leave a checkpoint; the same command with --resume continues from it.
     """
-    from litdeploy.trainer.launch import launched
+    from litdeploy.trainer.distributed import launched
 
     bundle = litdeploy.compress(
         teacher,

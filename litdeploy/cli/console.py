@@ -94,7 +94,7 @@ def training_progress() -> Progress:
     from rich.progress import Progress as Bar
 
     from litdeploy.trainer import Progress
-    from litdeploy.trainer.metrics import Row
+    from litdeploy.trainer.progress import Row
 
     class ConsoleProgress(Progress):
         def __init__(self) -> None:

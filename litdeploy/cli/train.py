@@ -26,7 +26,7 @@ def command(
     **given: Any,
 ) -> None:
     """Train a network from new weights: a teacher, or the from-scratch baseline."""
-    from litdeploy.trainer.launch import launched
+    from litdeploy.trainer.distributed import launched
 
     trained = litdeploy.train(
         network,

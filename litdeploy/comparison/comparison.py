@@ -23,9 +23,10 @@ from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.tasks import task_of
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.objectives import OBJECTIVES, Start
+from litdeploy.trainer.methods import METHODS, Start
+from litdeploy.trainer.plan import depth_plan
 from litdeploy.trainer.resolve import resolve_recipe
-from litdeploy.trainer.start import load_teacher, plan_of
+from litdeploy.trainer.teacher import read_teacher
 
 DEFAULT_OUT = Path("comparison")
 
@@ -248,7 +249,7 @@ def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progr
 
 def _begin(grid: Grid, cells: Sequence[GridCell]) -> tuple[Network, TeacherRecord]:
     """Load the teacher, check every cell so that none fails after hours, and claim the folder."""
-    teacher, record = load_teacher(grid.teacher, grid.recipe, None)
+    teacher, record = read_teacher(grid.teacher, grid.recipe, None)
     assert record is not None, "a teacher from a file has one"
     task = task_of(teacher.spec)
     if not task.labeled:
@@ -259,14 +260,14 @@ def _begin(grid: Grid, cells: Sequence[GridCell]) -> tuple[Network, TeacherRecor
         )
     sections = sections_of(teacher)
     for cell in cells:
-        recipe, method = grid.recipe_of(cell), OBJECTIVES[cell.method]
+        recipe, method = grid.recipe_of(cell), METHODS[cell.method]
         if method.student == "own":
             raise SettingsError(
                 f"--methods {cell.method}: its student is a network of its own, of no depth of the teacher's. Leave it "
                 f"out here, and train it by itself: litdeploy compress {grid.teacher} --method {cell.method} "
                 "--student-network resnet20,width=8"
             )
-        plan = plan_of(teacher, sections, recipe)
+        plan = depth_plan(teacher, sections, recipe)
         method.phases(recipe, Start(list(plan), teacher=teacher))
     grid.claim()
     return teacher, record

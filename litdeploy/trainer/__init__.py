@@ -1,8 +1,8 @@
-"""The block trainer: LIT, and on the same loop the methods that it is measured against."""
+"""The trainer: LIT, and on the same loop the methods that it is compared with. The loop is in `trainer.py`."""
 
 from litdeploy.trainer.compress import compress
-from litdeploy.trainer.loop import evaluate
-from litdeploy.trainer.metrics import Progress
+from litdeploy.trainer.progress import Progress
 from litdeploy.trainer.train import Trained, train
+from litdeploy.trainer.trainer import Trainer, evaluate
 
-__all__ = ["Progress", "Trained", "compress", "evaluate", "train"]
+__all__ = ["Progress", "Trained", "Trainer", "compress", "evaluate", "train"]

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import copy
+import platform
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from litdeploy.batch import moved
 from litdeploy.config.recipe import Recipe
-from litdeploy.data import Data, check_against, open_data
+from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
-from litdeploy.networks import Network, NetworkName
-from litdeploy.runtime import resolve_precision
+from litdeploy.networks import FAMILIES, Network, NetworkName, is_hub, sections_of
+from litdeploy.networks.student import depth_of
+from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
-from litdeploy.storage.records import TeacherRecord
-from litdeploy.trainer.chain import Teaching, check_folder, students_of, succession
-from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
-from litdeploy.trainer.completion import complete
-from litdeploy.trainer.launch import launched
-from litdeploy.trainer.metrics import MetricsLog, Progress, check_tensorboard
-from litdeploy.trainer.objectives import OBJECTIVES, Start, check_fits
-from litdeploy.trainer.optimiser import steps_an_epoch
-from litdeploy.trainer.parallel import Ranks, check_recipe
+from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.records import Ancestor, Manifest, RunRecord, Score, TeacherRecord
+from litdeploy.tasks import task_of
+from litdeploy.trainer.distributed import Ranks, check_recipe, launched
+from litdeploy.trainer.feature_cache import AUTO_VIEWS, FeatureCache, Layout, plan_cache
+from litdeploy.trainer.methods import TrainingPhase
+from litdeploy.trainer.plan import Plan, chain_of, plan_run
+from litdeploy.trainer.progress import Progress, check_tensorboard
 from litdeploy.trainer.resolve import resolve_recipe
-from litdeploy.trainer.resume import digest_of, going_on, identity_of
-from litdeploy.trainer.run import Position, Run
-from litdeploy.trainer.start import add_teacher, begin, keep_teacher, load_teacher, tell_left_out
-from litdeploy.trainer.state import position_of
+from litdeploy.trainer.resume import (
+    DEFAULT_EVERY,
+    Checkpoints,
+    Every,
+    check_chain,
+    digest_of,
+    find_snapshot,
+    identity_of,
+)
+from litdeploy.trainer.step import compiles_teacher, fallback, forward_flops, inputs_needed, outputs_needed
+from litdeploy.trainer.teacher import Features, Teacher, load_student, read_teacher
+from litdeploy.trainer.trainer import Trainer, evaluate, steps_per_epoch
+from litdeploy.version import __version__
+
+_MOST_SHOWN = 10
 
 
 def compress(
@@ -51,72 +64,68 @@ def compress(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Bundle:
-    """Makes a teacher shallower and trains the result, by LIT unless the recipe says otherwise.
+    """Make a teacher shallower and train the result, by LIT unless the recipe names another method.
 
-    Where a launcher (torchrun, srun) started several processes, each calls this: they train together, and the first
+    If a launcher (torchrun, srun) started several processes, each calls this: they train together, and the first one
     writes the bundle.
 
     Args:
-        teacher: a file of weights, a folder as transformers saves a network in, or a network that was loaded. Left as
-            it is.
-        recipe: a recipe, or the name or path of one; None: the defaults.
+        teacher: a file of weights, a folder saved by transformers, or a loaded network, which is not modified.
+        recipe: a recipe, or its name or path; None: the defaults.
         out: folder that becomes the bundle.
-        device: `auto`, `cpu`, `cuda` or `cuda:i`; of several processes on a machine, `cuda` gives each its own.
-        network: the teacher's network, where its file does not tell: see `networks.load`.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`; with several processes on a machine, `cuda` gives each its own.
+        network: the teacher's network, if its file does not identify it: see `networks.load`.
         overwrite: replace another run in `out`.
-        resume: go on with the run in `out` from its newest whole checkpoint, on the CPU to the very same student; begin
-            where there is none, and do nothing where it is complete.
-        checkpoint_every: how often one is written under `out/checkpoints`: `10min`, `1epoch`, `500steps`, several with
-            commas between, or `off`. A complete run leaves none.
+        resume: resume the run in `out` from its newest intact checkpoint, on a CPU to the same bits; start if there is
+            none, and do nothing if it is complete.
+        checkpoint_every: how often to write a checkpoint under `out/checkpoints`: `10min`, `1epoch`, `500steps`,
+            several separated by commas, or `off`. A complete run leaves none.
         tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`.
-        feature_cache_dir: folder in which the teacher's features are kept for further students of the same teacher and
-            data; None: they are not kept beyond this run.
-        progress: told of every epoch.
-        **changes: fields of the recipe, over what it says: `student_depth=20`, `data="digits"`, `epochs=5`. With
-            several depths, `student_depth=(17, 9)`, each student is the next one's teacher; `out` becomes the last
-            one's bundle, and `out/chain/DEPTH` those of the others.
+        feature_cache_dir: folder in which to keep the teacher's features for further students of the same teacher and
+            data; None: do not keep them beyond this run.
+        progress: callbacks for every epoch.
+        **changes: fields of the recipe that replace its values: `student_depth=20`, `data="digits"`, `epochs=5`. With
+            several depths, `student_depth=(17, 9)`, each student teaches the next; `out` becomes the last one's
+            bundle, and `out/chain/DEPTH` those of the others.
 
     Returns:
         The bundle, complete.
 
     Raises:
         LitdeployError: one of its kinds, before anything is written.
-        InterruptedRun: the user interrupted the training (Ctrl-C, SIGTERM); the bundle says so and holds the weights so
-            far, and a checkpoint.
+        InterruptedRun: the user interrupted the training (Ctrl-C, SIGTERM); the bundle says so and holds the present
+            weights, and a checkpoint.
     """
     resolved = resolve_recipe(recipe, changes)
     every = Every.parse(checkpoint_every)
     launch = launched()
-    where = launch.device(device)
-    ranks = launch.join(where)
-    progress = progress if progress is not None and ranks.first else Progress()
+    place = launch.device(device)
+    ranks = launch.join(place)
     if tensorboard:
         check_tensorboard()
-    loaded, record = load_teacher(teacher, resolved, network)
+    loaded, record = read_teacher(teacher, resolved, network)
     if loaded.spec.plan is not None:
         raise StudentError(
-            f"{loaded.source} is a student already. Compress its teacher to the depth that is wanted, step by step if "
-            "that serves: --student-depth 17,9"
+            f"{loaded.source} is a student already. Compress its teacher to the depth you want, step by step if that "
+            "helps: --student-depth 17,9"
         )
-    students = students_of(loaded, resolved)
-    begun = begin(loaded, students[0], network, where)
-    check_recipe(resolved, ranks, begun[1].sections, feature_cache_dir is not None)
-    data = _open(students[0], loaded, begun[1], where, progress)
-    bundle = Bundle(out)
-    shared = _Shared(
-        loaded=loaded,
+    recipes = chain_of(loaded, resolved)
+    plan = plan_run(loaded, recipes[0], network, place)
+    check_recipe(resolved, ranks, plan.sections, feature_cache_dir is not None)
+    compression = _Compression(
+        given=loaded,
         record=record,
-        data=data,
-        precision=resolve_precision(resolved.precision, where),
-        device=where,
-        discriminator=None if resolved.discriminator is None else sha256_of(Path(resolved.discriminator)),
+        data=_open(resolved, loaded, place, progress if progress is not None and ranks.first else Progress()),
+        device=place,
+        precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
-        progress=progress,
+        progress=progress if progress is not None and ranks.first else Progress(),
         every=every,
         resume=resume,
         tensorboard=tensorboard,
         features=None if feature_cache_dir is None else Path(feature_cache_dir),
     )
+    bundle = Bundle(out)
     with ExitStack() as held:
         inputs = (
             None if isinstance(teacher, Network) else teacher,
@@ -128,128 +137,330 @@ def compress(
         )
         ranks.on_first(bundle.check_inputs, inputs)
         ranks.on_first(_enter, held, bundle, overwrite, resume, resolved.depths)
-        teaching = Teaching(loaded, record)
-        for student, following in pairwise(students):
-            into = bundle.in_chain(student.depths[-1])
-            ranks.on_first(_enter, held, into, False, resume)
-            progress.note(f"{into.path}: a student of depth {student.depths[-1]}, which teaches the next")
-            _train(shared, into, student, teaching, begun)
-            manifest = ranks.on_first(into.read_complete)
-            teaching = succession(teaching, begun[0], str(into.student_path), manifest)
-            begun = begin(teaching.network, following, network, where)
-        _train(shared, bundle, students[-1], teaching, begun)
+        for number, student in enumerate(recipes):
+            last = student is recipes[-1]
+            target = bundle if last else bundle.in_chain(student.depths[-1])
+            if number:
+                plan = plan_run(compression.teacher, student, network, place)
+            if not last:
+                ranks.on_first(_enter, held, target, False, resume)
+                compression.progress.note(
+                    f"{target.path}: a student of depth {student.depths[-1]}, which teaches the next"
+                )
+            with compression.training(plan, target) as trainer:
+                if trainer is not None:  # None: trained already
+                    trainer.fit()
+            if not last:
+                compression.succeed(plan, target)
     return bundle
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """What all students of a call have in common; `loaded` and `record` are those of the teacher that was given."""
+def _open(recipe: Recipe, teacher: Network, device: torch.device, progress: Progress) -> Data:
+    """Open the data and check it against teacher and recipe, before anything is written."""
+    data = open_data(recipe.data, device, recipe.seed, teacher.spec)
+    check_against(data, teacher.spec, teacher.class_count())
+    show_left_out(data, progress)
+    steps_per_epoch(data.train, recipe.batch_size)
+    return data
 
-    loaded: Network
+
+def show_left_out(data: Data, progress: Progress) -> None:
+    """Show which images are left out because they cannot be decoded.
+
+    Raises:
+        DataError: they are more than the recipe allows.
+    """
+    faults = data.left_out()
+    for why in faults[:_MOST_SHOWN]:
+        progress.note(f"warning: left out: {why}")
+    if len(faults) > _MOST_SHOWN:
+        progress.note(f"warning: left out: {len(faults) - _MOST_SHOWN} more {data.noun}s")
+
+
+def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool, depths: tuple[int, ...] = ()) -> None:
+    held.enter_context(bundle.lock())
+    if resume:
+        check_chain(bundle, depths)
+    if not resume or not bundle.exists():
+        bundle.claim(overwrite)
+
+
+@dataclass
+class _Compression:
+    """What the students of a call share, and their teacher: the given one, then each student of a chain.
+
+    Attributes:
+        given: the teacher that was given; every student of a chain is measured against it.
+        record: of `given`; None: it came from no file and is not written yet.
+        features: folder of features to keep for further students; None: keep none.
+        teacher: of the next student.
+        lineage: from `given` to `teacher`; empty if they are the same.
+        scores: of `given`, split → score, if measured.
+    """
+
+    given: Network
     record: TeacherRecord | None
     data: Data
-    precision: str
     device: torch.device
-    discriminator: str | None
+    precision: str
     ranks: Ranks
     progress: Progress
     every: Every
     resume: bool
     tensorboard: bool
     features: Path | None
+    lineage: tuple[Ancestor, ...] = ()
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.teacher = self.given
+
+    @contextmanager
+    def training(self, plan: Plan, bundle: Bundle) -> Iterator[Trainer | None]:
+        """A Trainer for a student; when it has trained, its bundle is completed. None if it is complete already.
+
+        Raises:
+            LitdeployError: as `Trainer.fit`.
+            InterruptedRun: the user stopped it; the bundle says so and holds the present weights.
+        """
+        ranks, note = self.ranks, self.progress.note
+        discriminator = None if plan.recipe.discriminator is None else sha256_of(Path(plan.recipe.discriminator))
+        identity = ranks.on_first(
+            identity_of,
+            self.given,
+            self.record,
+            plan.student.spec.plan,
+            plan.recipe,
+            self.data,
+            self.precision,
+            self.device,
+            ranks,
+            self.lineage,
+            discriminator,
+        )
+        checkpoints = Checkpoints(bundle.checkpoints_path, identity, self.every, note)
+        done, saved = (
+            ranks.on_first(find_snapshot, bundle, checkpoints, identity, note) if self.resume else (False, None)
+        )
+        if done:
+            yield None
+            return
+        record = self.record or ranks.on_first(self._keep_teacher, bundle)
+        with Trainer(
+            plan,
+            self.data,
+            self.precision,
+            self.device,
+            bundle.path,
+            bundle.metrics_path,
+            bundle.path / "tensorboard" if self.tensorboard else None,
+            self.progress,
+            ranks,
+            checkpoints,
+            saved,
+        ) as trainer:
+            self._add_teacher(trainer, plan, record.sha256, bundle.path / "features")
+            scores = {"teacher": dict(self.scores)}
+            write = partial(self._write, bundle, trainer, record, discriminator, scores)
+            with trainer.resumable(bundle.path, partial(self._keep_interrupted, trainer, write)):
+                # Not the trainer's teacher, which may be in bf16 and whose batch norms are folded.
+                given = copy.deepcopy(self.given.module).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                if task_of(self.given.spec).needs_reference:
+                    trainer.reference = given.eval()
+                elif not self.lineage:
+                    scores["teacher"]["validation"] = ranks.on_first(self._validate_teacher, trainer, given)
+                yield trainer
+                note("testing teacher and student on the test split, once")
+                scores["student"] = {"test": ranks.on_first(self._test, trainer, trainer.student)}
+                if trainer.reference is not None:
+                    ranks.on_first(self._draw_samples, bundle, trainer, trainer.reference)
+                elif not self.lineage:
+                    scores["teacher"]["test"] = ranks.on_first(self._test, trainer, given)
+                with trainer.interruption.held():
+                    ranks.on_first(write, "complete")
+        # The features of a run that did not come this far may be needed to resume it.
+        bundle.remove_features()
+
+    def succeed(self, plan: Plan, bundle: Bundle) -> None:
+        """Make the student in a complete bundle the teacher of the next one."""
+        manifest = self.ranks.on_first(bundle.read_complete)
+        if not self.lineage:
+            deepest = depth_of(FAMILIES.get(plan.student.spec.name), sections_of(self.teacher))
+            teacher = manifest.teacher.sha256, manifest.metrics["teacher"]
+            self.lineage = (Ancestor(depth=deepest, sha256=teacher[0], metrics=teacher[1]),)
+        own = Ancestor(
+            depth=manifest.recipe.depths[-1], sha256=manifest.student_sha256, metrics=manifest.metrics["student"]
+        )
+        path = str(bundle.student_path)
+        module = load_student(plan.student.module, path, plan.student.spec.name)
+        self.teacher = Network(module, manifest.student, path)
+        self.record, self.lineage = manifest.teacher, (*self.lineage, own)
+        self.scores = dict(manifest.metrics["teacher"])
+
+    def _keep_teacher(self, bundle: Bundle) -> TeacherRecord:
+        """Write a teacher that came from no file beside its student, so that later stages find it."""
+        sha256 = write_checkpoint(bundle.teacher_path, self.given.module.state_dict(), self.given.spec)
+        return TeacherRecord(path=str(bundle.teacher_path.resolve()), sha256=sha256, spec=self.given.spec)
+
+    def _add_teacher(self, trainer: Trainer, plan: Plan, digest: str, folder: Path) -> None:
+        """Give the trainer its frozen teacher, and a feature cache if one is planned.
+
+        Args:
+            digest: SHA-256 of the given teacher.
+            folder: of features that are not kept beyond the run.
+
+        Raises:
+            TrainingError: see `plan_cache` and `FeatureCache`.
+        """
+        taught = [phase for phase in trainer.phases if phase.objective.needs_teacher]
+        if not taught:
+            return
+        recipe, images, keep = plan.recipe, len(self.data.train), self.features is not None
+        if self.lineage:
+            digest = digest_of(self.teacher)
+        if self.features is not None:  # a folder holds features of one teacher
+            folder = self.features / digest[:16] if self.lineage else self.features
+        # After a transition another teacher may follow, with its own features and compiled form.
+        epochs = sum(phase.settings.epochs for phase in takewhile(lambda phase: phase.transition is None, taught))
+        share = images if recipe.parallel == "sections" else images / self.ranks.size
+        example = self.teacher.example()
+        trainer.teacher = Teacher(
+            self.teacher.module,
+            list(plan.teacher_sections),
+            example,
+            self.device,
+            self.precision,
+            compiles_teacher(recipe.compile, epochs * share * forward_flops(self.teacher.module, example), self.device),
+            fallback(recipe.compile, trainer.note),
+            called=plan.teacher_sections,
+        )
+        template = trainer.teacher.template
+        layout = _layout(trainer, template, taught, keep)
+        # A resumed run keeps its views, whatever memory there is now.
+        setting = recipe.feature_cache if trainer.saved is None else trainer.saved.views() or "off"
+        views = AUTO_VIEWS if trainer.input.images else 1  # a text is the same each time
+        decision = plan_cache(
+            setting, layout, images, epochs, self.device, folder, keep, self.ranks.size, views, self.data.noun
+        )
+        trainer.note(decision.why)
+        if not decision.views or layout is None:
+            return
+        key = {
+            "teacher": digest,
+            "data": self.data.record().fingerprint,
+            "data_settings": recipe.data.model_dump(
+                mode="json", exclude={"source", "workers", "resident", "tokenizer"}
+            ),
+            **({} if self.data.tokens is None else {"tokenizer": self.data.tokens.fingerprint}),
+            "held_out_by_seed": recipe.seed,
+            "input": trainer.input.model_dump(mode="json"),
+            "augmentation": recipe.augmentation.model_dump(mode="json"),
+            "precision": self.precision,
+        }
+        kept = folder if decision.mapped else None
+        padding = recipe.augmentation.padding
+        trainer.cache = FeatureCache(template, layout, decision.views, images, padding, self.device, kept, key)
+
+    def _validate_teacher(self, trainer: Trainer, teacher: nn.Module) -> Score:
+        found = evaluate(teacher, self.data.validation, trainer.input, self.precision)
+        trainer.note(f"teacher: {found.summary()} on {found.images} validation {self.data.noun}s")
+        chance = task_of(trainer.spec).chance(found, len(self.data.classes))
+        if chance is not None:
+            trainer.note(
+                f"warning: that is hardly better than guessing ({chance:.0%}). Is the input the teacher's own (now "
+                f"{trainer.input.summary()}; of images --normalise), and are these the classes it was trained on?"
+            )
+        return found
+
+    def _test(self, trainer: Trainer, module: nn.Module) -> Score:
+        return evaluate(module, self.data.test, trainer.input, "fp32", trainer.reference)
+
+    def _draw_samples(self, bundle: Bundle, trainer: Trainer, teacher: nn.Module) -> None:
+        task, split = task_of(trainer.spec), self.data.test
+        count = min(task.samples, len(split))
+        [picked] = split.pick([torch.arange(count) * len(split) // count])
+        inputs, labels_N = prepared(picked.images(), trainer.input, picked.labels_N), picked.labels_N
+        drawn = task.write_samples(
+            bundle.samples_path, teacher, trainer.student, inputs, labels_N, trainer.input, self.data.classes
+        )
+        trainer.note(f"{bundle.samples_path}: drawn" if drawn else "no sample sheet: it needs Pillow")
+
+    def _keep_interrupted(self, trainer: Trainer, write: partial[None]) -> None:
+        """Write an interrupted run's bundle. A run that was not restored yet has the weights that it began with."""
+        if self.ranks.first and trainer.saved is None and not trainer.interruption.twice:
+            if trainer.trained:
+                trainer.checkpoint(in_phase=False)
+            write("interrupted")
+
+    def _write_carried(self, trainer: Trainer, folder: Path) -> None:
+        """Write the configuration and tokenizer that rebuild the student: later stages need no other folder."""
+        config: Any = getattr(trainer.student, "config", None)
+        if is_hub(trainer.spec.name):
+            config.save_pretrained(folder)
+        if self.data.tokens is not None:
+            self.data.tokens.save(folder)
+
+    def _write(
+        self,
+        bundle: Bundle,
+        trainer: Trainer,
+        record: TeacherRecord,
+        discriminator: str | None,
+        scores: dict[str, dict[str, Score]],
+        status: Literal["complete", "interrupted"],
+    ) -> None:
+        """Write the weights first, the manifest that names them last; remove the checkpoints of a complete run."""
+        bundle.manifest_path.unlink(missing_ok=True)  # of an earlier interruption; it names other weights
+        position = trainer.position
+        carried = bundle.carry(partial(self._write_carried, trainer))
+        sha256 = write_checkpoint(bundle.student_path, trainer.student.state_dict(), trainer.spec)
+        metrics = {"teacher": scores["teacher"]} if status == "interrupted" else scores
+        if position.validation is not None:
+            metrics = {**metrics, "student": {"validation": position.validation, **metrics.get("student", {})}}
+        run = RunRecord(
+            started=position.started,
+            seconds=round(trainer.elapsed, 3),
+            images_per_second=round(position.images_done / max(position.training_seconds, 1e-9), 1),
+            epochs=position.epochs_done,
+            device=device_name(self.device),
+            precision=self.precision,
+            versions={"python": platform.python_version(), "torch": torch.__version__},
+            ranks=self.ranks.size,
+        )
+        bundle.write(
+            Manifest.model_validate(
+                {
+                    "litdeploy": __version__,
+                    "status": status,
+                    "teacher": record,
+                    "lineage": self.lineage,
+                    "student": trainer.spec,
+                    "student_sha256": sha256,
+                    "carried": carried,
+                    "discriminator_sha256": discriminator,
+                    "recipe": trainer.recipe,
+                    "data": self.data.record(),
+                    "run": run,
+                    "metrics": metrics,
+                }
+            )
+        )
+        if status == "complete":
+            trainer.checkpoints.clear()
 
 
-def _open(recipe: Recipe, teacher: Network, start: Start, device: torch.device, progress: Progress) -> Data:
-    """The data, held against the teacher and the recipe before anything is written."""
-    phases = OBJECTIVES[recipe.method].phases(recipe, start)
-    data = open_data(recipe.data, device, recipe.seed, teacher.spec)
-    check_against(data, teacher.spec, teacher.class_count())
-    tell_left_out(data, progress.note)
-    steps_an_epoch(data.train, recipe.batch_size)
-    check_fits(phases, teacher, recipe.method)
-    return data
+def _layout(trainer: Trainer, template: Features, taught: Sequence[TrainingPhase], keep: bool) -> Layout | None:
+    """Which of the teacher's features to cache; None if they cannot be.
 
-
-def _train(shared: _Shared, bundle: Bundle, recipe: Recipe, teaching: Teaching, begun: tuple[Network, Start]) -> None:
-    """Trains one student, or what is left to train of it, and completes its bundle."""
-    ranks, note = shared.ranks, shared.progress.note
-    identity = ranks.on_first(
-        identity_of,
-        shared.loaded,
-        shared.record,
-        begun[0].spec.plan,
-        recipe,
-        shared.data,
-        shared.precision,
-        shared.device,
-        ranks,
-        teaching.lineage,
-        shared.discriminator,
-    )
-    checkpoints = Checkpoints(bundle.checkpoints_path, identity, shared.every, note)
-    done, saved = ranks.on_first(going_on, bundle, checkpoints, identity, note) if shared.resume else (False, None)
-    if done:
-        return
-    record = teaching.record or ranks.on_first(keep_teacher, bundle, shared.loaded)
-    metrics = bundle.metrics_path if ranks.first else Path(os.devnull)
-    events = bundle.path / "tensorboard" if shared.tensorboard and ranks.first else None
-    position = Position() if saved is None else position_of(saved)
-    with MetricsLog(metrics, events, position.rows) as log, _own_folder(bundle) as folder:
-        run = _run(shared, bundle, recipe, begun, log, checkpoints, saved, position)
-        digest, kept = record.sha256, shared.features
-        if teaching.lineage:
-            digest = digest_of(teaching.network)
-            kept = kept and kept / digest[:16]  # what is kept is of one teacher
-        add_teacher(run, teaching.network, begun[1], digest, kept or folder, kept is not None)
-        complete(bundle, run, shared.loaded, replace(teaching, record=record))
-
-
-def _run(
-    shared: _Shared,
-    bundle: Bundle,
-    recipe: Recipe,
-    begun: tuple[Network, Start],
-    log: MetricsLog,
-    checkpoints: Checkpoints,
-    saved: Saved | None,
-    position: Position,
-) -> Run:
-    student, start = begun
-    return Run(
-        student=student.module.to(shared.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        teacher=None,
-        phases=[phase for phase in OBJECTIVES[recipe.method].phases(recipe, start) if phase.settings.epochs],
-        sections=start.sections,
-        data=shared.data,
-        spec=student.spec.with_(classes=shared.data.classes),
-        input=shared.loaded.spec.input,
-        recipe=recipe,
-        precision=shared.precision,
-        device=shared.device,
-        folder=bundle.path,
-        log=log,
-        progress=shared.progress,
-        example=moved(shared.loaded.example(), shared.device),
-        discriminator=shared.discriminator,
-        ranks=shared.ranks,
-        checkpoints=checkpoints,
-        saved=saved,
-        position=position,
-    )
-
-
-def _enter(held: ExitStack, bundle: Bundle, overwrite: bool, resume: bool, depths: tuple[int, ...] = ()) -> None:
-    held.enter_context(bundle.lock())
-    if resume:
-        check_folder(bundle, depths)
-    if not resume or not bundle.exists():
-        bundle.claim(overwrite)
-
-
-@contextmanager
-def _own_folder(bundle: Bundle) -> Iterator[Path]:
-    """A folder of the bundle for features that need not outlive the run."""
-    folder = bundle.path / "features"
-    yield folder
-    # A run that did not come this far may be gone on with.
-    bundle.remove_features()
+    A network that takes several tensors may pass the others on to its sections, such as an attention mask, which is not
+    cached, and then neither are the sections' inputs. Often none is needed: a student's first section behind a frozen
+    stem runs in its own chain.
+    """
+    needed: set[str] = set().union(*(inputs_needed(phase.objective, trainer.sections) for phase in taught))
+    several = len(trainer.input.tensors) > 1
+    if not task_of(trainer.spec).repeats or (several and needed):
+        return None
+    # For further students keep everything: their method may be another.
+    inputs = set(trainer.sections) if keep and not several else needed
+    outputs = set(trainer.sections) if keep else set().union(*(outputs_needed(phase.objective) for phase in taught))
+    return Layout.of(template, inputs, outputs)

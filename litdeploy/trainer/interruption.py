@@ -1,23 +1,35 @@
-"""Ctrl-C and SIGTERM while a run is under way: the first is obeyed where nothing is half done, the second at once."""
+"""What ends a run early: Ctrl-C and SIGTERM, and lack of memory on the device or the host."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
+from litdeploy.errors import TrainingError
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Usable share of the free memory: the allocator fragments it, and libraries choose faster algorithms if they can.
+_USABLE = 0.9
+
+# Messages of torch and its libraries when the host has no memory left; the type is RuntimeError.
+_REFUSALS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "bad allocation")
+# oneDNN's, exactly: a longer message is about an operation that oneDNN lacks.
+_NO_ROOM_FOR_CODE = "could not create a primitive"
 
 
 class Interruption:
-    """The user's wish to stop.
+    """The user's wish to stop. The first signal takes effect where no step is half done, the second at once.
 
     Attributes:
-        asked: whether it was uttered. Inside `held`, whoever holds looks at it; elsewhere it is a KeyboardInterrupt.
-        twice: whether once more: nothing is waited for, and nothing written any more.
+        asked: whether a signal came. Inside `held`, the holder polls it; elsewhere it raises KeyboardInterrupt.
+        twice: whether a second one came: the run then neither waits nor writes.
     """
 
     def __init__(self) -> None:
@@ -27,7 +39,7 @@ class Interruption:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Signals come here as long as this is open. Only a process's main thread can ask for that."""
+        """Receive signals while this is open; only in a process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -40,7 +52,7 @@ class Interruption:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is interrupted in here."""
+        """Interrupt nothing in here."""
         before, self._held = self._held, True
         try:
             yield
@@ -49,7 +61,7 @@ class Interruption:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Inside `held`: what may be interrupted anywhere, as it can be done again."""
+        """Inside `held`: allow an interruption anywhere, for work that can be repeated."""
         before, self._held = self._held, False
         try:
             if self.asked:
@@ -63,3 +75,72 @@ class Interruption:
         self.asked = True
         if self.twice or not self._held:
             raise KeyboardInterrupt
+
+
+def refuses_memory(error: BaseException) -> bool:
+    """Whether the host ran out of memory."""
+    if isinstance(error, MemoryError) or str(error) == _NO_ROOM_FOR_CODE:
+        return True
+    return any(text in str(error) for text in _REFUSALS)
+
+
+def out_of_host_memory(tried: int) -> TrainingError:
+    """The error for a batch of this many images that did not fit into the host's memory."""
+    return TrainingError(
+        f"out of memory on this machine with a batch of {tried}. End other programs, or train with a "
+        f"smaller batch in a new run: --batch-size {max(2, tried // 2)} --overwrite"
+    )
+
+
+def out_of_memory(tried: int, attempt: Callable[[int], None] | None, device: torch.device) -> TrainingError:
+    """The error for a batch that did not fit, with an estimate of one that fits.
+
+    Call it when nothing refers to the failed step any more; its exception does while it is handled.
+
+    Args:
+        tried: images.
+        attempt: forward and backward of this many images; None if one rank cannot try alone.
+        device: a CUDA device.
+    """
+    if attempt is None:
+        return TrainingError(
+            f"out of memory on {device} with a batch of {tried}. Give a smaller one: --batch-size {max(2, tried // 2)}"
+        )
+    peaks = {}
+    for images in sorted({max(1, tried // 16), max(2, tried // 8)}):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            attempt(images)
+        except torch.OutOfMemoryError:
+            break
+        peaks[images] = torch.cuda.max_memory_allocated(device)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    room = free + torch.cuda.memory_allocated(device)
+    fits = largest_batch(peaks, room, tried)
+    try_this = (
+        f"About {fits} would fit: --batch-size {fits}"
+        if fits
+        else "Not even a few fit: is another process using the device (nvidia-smi)?"
+    )
+    return TrainingError(f"out of memory on {device} with a batch of {tried}. {try_this}")
+
+
+def largest_batch(peaks: Mapping[int, int], room: int, tried: int) -> int:
+    """The largest batch below the one tried that should fit, by two measured ones; 0: none.
+
+    Memory is modeled as a fixed part and a part proportional to the images.
+
+    Args:
+        peaks: images → bytes, for two batches that fit.
+        room: bytes.
+    """
+    if len(peaks) < 2:
+        return 0
+    (fewer, low), (more, high) = sorted(peaks.items())
+    each = max((high - low) / (more - fewer), 1.0)
+    images = int((_USABLE * room - (low - fewer * each)) / each)
+    # At most half, if the estimate contradicts what was seen.
+    images = min(images, tried // 2 if images >= tried else images)
+    return max(0, images - images % 8 if images >= 16 else images)

@@ -1,164 +1,226 @@
-"""What a run does besides what its recipe says outright: what is compiled, and which features are kept."""
+"""The plan of a run: which student it trains, from which sections, in which phases. Computed once, before any file is
+written."""
 
 from __future__ import annotations
 
-import copy
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from litdeploy.batch import Batch, forward, size_of
-from litdeploy.config.recipe import Choice
-from litdeploy.config.spec import Noun
-from litdeploy.data import free_memory
-from litdeploy.errors import CompilationError, TrainingError
-from litdeploy.networks.network import counting
-from litdeploy.networks.sections import container, recording, run_section
-from litdeploy.trainer.cache import Layout
-
-# Floating-point operations of a whole run from which on compiling saves more time than it takes. On two CPU cores in
-# bf16 (benchmarks/results/amd-epyc-2-cores): a teacher takes 5 to 10 s to compile and then saves 0.35 s in 10^12; the
-# step of a ResNet-20 takes 47 s and saves 0.3 s in 10^12.
-_TEACHER_PAYS = 50e12
-_STEP_PAYS = 300e12
-
-# Views that `auto` keeps, and how often it must see each at the least.
-AUTO_VIEWS = 4
-_AUTO_VISITS = 2
-
-
-@torch.no_grad()
-def forward_flops(module: nn.Module, example: Batch) -> int:
-    """Floating-point operations of one image's forward pass; a multiply-add is two. Elementwise work is left out."""
-    module = copy.deepcopy(module).eval()
-    with counting() as counted:
-        forward(module, example)
-    return int(counted.get_total_flops()) // size_of(example)
-
-
-@torch.no_grad()
-def section_flops(module: nn.Module, sections: Sequence[str], example: Batch) -> dict[str, int]:
-    """Section → floating-point operations of one image's forward pass through it. Counted as by `forward_flops`."""
-    module = copy.deepcopy(module).eval()
-    with recording(module, sections) as calls:
-        forward(module, example)
-    found = {}
-    for name, call in calls.items():
-        with counting() as counted:
-            run_section(list(container(module, name)), call.input, call.arguments)
-        found[name] = int(counted.get_total_flops()) // size_of(example)
-    return {name: found[name] for name in sections}
-
-
-def compiles_teacher(setting: Choice, flops: float, device: torch.device) -> bool:
-    """Whether the teacher is compiled. `flops`: of all its passes of the run. `auto` never does on CUDA: unmeasured."""
-    return setting == "on" or (setting == "auto" and device.type == "cpu" and flops >= _TEACHER_PAYS)
-
-
-def compiles_step(setting: Choice, flops: float, device: torch.device) -> bool:
-    """Whether the step is compiled. `flops`: of the phase's steps, forward and backward. See `compiles_teacher`."""
-    return setting == "on" or (setting == "auto" and device.type == "cpu" and flops >= _STEP_PAYS)
-
-
-def fallback(setting: Choice, note: Callable[[str], None]) -> Callable[[str], None]:
-    """What happens where compiling fails: it is said, and the function runs as it is.
-
-    Raises:
-        CompilationError: by the call, where the user insists on compiling.
-    """
-
-    def tell(why: str) -> None:
-        if setting == "on":
-            raise CompilationError(
-                f"--compile on: torch.compile failed ({why}). It needs a C++ compiler (apt-get install g++) and, on "
-                "CUDA, Triton (pip install triton). Or train without: --compile off"
-            )
-        note(f"warning: not compiled, and slower for it: {why}")
-
-    return tell
+from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import DepthPlan
+from litdeploy.errors import NetworkError, StudentError
+from litdeploy.networks import (
+    FAMILIES,
+    Network,
+    NetworkName,
+    Section,
+    build,
+    new_like,
+    request,
+    sections_of,
+)
+from litdeploy.networks.student import compose, depth_of, depths_of, make_plan, make_student, plan_for_depth
+from litdeploy.networks.width import Match, match_sections
+from litdeploy.tasks import task_of
+from litdeploy.trainer.methods import METHODS, Start, TrainingPhase
 
 
 @dataclass(frozen=True)
-class CachePlan:
-    """Whether and where features are kept.
+class Plan:
+    """One run: a student and the phases that train it.
 
     Attributes:
-        views: of each image; 0: nothing is kept.
-        mapped: in a memory-mapped file, not in the device's memory.
-        why: what the user is told.
+        recipe: of this student.
+        student: before its first step.
+        phases: of the recipe's method.
+        sections: names of the student's planned sections, in order.
+        matches: each section of a student that is a network of its own, with the teacher's.
     """
 
-    views: int
-    mapped: bool
-    why: str
+    recipe: Recipe
+    student: Network
+    phases: list[TrainingPhase]
+    sections: tuple[str, ...] = ()
+    matches: tuple[Match, ...] = ()
+
+    @property
+    def teacher_sections(self) -> dict[str, str]:
+        """The teacher's section → the student's."""
+        return {match.teacher: match.student for match in self.matches} or {name: name for name in self.sections}
 
 
-def plan_cache(
-    setting: int | Literal["auto", "off"],
-    layout: Layout | None,
-    images: int,
-    epochs: int,
-    device: torch.device,
-    folder: Path,
-    keep: bool,
-    ranks: int = 1,
-    auto_views: int = AUTO_VIEWS,
-    noun: Noun = "image",
-) -> CachePlan:
-    """Decides on the feature cache.
+def plan_run(teacher: Network, recipe: Recipe, network: NetworkName | None, device: torch.device) -> Plan:
+    """Plan the run of one student.
 
     Args:
-        setting: how many views, or `auto`: where that pays and there is room.
-        layout: None where the features cannot be kept.
-        images: that are trained on.
-        epochs: in which the teacher is needed.
-        folder: where a memory-mapped file would be.
-        keep: the user wants it there, for further students.
-        ranks: that train; several keep nothing, and `check_recipe` told whoever asked for it.
-        auto_views: how many `auto` keeps; one where all are the same.
-        noun: what the data call an image.
+        network: the teacher's network, if the caller names it; new blocks are built by it.
+        device: of the training.
 
     Raises:
-        TrainingError: the user asked for so many views, and they cannot be kept or there is no room for them.
+        StudentError: no such student is possible, or the method does not fit the teacher.
+        NetworkError: the teacher has no sections, or the student's network is unknown.
+        SettingsError: too few epochs for the method.
     """
-    if setting == "off":
-        return CachePlan(0, False, "feature cache: off")
-    if ranks > 1:
-        return CachePlan(0, False, f"feature cache: none; it is not kept by several ranks, and there are {ranks}")
-    if layout is None:
-        why = "what the teacher makes depends on more than the image (a domain, an attention mask), which is not kept"
-        if setting == "auto":
-            return CachePlan(0, False, f"feature cache: none; {why}")
-        raise TrainingError(f"--feature-cache {setting}: {why}. Train without: --feature-cache off")
-    views = auto_views if setting == "auto" else setting
-    size = layout.bytes(views, images)
-    what = f"{views} view{'s' * (views > 1)} of {images:,} {noun}s, {size / 1e9:.2g} GB"
-    if setting == "auto" and not keep and epochs < _AUTO_VISITS * views:
-        return CachePlan(0, False, f"feature cache: none; {what} would be seen less than twice in {epochs} epochs")
-    does = f"the teacher runs in {min(views, epochs)} of {epochs} epochs"
-    # Half of what is free: the other half is for the training itself.
-    memory, disk = free_memory(device) // 2, _free_on_disk(folder) // 2
-    if size <= memory and not keep:
-        return CachePlan(views, False, f"feature cache: {what} in memory; {does}")
-    # From a disk features may come slower than a teacher makes them. By itself a file is chosen only where the
-    # system's cache of files can hold all of it, and beside a CPU's teacher, which is the slower one.
-    swift = device.type == "cpu" and size <= 2 * memory
-    if size <= disk and (keep or setting != "auto" or swift):
-        return CachePlan(views, True, f"feature cache: {what} in {folder}; {does}")
-    room = f"{memory / 1e9:.2g} GB of memory and {disk / 1e9:.2g} GB of disk may be used for it"
-    if setting == "auto":
-        return CachePlan(0, False, f"feature cache: none; {what} do not fit, {room}")
-    raise TrainingError(
-        f"--feature-cache {setting}: {what} do not fit; {room}. Keep fewer views, or none: --feature-cache off"
+    method = METHODS[recipe.method]
+    if method.student == "own":
+        student, start = _own_student(teacher, recipe, device)
+    else:
+        student, start = _twin(teacher, recipe, network)
+    plan = Plan(recipe, student, method.phases(recipe, start), tuple(start.sections), tuple(start.matches))
+    _check_objectives(plan, teacher)
+    return plan
+
+
+def chain_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
+    """The recipe of each student in training order: one, or those of a chain, each of which teaches the next.
+
+    Raises:
+        StudentError: a chain that the teacher or the method does not allow.
+    """
+    if len(recipe.depths) < 2:
+        return [recipe]
+    method = METHODS[recipe.method]
+    if method.student != "shallower":
+        raise StudentError(
+            f"{_option(recipe.depths)}: --method {recipe.method} makes no shallower student, and no chain of them. "
+            "Choose another method: --method lit"
+        )
+    if not method.has_teacher:
+        raise StudentError(
+            f"{_option(recipe.depths)}: with --method {recipe.method} no student learns from a teacher, so a chain is "
+            f"useless. Give {_option(recipe.depths[-1:])}"
+        )
+    sections = sections_of(teacher)
+    family = FAMILIES.get(teacher.spec.name)
+    deepest = depth_of(family, sections)
+    shallower = tuple(depth for depth in recipe.depths if depth < deepest)
+    if len(shallower) < len(recipe.depths):
+        raise StudentError(
+            f"{_option(recipe.depths)}: the teacher has depth {deepest}, and a chain begins with a shallower student. "
+            + (f"Give {_option(shallower)}" if shallower else "`litdeploy inspect` lists the possible depths.")
+        )
+    recipes = []
+    for index, depth in enumerate(recipe.depths):
+        plan = plan_for_depth(sections, depth, family)
+        sections = [replace(section, blocks=len(plan[section.name])) for section in sections]
+        # As if nothing followed: an earlier student equals that of the shorter chain.
+        chain = recipe.depths[: index + 1]
+        recipes.append(recipe.model_copy(update={"student_depth": chain if index else depth}))
+    return recipes
+
+
+def _option(depths: tuple[int, ...]) -> str:
+    return f"--student-depth {','.join(map(str, depths))}"
+
+
+def depth_plan(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthPlan:
+    """The student's plan, by the recipe's depth or blocks.
+
+    Raises:
+        StudentError: neither is given, or no such student is possible.
+    """
+    family = FAMILIES.get(teacher.spec.name)
+    whole = make_plan(sections, {section.name: section.blocks for section in sections})
+    keeps_all = METHODS[recipe.method].student == "whole"
+    if recipe.student_blocks is not None:
+        plan = make_plan(sections, recipe.student_blocks)
+        if keeps_all and {**whole, **plan} != whole:
+            raise StudentError(
+                f"--method {recipe.method} keeps all of the teacher's blocks, and --student-blocks asks for fewer. "
+                "Leave it out, or choose another method: --method lit"
+            )
+        return whole if keeps_all else plan
+    if keeps_all:
+        depth = max(depths_of(family, sections))
+        if recipe.student_depth not in (None, depth):
+            raise StudentError(
+                f"--method {recipe.method} keeps the teacher's depth, {depth}; --student-depth {recipe.student_depth} "
+                f"asks for another. Give --student-depth {depth}, or choose another method: --method lit"
+            )
+        return whole
+    if not recipe.depths:
+        raise StudentError("the student's depth is missing: --student-depth N, or --student-blocks layer1=3,…")
+    return plan_for_depth(sections, recipe.depths[-1], family)
+
+
+def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tuple[Network, Start]:
+    """A student of the teacher's kind, with some or all of its blocks."""
+    method = METHODS[recipe.method]
+    try:
+        sections = sections_of(teacher)
+    except NetworkError:
+        if method.student != "whole" or "fresh" in (recipe.init, method.init(recipe)):
+            raise
+        sections = []  # not needed if no block is left out or new
+    plan = depth_plan(teacher, sections, recipe)
+
+    def fresh(seed: int) -> nn.Module:
+        return _initial(teacher, plan, recipe.model_copy(update={"seed": seed}), network)
+
+    # A student that keeps all blocks needs no plan, and can be a teacher. A chain's plans refer to its first teacher.
+    before = teacher.spec.plan
+    kept = plan if before is None else compose(before, plan)
+    spec = teacher.spec.with_(plan=kept if method.student == "shallower" else None)
+    student = Network(_initial(teacher, plan, recipe, network), spec, teacher.source)
+    names = [section.name for section in sections if section.name in plan]
+    return student, Start(names, student=student.module, fresh=fresh, teacher=teacher)
+
+
+def _initial(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
+    """The student before its first step, as the method or the recipe's `init` has it."""
+    default = METHODS[recipe.method].init(recipe)
+    if default != "copy" and recipe.init == "copy":
+        raise _copies_nothing(recipe)
+    init = "scratch" if default == "scratch" else recipe.init or default
+    if init == "copy":
+        return make_student(teacher.module, plan)
+    asked = None if network is None else request(network)
+    if asked is not None and not asked.initialises:
+        raise StudentError("fresh blocks need a function that builds the network: pass network=build, not a module.")
+    fresh = build(teacher.spec, asked, teacher.source, recipe.seed)
+    return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
+
+
+def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, Start]:
+    """A student that is a network of its own, with its sections matched to the teacher's."""
+    task_of(teacher.spec).check_objective("logits", f"--method {recipe.method}:", teacher.spec.name)
+    named = recipe.indistill.student if recipe.indistill else None
+    if named is None:
+        raise StudentError(
+            f"--method {recipe.method} has a student of its own, and none is named: --student-network resnet20,width=8"
+        )
+    for option, value in (("depth", recipe.student_depth), ("blocks", recipe.student_blocks)):
+        if value is not None:
+            raise StudentError(
+                f"--student-{option}: --method {recipe.method} has a student of its own, {named}. Leave it out, here "
+                "and in the recipe."
+            )
+    if recipe.init == "copy":
+        raise _copies_nothing(recipe)
+    if teacher.spec.input.images is None:
+        raise StudentError(
+            f"--method {recipe.method} compares the channels of images, and {teacher.source} takes "
+            f"{teacher.spec.input.kind}. Choose another method: --method lit"
+        )
+    student = new_like(named, teacher, recipe.seed)
+    matches = [
+        replace(match, channels=None if match.channels is None else match.channels.to(device))
+        for match in match_sections(teacher, student)
+    ]
+    return student, Start([match.student for match in matches], matches, student.module, teacher=teacher)
+
+
+def _copies_nothing(recipe: Recipe) -> StudentError:
+    return StudentError(
+        f"--method {recipe.method} copies no blocks from the teacher; leave --init out, or choose --method kd."
     )
 
 
-def _free_on_disk(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+def _check_objectives(plan: Plan, teacher: Network) -> None:
+    """Check that the objectives can learn from the teacher's outputs."""
+    for phase in plan.phases:
+        if phase.settings.epochs:
+            what = f"--method {plan.recipe.method}: its phase '{phase.name}'"
+            task_of(teacher.spec).check_objective(phase.objective.learns_by, what, teacher.spec.name)

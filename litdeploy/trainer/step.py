@@ -1,4 +1,6 @@
-"""One step: the student's sections on the teacher's inputs, the student's own chain, the update.
+"""One training step: the student's sections on the teacher's inputs, the student's own chain, and the update.
+
+Also how a step runs fast: sections side by side on CUDA streams, `torch.compile`, and capture as a CUDA graph.
 
 Shape suffixes: N images, C channels, H height, W width, K classes.
 """
@@ -6,6 +8,7 @@ Shape suffixes: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,92 +19,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from litdeploy.batch import Batch, device_of, forward, tensors_of
-from litdeploy.networks.network import logits_of
+from litdeploy.batch import Batch, device_of, forward, size_of, tensors_of
+from litdeploy.config.recipe import Choice
+from litdeploy.errors import CompilationError
+from litdeploy.networks.network import counting, logits_of
 from litdeploy.networks.sections import container, recording, run_section
 from litdeploy.runtime import compilation
+from litdeploy.trainer.distributed import ALONE, Ranks
 from litdeploy.trainer.objectives import Objective, Outputs
-from litdeploy.trainer.parallel import ALONE, Ranks
-from litdeploy.trainer.streams import side_by_side
 from litdeploy.trainer.teacher import Features
 
+# Floating-point operations of a whole run from which on compiling saves more time than it takes. On two CPU cores in
+# bf16 (benchmarks/results/amd-epyc-2-cores): a teacher takes 5 to 10 s to compile and then saves 0.35 s in 10^12; the
+# step of a ResNet-20 takes 47 s and saves 0.3 s in 10^12.
+_TEACHER_PAYS = 50e12
+_STEP_PAYS = 300e12
 
-def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -> None:
-    """Puts the student in the state that the objective trains it in.
-
-    Where the objective freezes, all but `sections` keeps its weights and, in eval mode, its batch norm statistics: the
-    stem then computes exactly what the teacher's computes.
-    """
-    student.train().requires_grad_(True)
-    if objective.freezes:
-        student.eval().requires_grad_(False)
-        for name in sections:
-            container(student, name).train().requires_grad_(True)
-
-
-def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential | nn.ModuleList:
-    """A twin with the very same parameters, whose batch norms normalise by their batch and keep no running statistics.
-
-    What is deployed is the student's own chain: statistics of the teacher's inputs mixed into its own cost accuracy.
-    """
-    shared = {id(parameter): parameter for parameter in blocks.parameters()}
-    twin = copy.deepcopy(blocks, shared)
-    for module in twin.modules():
-        if isinstance(module, _BatchNorm):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return twin
-
-
-@contextmanager
-def _plain_group_norms(module: nn.Module) -> Iterator[None]:
-    """While it is open, no group norm takes a channels-last tensor without a gradient: on a CPU its backward pass then
-    reads a gradient that is not there, and the process dies (torch 2.11 to 2.13). What a section gets from the teacher
-    is such a tensor."""
-
-    def contiguous(norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0]
-        return args if x.requires_grad or x.device.type != "cpu" else (x.contiguous(), *args[1:])
-
-    norms = [norm for norm in module.modules() if isinstance(norm, nn.GroupNorm)]
-    handles = [norm.register_forward_pre_hook(contiguous) for norm in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
-    """The branch that the student's own chain computes: behind a frozen stem its first section runs on the teacher's
-    input already."""
-    shared = objective.freezes and objective.needs_chain
-    return tuple(name for name in sections[:1] if shared and name in objective.branches)
-
-
-def inputs_needed(objective: Objective, sections: Sequence[str]) -> set[str]:
-    """Sections whose teacher's input the objective's step takes."""
-    return set(objective.branches) - set(in_chain(objective, sections))
-
-
-def outputs_needed(objective: Objective) -> set[str]:
-    """Sections whose teacher's output the objective compares."""
-    return {*objective.branches, *objective.chain}
+# Real steps that run before the capture: libraries choose their algorithms, the optimizer creates its state.
+_EAGER_STEPS = 3
 
 
 class Step:
-    """The steps of one phase: forward, backward and one update each.
+    """The training step of one phase: forward, backward and update.
 
-    A context manager: while it is open the student carries hooks.
+    A context manager: while it is open, the student carries hooks.
 
     Args:
-        student: trained in place; put in the state that the objective trains it in.
-        objective: what is learnt by.
-        sections: names of the student's planned sections, in the order they run in.
+        student: trained in place; its modes are set for the objective.
+        objective: the loss.
+        sections: names of the student's planned sections, in order.
         precision: `fp32`, or `bf16` by autocast.
-        compiled: forward and backward through `torch.compile`.
-        fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
-        ranks: that share each batch; gradients are averaged over them.
+        compiled: run forward and backward through `torch.compile`.
+        fallback: called with the reason if compilation fails; the step then runs eagerly. None: raise an error.
+        ranks: those that share each batch; gradients are averaged over them.
     """
 
     def __init__(
@@ -120,7 +70,7 @@ class Step:
         self._ranks = ranks
         self.prepare()
         self.precision = precision
-        self._in_chain = in_chain(objective, sections)  # run once, not twice
+        self._in_chain = in_chain(objective, sections)
         self._branches = {
             name: without_statistics(container(student, name))
             for name in sections
@@ -130,14 +80,14 @@ class Step:
         self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
         for module in (student, *self._branches.values()):
             self._hooks.enter_context(_plain_group_norms(module))
-        # What is compiled has an order of its own.
+        # A compiled function has its own order.
         device = next(student.parameters()).device
         side = len(self._branches) if device.type == "cuda" and not compiled else 0
         self._streams = [torch.cuda.Stream(device) for _ in range(side)]  # type: ignore[no-untyped-call]
         self._compute = compilation.compiled(self.losses, fallback=fallback) if compiled else self.losses
 
     def prepare(self) -> None:
-        """Puts the student in the state that it is trained in; after an evaluation, say."""
+        """Set the student's training mode, for example after an evaluation."""
         prepare(self.student, self.objective, self._sections)
 
     def __enter__(self) -> Self:
@@ -150,34 +100,34 @@ class Step:
 
     def __call__(
         self,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         inputs: Batch,
         labels_N: Tensor,
         features: Features | None,
     ) -> dict[str, Tensor]:
-        """One update. Gives the losses by name, detached, on the device: those of this rank's part of the batch."""
+        """Make one update. Return the losses of this rank's part of the batch by name, detached, on the device."""
         losses = self._compute(inputs, labels_N, features)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._ranks.average(parameter.grad for parameter in trained if parameter.grad is not None)
-        optimiser.step()
+        optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def losses(self, inputs: Batch, labels_N: Tensor, features: Features | None) -> dict[str, Tensor]:
         """The objective's losses of a batch.
 
         Args:
-            inputs: what the student takes: normalised images, float32 or what autocast would make of it; the character
-                ids (N, L) of texts; or images with the domains that they shall have.
+            inputs: the student's inputs: normalized images, float32 or in autocast's dtype; ids (N, L) of texts; or
+                images with the domains to translate them to.
             labels_N: int64.
-            features: the teacher's, of these inputs; None where the objective needs none.
+            features: the teacher's for these inputs; None if the objective needs none.
         """
         with torch.autocast(device_of(inputs).type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.objective.losses(self.outputs(inputs, labels_N, features))
 
     def outputs(self, inputs: Batch, labels_N: Tensor, features: Features | None) -> Outputs:
-        """What the objective compares. See `losses`."""
+        """The tensors that the objective compares. See `losses`."""
         calls = {} if features is None else features.calls
         branches = [
             partial(run_section, list(twin), calls[name].input, calls[name].arguments)
@@ -188,17 +138,240 @@ class Step:
         ran = dict(zip(self._branches, outputs, strict=True))
         ran |= {name: own[name].output for name in self._in_chain}
         return Outputs(
-            logits.float(),
-            labels_N,
-            None if features is None else features.logits_NK,
-            {name: (ran[name], calls[name].output) for name in self.objective.branches},
-            {name: (own[name].output, calls[name].output) for name in self.objective.chain},
-            inputs,
-            self._chain,
+            logits=logits.float(),
+            labels=labels_N,
+            teacher_logits=None if features is None else features.logits_NK,
+            branches={name: (ran[name], calls[name].output) for name in self.objective.branches},
+            chain={name: (own[name].output, calls[name].output) for name in self.objective.chain},
+            inputs=inputs,
+            again=self._chain,
         )
 
     def _chain(self, inputs: Batch) -> Tensor:
-        """The student's own logits; nothing where the objective needs none."""
+        """The student's own logits; empty if the objective needs none."""
         if not self.objective.needs_chain:
             return tensors_of(inputs)[0].new_empty(0)
         return logits_of(forward(self.student, inputs))
+
+
+def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -> None:
+    """Set the student's training mode and gradients for an objective.
+
+    If the objective freezes, all but `sections` keeps its weights and, in eval mode, its batch norm statistics. The
+    stem, a copy of the teacher's, then computes exactly T_0.
+    """
+    student.train().requires_grad_(True)
+    if objective.freezes:
+        student.eval().requires_grad_(False)
+        for name in sections:
+            container(student, name).train().requires_grad_(True)
+
+
+def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential | nn.ModuleList:
+    """A twin of a section with the same parameters, whose batch norms normalize by their batch and keep no running
+    statistics.
+
+    LIT runs each section twice in a step: on the teacher's input and in the student's own chain. Both passes train the
+    same weights, but only the chain is deployed. If the pass on the teacher's input moved the running statistics too,
+    they would describe a mixture of two distributions, which costs accuracy.
+    """
+    shared = {id(parameter): parameter for parameter in blocks.parameters()}
+    twin = copy.deepcopy(blocks, shared)
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return twin
+
+
+def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
+    """The branch that the student's own chain already computes: its first section, behind a frozen stem.
+
+    The frozen stem is the teacher's, so the chain's first section runs on T_0 in any case: S_1(T_0) is the chain's own
+    S_1. It runs once and serves both losses.
+    """
+    shared = objective.freezes and objective.needs_chain
+    return tuple(name for name in sections[:1] if shared and name in objective.branches)
+
+
+def inputs_needed(objective: Objective, sections: Sequence[str]) -> set[str]:
+    """Sections whose input in the teacher a step needs."""
+    return set(objective.branches) - set(in_chain(objective, sections))
+
+
+def outputs_needed(objective: Objective) -> set[str]:
+    """Sections whose output in the teacher an objective compares."""
+    return {*objective.branches, *objective.chain}
+
+
+@contextmanager
+def _plain_group_norms(module: nn.Module) -> Iterator[None]:
+    """Make channels-last inputs of group norms contiguous if they carry no gradient, as the teacher's tensors do.
+
+    On a CPU the backward pass of such a group norm otherwise reads a gradient that does not exist, and the process dies
+    (torch 2.11 to 2.13).
+    """
+
+    def contiguous(norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        return args if x.requires_grad or x.device.type != "cpu" else (x.contiguous(), *args[1:])
+
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.GroupNorm)]
+    handles = [norm.register_forward_pre_hook(contiguous) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def side_by_side(
+    main: Callable[[], Tensor], others: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cuda.Stream]
+) -> tuple[Tensor, list[Tensor]]:
+    """Call `main` on the current stream and each other function on its own stream, forked from it and joined again.
+
+    Autograd runs each operation's backward on the stream of its forward, so the backward passes overlap too. A CUDA
+    graph that captures the current stream captures the others with it.
+
+    Args:
+        main, others: functions whose inputs were queued on the current stream before.
+        streams: one for each other function; empty: run them one after the other.
+    """
+    if not streams:
+        return main(), [function() for function in others]
+    here = torch.cuda.current_stream(streams[0].device)
+    results = []
+    for function, stream in zip(others, streams, strict=True):
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            results.append(function())
+    result = main()
+    for tensor, stream in zip(results, streams, strict=True):
+        here.wait_stream(stream)
+        tensor.record_stream(here)  # or its memory could be reused while it is still read here
+    return result, results
+
+
+@torch.no_grad()
+def forward_flops(module: nn.Module, example: Batch) -> int:
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two, elementwise work as none."""
+    module = copy.deepcopy(module).eval()
+    with counting() as counted:
+        forward(module, example)
+    return int(counted.get_total_flops()) // size_of(example)
+
+
+@torch.no_grad()
+def section_flops(module: nn.Module, sections: Sequence[str], example: Batch) -> dict[str, int]:
+    """Section → floating-point operations of one image's forward pass through it, counted as by `forward_flops`."""
+    module = copy.deepcopy(module).eval()
+    with recording(module, sections) as calls:
+        forward(module, example)
+    found = {}
+    for name, call in calls.items():
+        with counting() as counted:
+            run_section(list(container(module, name)), call.input, call.arguments)
+        found[name] = int(counted.get_total_flops()) // size_of(example)
+    return {name: found[name] for name in sections}
+
+
+def compiles_teacher(setting: Choice, flops: float, device: torch.device) -> bool:
+    """Whether to compile the teacher. `flops`: of all its passes in the run. `auto` never does on CUDA, where it is not
+    measured."""
+    return setting == "on" or (setting == "auto" and device.type == "cpu" and flops >= _TEACHER_PAYS)
+
+
+def compiles_step(setting: Choice, flops: float, device: torch.device) -> bool:
+    """Whether to compile the step. `flops`: of the phase's steps, forward and backward. See `compiles_teacher`."""
+    return setting == "on" or (setting == "auto" and device.type == "cpu" and flops >= _STEP_PAYS)
+
+
+def fallback(setting: Choice, note: Callable[[str], None]) -> Callable[[str], None]:
+    """What to do if compilation fails: note it and run the function eagerly.
+
+    Raises:
+        CompilationError: when called, if the user insists on compiling.
+    """
+
+    def report(why: str) -> None:
+        if setting == "on":
+            raise CompilationError(
+                f"--compile on: torch.compile failed ({why}). It needs a C++ compiler (apt-get install g++) and, on "
+                "CUDA, Triton (pip install triton). Or train without: --compile off"
+            )
+        note(f"warning: not compiled, and slower for it: {why}")
+
+    return report
+
+
+class Captured:
+    """A function of tensors, captured in a CUDA graph after a few calls and replayed from then on.
+
+    Its tensors must have the same shapes in each call. A tensor that is the same object in each call, such as a
+    dataset, is read in place; the others are copied to the graph's inputs. The next call overwrites the results.
+
+    If the capture fails (an operation that cannot be captured, memory), it warns and runs the function eagerly.
+
+    Args:
+        function: does not synchronize with the host; changes weights and statistics in place.
+    """
+
+    def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
+        self._function = function
+        self._calls = 0
+        self._failed = False
+        self._stream: torch.cuda.Stream | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._given: list[Tensor] = []
+        self._outputs: dict[str, Tensor] = {}
+
+    def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """Call the function. Its work is queued on the current stream."""
+        self._calls += 1
+        if self._failed:
+            return self._function(*tensors)
+        if self._calls <= _EAGER_STEPS:
+            return self._on_own_stream(tensors)
+        if self._graph is None and not self._capture(tensors):
+            return self._function(*tensors)
+        assert self._graph is not None
+        for mine, given, tensor in zip(self._inputs, self._given, tensors, strict=True):
+            if tensor is not given:
+                mine.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._outputs
+
+    def _on_own_stream(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Call the function on the stream that is captured later, as capturing requires."""
+        device = tensors[0].device
+        self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream(device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            outputs = self._function(*tensors)
+        here.wait_stream(self._stream)
+        # Compared by identity: a tensor that stays the same object is not copied.
+        self._given = list(tensors)
+        return outputs
+
+    def _capture(self, tensors: tuple[Tensor, ...]) -> bool:
+        self._inputs = [
+            tensor if tensor is given else tensor.clone() for tensor, given in zip(tensors, self._given, strict=True)
+        ]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._outputs = self._function(*self._inputs)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            self._failed = True
+            self._inputs, self._given = [], []
+            torch.cuda.synchronize()
+            warnings.warn(
+                f"the step could not be captured as a CUDA graph and runs kernel by kernel, slower: "
+                f"{str(error).splitlines()[0]}",
+                stacklevel=3,
+            )
+            return False
+        self._graph = graph
+        return True

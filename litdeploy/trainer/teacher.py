@@ -1,8 +1,9 @@
-"""The frozen teacher: one forward pass a batch gives its logits and what each section was given and gave."""
+"""The frozen teacher: one forward pass a batch gives its logits and each section's input T_{i−1} and output T_i."""
 
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,22 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward, moved, picked
+from litdeploy.config.recipe import Recipe
+from litdeploy.errors import NetworkError
+from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import logits_of
+from litdeploy.networks.registry import is_code
 from litdeploy.networks.sections import SectionCall, recording
 from litdeploy.runtime import compilation
 from litdeploy.storage.checkpoint import load_weights, read_checkpoint
+from litdeploy.storage.records import TeacherRecord
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the teacher makes of a batch.
+    """The teacher's tensors for a batch.
 
     Attributes:
-        logits_NK: float32.
-        calls: section → what it was given and what it gave, in the training precision.
+        logits_NK: its output, float32.
+        calls: section → its input and output, in the training precision.
     """
 
     logits_NK: Tensor
@@ -35,22 +41,22 @@ class Features:
 
 
 class Teacher:
-    """A frozen copy of a network: in eval mode, batch norms folded into what is before them, channels-last, in the
+    """A frozen copy of a network: in eval mode, batch norms folded into the layers before them, channels-last, in the
     training precision, without autograd state.
 
     Args:
-        module: left as it is.
-        sections: names of the sections whose inputs and outputs are asked for; none: the logits only.
-        example: what the module takes, float32; it is run on it once, to see what can be folded.
-        device: where the copy is put.
-        precision: `fp32` or `bf16`: the type of its weights and of all that it computes but the logits.
-        compiled: through `torch.compile`.
-        fallback: told why it cannot be compiled, and that it therefore is not; None: that is an error.
-        called: section → what the features call it, where that is not its name.
+        module: not modified.
+        sections: names of the sections whose inputs and outputs are needed; empty: the logits only.
+        example: inputs, float32; the module is run on them once, to find what can be folded.
+        device: of the copy.
+        precision: `fp32` or `bf16`: dtype of its weights and of all results but the logits.
+        compiled: run through `torch.compile`.
+        fallback: called with the reason if compilation fails; the teacher then runs eagerly. None: raise an error.
+        called: section → its name in the features, if that differs.
 
     Attributes:
         module: the copy.
-        template: what it makes of the first image of the example.
+        template: its features of the first image of the example.
     """
 
     def __init__(
@@ -77,13 +83,13 @@ class Teacher:
         self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
 
     def of(self, module: nn.Module) -> Teacher:
-        """A teacher like this one, of another module of the same shape."""
+        """A teacher with the same settings, of another module of the same shape."""
         return Teacher(module, *self._settings)
 
     # Not inference_mode: the sections' inputs are saved for the student's backward pass.
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Features:
-        """What the module takes, in float32 or the training precision → what the teacher makes of it."""
+        """Inputs in float32 or the training precision → features."""
         return self._run(cast(batch, self._dtype))
 
     @torch.no_grad()
@@ -96,17 +102,40 @@ class Teacher:
         return Features(logits_NK, {self._called[name]: call for name, call in self._calls.items()})
 
 
-def successor(like: nn.Module, path: str | Path, name: str) -> nn.Module:
-    """A student that was trained and written, as the one that teaches next.
+def load_student(like: nn.Module, path: str | Path, name: str) -> nn.Module:
+    """Load a trained student that teaches the next one.
 
     Args:
-        like: a module of its shape; left as it is.
+        like: a module of its shape; not modified.
         path: of its weights.
         name: of its network.
 
     Raises:
-        CheckpointError: the file is no whole checkpoint, or of another network.
+        CheckpointError: the file is no intact checkpoint, or of another network.
     """
     module = copy.deepcopy(like)
     load_weights(module, read_checkpoint(path).weights, str(path), name)
     return module.cpu().eval()
+
+
+def read_teacher(
+    teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
+) -> tuple[Network, TeacherRecord | None]:
+    """The teacher with its record; a network in memory has none yet. If the recipe cuts texts to fewer tokens, its
+    input is shortened to them.
+
+    Raises:
+        NetworkError: the recipe, which may come from a stranger, names code, and the caller does not.
+    """
+    if isinstance(teacher, Network):
+        return teacher.within(recipe.data.text_length), None
+    if network is None and recipe.network is not None and is_code(recipe.network):
+        raise NetworkError(
+            f"the recipe says network: {recipe.network!r}, which is code. It is run only when you name it: "
+            f"--network {shlex.quote(recipe.network)}"
+        )
+    path, network = published(teacher, network if network is not None else recipe.network)
+    checkpoint = read_checkpoint(path)
+    loaded = load(checkpoint, network=network, normalise=recipe.normalise, input_shape=recipe.input_shape)
+    loaded = loaded.within(recipe.data.text_length)
+    return loaded, TeacherRecord(path=str(path.resolve()), sha256=checkpoint.sha256, spec=loaded.spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 
-from litdeploy.batch import moved
 from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, check_against, open_data
 from litdeploy.errors import BundleError, SettingsError
@@ -18,29 +16,25 @@ from litdeploy.networks import Network, NetworkName, new
 from litdeploy.runtime import resolve_precision
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.lock import locked
-from litdeploy.storage.records import Accuracy
-from litdeploy.trainer.checkpoints import DEFAULT_EVERY, Checkpoints, Every, Saved
-from litdeploy.trainer.faults import interrupted, resumable
-from litdeploy.trainer.launch import launched
-from litdeploy.trainer.loop import evaluate, fit
-from litdeploy.trainer.metrics import MetricsLog, Progress
-from litdeploy.trainer.objectives import CrossEntropy, Start
-from litdeploy.trainer.optimiser import steps_an_epoch
-from litdeploy.trainer.parallel import check_recipe
+from litdeploy.storage.records import Score
+from litdeploy.tasks import task_of
+from litdeploy.trainer.compress import show_left_out
+from litdeploy.trainer.distributed import check_recipe, launched
+from litdeploy.trainer.methods import METHODS, Start
+from litdeploy.trainer.plan import Plan
+from litdeploy.trainer.progress import Progress
 from litdeploy.trainer.resolve import resolve_recipe
-from litdeploy.trainer.resume import identity_of_new
-from litdeploy.trainer.run import Position, Run
-from litdeploy.trainer.start import tell_left_out
-from litdeploy.trainer.state import position_of
+from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot, identity_of_new
+from litdeploy.trainer.trainer import Trainer, evaluate, steps_per_epoch
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A file of trained weights, and its accuracy on the validation and the test split."""
+    """A file of trained weights, and its scores on the validation and test splits."""
 
     path: Path
-    validation: Accuracy
-    test: Accuracy
+    validation: Score
+    test: Score
 
 
 def train(
@@ -55,16 +49,16 @@ def train(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Trained:
-    """Trains a new network and writes `out` (`.safetensors`) and its metrics beside it (`.metrics.jsonl`).
+    """Train a new network and write `out` (`.safetensors`) and its metrics beside it (`.metrics.jsonl`).
 
-    Several processes of a launcher train it together, as by `compress`.
+    Several processes of a launcher train it together, as in `compress`.
 
-    Without an input shape of its own the network takes the dataset's, and as many classes as there are.
+    Without an input shape of its own, the network takes the dataset's, and its number of classes.
 
     Args:
         network: see `networks.registry.request`.
         recipe, device, overwrite, checkpoint_every, progress, **changes: as for `compress`.
-        resume: go on with the run whose checkpoints are beside `out` (`.checkpoints`); begin where there are none.
+        resume: resume the run whose checkpoints are beside `out` (`.checkpoints`); start if there are none.
 
     Raises:
         LitdeployError: one of its kinds, before anything is written.
@@ -75,56 +69,43 @@ def train(
     if path.suffix != ".safetensors":
         raise BundleError(f"--out {path}: weights are written as .safetensors; end the name like that.")
     if path.exists() and not overwrite:
-        raise BundleError(f"{path}: is there already; it is kept. Choose another --out, or --overwrite it.")
+        raise BundleError(f"{path}: exists already; it is kept. Choose another --out, or --overwrite it.")
     launch = launched()
-    where = launch.device(device)
-    ranks = launch.join(where)
-    told = progress if progress is not None and ranks.first else Progress()
+    place = launch.device(device)
+    ranks = launch.join(place)
+    progress = progress if progress is not None and ranks.first else Progress()
     check_recipe(resolved, ranks)
-    made, data = _open(network, resolved, where, told)
-    precision = resolve_precision(resolved.precision, where)
-    (phase,) = CrossEntropy.phases(resolved, Start())
+    made, data = _open(network, resolved, place, progress)
+    precision = resolve_precision(resolved.precision, place)
     with ExitStack() as held:
         ranks.on_first(_enter, held, path)
-        identity = ranks.on_first(identity_of_new, made.spec, resolved, data, precision, where, ranks)
-        checkpoints = Checkpoints(path.with_suffix(".checkpoints"), identity, every, told.note)
+        identity = ranks.on_first(identity_of_new, made.spec, resolved, data, precision, place, ranks)
+        checkpoints = Checkpoints(path.with_suffix(".checkpoints"), identity, every, progress.note)
         saved = ranks.on_first(_claim, checkpoints, path, overwrite, resume)
-        position = Position() if saved is None else position_of(saved)
-        metrics = path.with_suffix(".metrics.jsonl") if ranks.first else Path(os.devnull)
-        held.enter_context(log := MetricsLog(metrics, rows=position.rows))
-        run = Run(
-            student=made.module.to(where, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            teacher=None,
-            phases=[phase],
-            sections=(),
-            data=data,
-            spec=made.spec.with_(classes=data.classes),
-            input=made.spec.input,
-            recipe=resolved,
-            precision=precision,
-            device=where,
-            folder=path.parent,
-            log=log,
-            progress=told,
-            example=moved(made.example(), where),
-            ranks=ranks,
-            checkpoints=checkpoints,
-            saved=saved,
-            position=position,
+        trainer = held.enter_context(
+            Trainer(
+                Plan(resolved, made, METHODS["scratch"].phases(resolved, Start())),
+                data,
+                precision,
+                place,
+                path.parent,
+                path.with_suffix(".metrics.jsonl"),
+                None,
+                progress,
+                ranks,
+                checkpoints,
+                saved,
+            )
         )
-        with resumable(run):
-            try:
-                with run.interruption.heard():
-                    fit(run)
-            except KeyboardInterrupt:
-                raise interrupted(run, path) from None
-            assert isinstance(run.position.validation, Accuracy)
-            test = ranks.on_first(_finish, run, path)
-    return Trained(path, run.position.validation, test)
+        with trainer.resumable(path):
+            trainer.fit()
+            assert trainer.position.validation is not None
+            test = ranks.on_first(_finish, trainer, path)
+    return Trained(path, trainer.position.validation, test)
 
 
 def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: Progress) -> tuple[Network, Data]:
-    """The new network and the data, held against one another before anything is written."""
+    """The new network and the data, checked against each other before anything is written."""
     data = open_data(recipe.data, device, recipe.seed)
     made = new(
         network,
@@ -134,16 +115,18 @@ def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: 
         classes=len(data.classes),
         seed=recipe.seed,
     ).within(recipe.data.text_length)
-    if made.spec.translates:
+    task = task_of(made.spec)
+    if not task.labeled:
         raise SettingsError(
-            f"{made.source}: makes images and learns from a discriminator, not from labels; litdeploy trains none "
-            "anew. Train it with its authors' code, and make it shallower here: litdeploy compress G.ckpt --beta 0"
+            f"{made.source}: {task.makes} and learns from a discriminator, not from labels; litdeploy trains none "
+            "from new weights. Train it with its authors' code, and make it shallower here: litdeploy compress "
+            "G.ckpt --beta 0"
         )
     if data.noun == "text":
-        data = open_data(recipe.data, device, recipe.seed, made.spec)  # whose classes are known by now
+        data = open_data(recipe.data, device, recipe.seed, made.spec)  # its classes are known now
     check_against(data, made.spec, made.class_count())
-    tell_left_out(data, progress.note)
-    steps_an_epoch(data.train, recipe.batch_size)
+    show_left_out(data, progress)
+    steps_per_epoch(data.train, recipe.batch_size)
     return made, data
 
 
@@ -151,23 +134,21 @@ def _enter(held: ExitStack, path: Path) -> None:
     held.enter_context(locked(path.with_name(f".{path.name}.lock"), str(path), "choose another --out"))
 
 
-def _claim(checkpoints: Checkpoints, path: Path, overwrite: bool, resume: bool) -> Saved | None:
-    """What the run goes on from; None where it begins."""
+def _claim(checkpoints: Checkpoints, path: Path, overwrite: bool, resume: bool) -> Snapshot | None:
+    """The snapshot to resume; None to start."""
     checkpoints.tidy()
     if overwrite:
         checkpoints.clear()
     if not resume and checkpoints.exist():
         raise BundleError(
-            f"{path}: there is a run of this name that is not finished. Go on with it: the same command with --resume. "
+            f"{path}: there is an unfinished run of this name. Resume it: the same command with --resume. "
             "Or choose another --out, or --overwrite it."
         )
     return checkpoints.newest()
 
 
-def _finish(run: Run, path: Path) -> Accuracy:
-    test = evaluate(run.student, run.data.test, run.input, "fp32")
-    assert isinstance(test, Accuracy)
-    write_checkpoint(path, run.student.state_dict(), run.spec)
-    assert run.checkpoints is not None
-    run.checkpoints.clear()
+def _finish(trainer: Trainer, path: Path) -> Score:
+    test = evaluate(trainer.student, trainer.data.test, trainer.input, "fp32")
+    write_checkpoint(path, trainer.student.state_dict(), trainer.spec)
+    trainer.checkpoints.clear()
     return test

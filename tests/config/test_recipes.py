@@ -23,9 +23,8 @@ from litdeploy.errors import SettingsError
 from litdeploy.networks import Network, new
 from litdeploy.networks.families.stargan import discriminator
 from litdeploy.trainer import compress, train
-from litdeploy.trainer.chain import students_of
-from litdeploy.trainer.objectives import OBJECTIVES
-from litdeploy.trainer.start import begin
+from litdeploy.trainer.methods import METHODS
+from litdeploy.trainer.plan import chain_of, plan_run
 
 # Not on the machines that run only what is marked `gpu`.
 datasets = pytest.importorskip("datasets")
@@ -155,7 +154,7 @@ def title_of(name: str) -> Title:
 
 def check_student(recipe: Recipe, title: Title) -> None:
     """The recipe makes what its first line says."""
-    match OBJECTIVES[recipe.method].student:
+    match METHODS[recipe.method].student:
         case "shallower":
             assert recipe.depths == title.students
         case "whole":
@@ -170,9 +169,9 @@ def shortest(recipe: Recipe, teacher: Network) -> tuple[Recipe, list[list[str]]]
     """The recipe with one epoch for each of its phases, and their names, student by student."""
 
     def phases(of: Recipe) -> list[list[str]]:
-        method, students = OBJECTIVES[of.method], students_of(teacher, of)
-        start = begin(teacher, students[0], None, CPU)[1]
-        return [[each.name for each in method.phases(student, start) if each.settings.epochs] for student in students]
+        students = chain_of(teacher, of)
+        planned = plan_run(teacher, students[0], None, CPU).phases  # the same for each student of a chain
+        return [[each.name for each in planned if each.settings.epochs] for _ in students]
 
     expected = phases(recipe)
     for epochs in range(1, 9):

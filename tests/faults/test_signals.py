@@ -25,7 +25,7 @@ from litdeploy.files import is_partial
 from litdeploy.pipeline import deploy
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint
-from litdeploy.trainer import loop, train
+from litdeploy.trainer import train, trainer
 from tests.faults.conftest import QUICK, STEPS, Compress, Watching, assert_same, result
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -166,13 +166,13 @@ class Stepping(Watching):
 def test_stopped_while_it_validates(
     tiny: Compress, whole: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.evaluate
+    real = trainer.evaluate
 
     def evaluate(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
     with pytest.raises(InterruptedRun, match="after 0 of 4 epochs and 5 steps"):
         tiny(tmp_path / "deploy")
     monkeypatch.undo()

@@ -23,8 +23,8 @@ from litdeploy.storage.bundle import Bundle, sidecar_of
 from litdeploy.storage.lock import locked
 from litdeploy.storage.records import Artefact
 from litdeploy.trainer import compress
-from litdeploy.trainer.cache_files import CacheFiles
-from litdeploy.trainer.checkpoints import Checkpoints, Every
+from litdeploy.trainer.feature_cache import CacheFiles
+from litdeploy.trainer.resume import Checkpoints, Every
 
 QUICK = {"data": "digits", "epochs": 1, "device": "cpu", "batch_size": 64, "feature_cache": "off"}
 COMMON = ("checkpoints", "features", "export", "profile", "tensorboard", "chain", "generations", "transformers")

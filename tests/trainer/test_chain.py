@@ -21,7 +21,7 @@ from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.storage.records import descent
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.loop import evaluate
+from litdeploy.trainer.trainer import evaluate
 from tests.faults.conftest import Watching, assert_same
 from tests.trainer.test_compress import own_network
 
@@ -205,7 +205,7 @@ def test_a_complete_chain_is_not_done_again(
         ({"student_depth": (14, 14, 8)}, SettingsError, "give --student-depth 14,8"),
         ({"student_depth": (20, 8)}, StudentError, "has depth 20, and a chain begins .* Give --student-depth 8"),
         ({"student_depth": (26, 14, 8)}, StudentError, "has depth 20, .* Give --student-depth 14,8"),
-        ({"student_depth": (32, 20)}, StudentError, "`litdeploy inspect` lists the depths"),
+        ({"student_depth": (32, 20)}, StudentError, "`litdeploy inspect` lists the possible depths"),
         ({"student_depth": (14, 9)}, StudentError, "--student-depth 9: no student .* Possible: 8, 14"),
         ({"method": "scratch"}, StudentError, "Give --student-depth 8"),
         ({"method": "slimming"}, StudentError, "--method lit"),

@@ -15,7 +15,7 @@ from litdeploy.networks import load
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.metrics import Row
+from litdeploy.trainer.progress import Row
 from litdeploy.trainer.resolve import resolve_recipe
 
 QUICK: dict[str, Any] = {
@@ -119,7 +119,7 @@ def test_a_loss_that_is_no_number_stops_the_run(teacher_path: Path, tmp_path: Pa
     [
         ({"data": None}, SettingsError, "no data to train on"),
         ({"epochs": 0}, SettingsError, "at least one epoch"),
-        ({"student_depth": None}, StudentError, "how deep the student shall be"),
+        ({"student_depth": None}, StudentError, "the student's depth is missing"),
         ({"method": "scratch", "init": "copy"}, StudentError, "copies no blocks"),
         ({"batch_size": 5000}, TrainingError, "fewer than one batch"),
         ({"input_shape": (1, 9, 9)}, DataError, "8"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +10,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.errors import CompilationError
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.student import make_student
 from litdeploy.trainer.objectives import CrossEntropy, Distillation, Hint, Lit, LitSections, Objective
-from litdeploy.trainer.step import Step
+from litdeploy.trainer.step import (
+    Captured,
+    Step,
+    compiles_step,
+    compiles_teacher,
+    fallback,
+    forward_flops,
+    section_flops,
+    side_by_side,
+)
 from litdeploy.trainer.teacher import Teacher
 
 NAMES = ("layer1", "layer2", "layer3")
@@ -202,3 +214,113 @@ def test_a_step_on_cuda_equals_one_on_the_cpu(module: nn.Module) -> None:
             optimiser = sgd(student)
             losses.append([step(optimiser, images, labels, there(images))["loss"].item() for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_without_streams_they_run_where_they_are() -> None:
+    found, others = side_by_side(lambda: torch.ones(1), [lambda: torch.zeros(1), lambda: torch.full((1,), 2.0)], [])
+    assert (found.item(), [other.item() for other in others]) == (1, [0, 2])
+
+
+@pytest.mark.gpu
+def test_side_by_side_gives_the_same_values_and_gradients() -> None:
+    weights = [torch.randn(512, 512, device="cuda", requires_grad=True) for _ in range(4)]
+    given = torch.randn(512, 512, device="cuda")
+
+    def work(weight: torch.Tensor) -> torch.Tensor:
+        value = given
+        for _ in range(20):
+            value = torch.tanh(value @ weight)
+        return value
+
+    results = []
+    for streams in ([], [torch.cuda.Stream() for _ in range(3)]):  # type: ignore[no-untyped-call]
+        found, others = side_by_side(
+            lambda: work(weights[0]), [lambda i=i: work(weights[i]) for i in (1, 2, 3)], streams
+        )
+        loss = sum(value.square().mean() for value in (found, *others))
+        results.append([loss.detach(), *torch.autograd.grad(loss, weights)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Sum:
+    """Adds what it is given to a state on the device, and counts how often Python itself ran it."""
+
+    def __init__(self, synchronises: bool = False) -> None:
+        self.state = torch.zeros(4, device="cuda")
+        self.calls = 0
+        self._synchronises = synchronises
+
+    def __call__(self, table: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        self.state += table.index_select(0, rows).sum(0)
+        if self._synchronises and self.state.sum().item() < 0:
+            raise AssertionError
+        return {"state": self.state * 2}
+
+
+def expected(table: Tensor, batches: list[Tensor]) -> list[Tensor]:
+    return list(2 * torch.stack([table[rows].sum(0) for rows in batches]).cumsum(0))
+
+
+def test_replayed_it_does_what_it_did() -> None:
+    table = torch.arange(40.0, device="cuda").view(10, 4)
+    batches = [torch.tensor([i, (3 * i) % 10], device="cuda") for i in range(8)]
+    function = Sum()
+    captured = Captured(function)
+    found = [captured(table, rows)["state"].clone() for rows in batches]
+    for a, b in zip(found, expected(table, batches), strict=True):
+        torch.testing.assert_close(a, b)
+    assert function.calls == 4  # three eager ones, and the one that was recorded
+
+
+def test_what_cannot_be_captured_runs_as_it_is_and_says_so() -> None:
+    table = torch.arange(40.0, device="cuda").view(10, 4)
+    batches = [torch.tensor([i, i], device="cuda") for i in range(6)]
+    captured = Captured(Sum(synchronises=True))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = [captured(table, rows)["state"].clone() for rows in batches]
+    assert "could not be captured as a CUDA graph" in str(told[0].message)
+    for a, b in zip(found, expected(table, batches), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_forward_flops_counts_a_multiply_add_as_two() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.Flatten())
+    assert forward_flops(module, torch.zeros(4, 3, 10, 10)) == 2 * 8 * 3 * 3 * 3 * 100
+
+
+def test_forward_flops_leaves_the_module_as_it_is() -> None:
+    module = resnet(8, width=4).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert forward_flops(module, torch.randn(2, 3, 8, 8)) > 0
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_section_flops_are_those_of_the_parts() -> None:
+    module, example = resnet(14, width=4), torch.randn(2, 3, 8, 8)
+    found = section_flops(module, ("layer1", "layer2", "layer3"), example)
+    around = 2 * 4 * 3 * 3 * 3 * 64 + 2 * 16 * 10  # stem and head
+    assert sum(found.values()) + around == forward_flops(module, example)
+    assert found["layer1"] == 4 * 2 * 4 * 4 * 3 * 3 * 64
+    assert list(found) == ["layer1", "layer2", "layer3"]
+
+
+@pytest.mark.parametrize("decide", [compiles_teacher, compiles_step])
+def test_compiling_is_by_choice_or_by_what_it_saves(decide: Any) -> None:
+    assert decide("on", 0, CPU)
+    assert decide("on", 0, torch.device("cuda"))
+    assert not decide("off", 1e18, CPU)
+    assert decide("auto", 1e18, CPU)
+    assert not decide("auto", 1e9, CPU)
+    assert not decide("auto", 1e18, torch.device("cuda"))
+
+
+def test_a_failed_compilation_is_told_or_an_error() -> None:
+    notes: list[str] = []
+    fallback("auto", notes.append)("no compiler")
+    assert notes == ["warning: not compiled, and slower for it: no compiler"]
+    with pytest.raises(CompilationError, match=r"no compiler.*apt-get install g\+\+.*--compile off"):
+        fallback("on", notes.append)("no compiler")

@@ -20,7 +20,7 @@ def test_a_new_network_is_trained_for_the_datasets_images(tmp_path: Path) -> Non
     assert found.spec.classes == tuple("0123456789")
     assert found.spec.input.shape == (1, 8, 8)
     assert (tmp_path / "t.metrics.jsonl").read_text().count("\n") == 1
-    with pytest.raises(BundleError, match="is there already"):
+    with pytest.raises(BundleError, match="exists already"):
         train("resnet8,width=4", out=tmp_path / "t.safetensors", **QUICK)
 
 

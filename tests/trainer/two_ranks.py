@@ -19,10 +19,9 @@ from litdeploy.config.recipe import Recipe
 from litdeploy.errors import BundleError, InterruptedRun
 from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, compress, train
-from litdeploy.trainer.batchnorm import average_statistics, synchronised
-from litdeploy.trainer.launch import launched
+from litdeploy.trainer.batch_norm import average_statistics, synchronized
+from litdeploy.trainer.distributed import Ranks, launched
 from litdeploy.trainer.objectives import Lit
-from litdeploy.trainer.parallel import Ranks
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
 from tests.trainer.test_golden import ALPHA, BETA, LR, TAU, WEIGHT, batches, networks
@@ -85,7 +84,7 @@ def ten_steps(ranks: Ranks) -> dict[str, Tensor]:
     objective = Lit(Recipe(alpha=ALPHA, beta=BETA, temperature=TAU, section_weight=WEIGHT), NAMES)
     frozen = Teacher(teacher, NAMES, torch.zeros(1, 3, 16, 16), CPU)
     losses = []
-    with synchronised(student, ranks), Step(student, objective, NAMES, ranks=ranks) as step:
+    with synchronized(student, ranks), Step(student, objective, NAMES, ranks=ranks) as step:
         assert list(student.state_dict()) == keys
         optimiser = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], LR, 0.9, weight_decay=1e-4)
         for images, labels in batches():
@@ -122,7 +121,7 @@ def normalise(ranks: Ranks, shape: tuple[int, ...]) -> None:
     part = ranks.part(whole.detach()).clone().requires_grad_()
     expected = ordinary(whole)
     (expected * upstream).sum().backward()
-    with synchronised(held, ranks):
+    with synchronized(held, ranks):
         found = held(part)
         (found * ranks.part(upstream)).sum().backward()
     norm = held[0]

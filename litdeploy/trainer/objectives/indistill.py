@@ -1,68 +1,15 @@
-"""InDistill."""
+"""InDistill's losses: one layer of its curriculum, and probabilistic knowledge transfer."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litdeploy.config.recipe import InDistillSettings, Recipe
-from litdeploy.errors import SettingsError
 from litdeploy.networks.width import Match
-from litdeploy.trainer.objectives.distillation import Distillation
-from litdeploy.trainer.objectives.objective import Init, Method, Objective, Outputs, Start, Student, TrainingPhase
+from litdeploy.trainer.objectives.objective import Objective, Outputs
 
-# Epochs of the first layer to those of the next ones: 3 : 4 : 5, as in the authors' code.
-_FIRST = 3
 _EPS = 1e-6
-
-
-class InDistill(Method):
-    """InDistill (Sarridis et al., "InDistill: Information flow-preserving knowledge distillation for model
-    compression", WACV 2025): a narrower student learns the teacher's strongest channels, one layer after the other and
-    each for longer than the one before; then by L_KD or PKT.
-    """
-
-    student: ClassVar[Student] = "own"
-
-    @classmethod
-    def init(cls, recipe: Recipe) -> Init:
-        return "scratch"
-
-    @classmethod
-    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
-        settings = recipe.indistill or InDistillSettings()
-        layers = len(start.matches)
-        if recipe.epochs <= layers:
-            raise SettingsError(
-                f"{recipe.epochs} epochs: method 'indistill' needs one for each of {layers} sections and one after "
-                f"them. Give --epochs {layers + 1} or more"
-            )
-        guided = min(max(layers, round(recipe.epochs * settings.share)), recipe.epochs - 1)
-        phases = [
-            TrainingPhase(match.student, recipe.main.model_copy(update={"epochs": epochs}), Layer(match))
-            for match, epochs in zip(start.matches, growing(guided, layers), strict=True)
-        ]
-        last = recipe.main.model_copy(update={"epochs": recipe.epochs - guided})
-        objective: Objective = (
-            Distillation(recipe)
-            if settings.then == "kd"
-            else ProbabilisticTransfer(start.matches[-1].student, settings.pkt_weight, settings.label_weight)
-        )
-        return [*phases, TrainingPhase(settings.then, last, objective)]
-
-
-def growing(epochs: int, layers: int) -> list[int]:
-    """Shares epochs out among layers, the later ones getting more; each gets one where there are as many.
-
-    >>> growing(12, 3)
-    [3, 4, 5]
-    """
-    weights = [_FIRST + layer for layer in range(layers)]
-    ends = [round(epochs * sum(weights[: layer + 1]) / sum(weights)) for layer in range(layers)]
-    return sorted(max(1, end - before) for end, before in zip(ends, [0, *ends], strict=False))
 
 
 class Layer(Objective):
@@ -84,7 +31,7 @@ class Layer(Objective):
 
 class ProbabilisticTransfer(Objective):
     """Probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018; with both kernels as in the InDistill authors'
-    code): the student's embeddings of a batch are to be as similar to one another as the teacher's are.
+    code): the student's embeddings of a batch learn the similarities between the teacher's.
 
     L = w_pkt · Σ_kernel mean_ij (t_ij − s_ij) · (ln t_ij − ln s_ij) + w_labels · CE(S(x), y)
 

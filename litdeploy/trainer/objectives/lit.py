@@ -1,4 +1,11 @@
-"""LIT."""
+"""The loss of LIT (Koratana et al., "LIT: Learned Intermediate Representation Training for Model Compression", ICML
+2019).
+
+    L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i)
+
+Each student section S_i runs on the teacher's output of the section before, T_{i−1}, and not on the student's own: it
+learns one short piece of the teacher, undisturbed by errors of the sections in front of it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +15,12 @@ from torch import Tensor
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.trainer import kernels
-from litdeploy.trainer.objectives.adversarial import Adversarial, load_discriminator
-from litdeploy.trainer.objectives.distillation import Distillation, distillation_loss
-from litdeploy.trainer.objectives.objective import Method, Objective, Outputs, Start, TrainingPhase
+from litdeploy.trainer.objectives.logits import distillation_loss
+from litdeploy.trainer.objectives.objective import Objective, Outputs
 
 
-class Lit(Objective, Method):
-    """LIT (Koratana et al., "LIT: Learned Intermediate Representation Training for Model Compression", ICML 2019).
-
-    L = β · L_KD + (1 − β) · w · Σ_i mse(S_i(T_{i−1}), T_i), then fine-tuning by L_KD alone; with a
-    discriminator by `Adversarial`, for a generator has no logits: there β is 0.
-    """
+class Lit(Objective):
+    """LIT with β > 0: the student's own chain learns by L_KD, and each section by the teacher's tensors."""
 
     freezes = True
 
@@ -31,30 +33,15 @@ class Lit(Objective, Method):
         kd = distillation_loss(outputs, recipe)
         sections = _section_losses(outputs)
         loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * sections.sum()
-        return {"loss": loss, "kd": kd, **_named(sections, outputs)}
-
-    @classmethod
-    def phases(cls, recipe: Recipe, start: Start) -> list[TrainingPhase]:
-        lit = cls(recipe, start.sections) if recipe.beta else LitSections(recipe, start.sections)
-        return [
-            TrainingPhase("lit", recipe.main, lit),
-            TrainingPhase("finetune", recipe.finetune, _last(recipe, start)),
-        ]
-
-
-def _last(recipe: Recipe, start: Start) -> Distillation | Adversarial:
-    """What the whole student is fine-tuned by."""
-    if recipe.discriminator is None:
-        return Distillation(recipe)
-    assert start.teacher is not None
-    return Adversarial(recipe, load_discriminator(recipe.discriminator, start.teacher))
+        return {"loss": loss, "kd": kd, **_by_name(sections, outputs)}
 
 
 class LitSections(Objective):
     """LIT with β = 0: L = w · Σ_i mse(S_i(T_{i−1}), T_i).
 
-    Each term is of one section's parameters only: any part of the sections can be trained without the others, and comes
-    out the same. As nothing runs the student's own chain, batch norm's running statistics are estimated afterwards.
+    Each term depends on one section's parameters only, so any subset of the sections can be trained without the others,
+    with the same result. No step runs the student's own chain; batch norm's running statistics are estimated afterwards
+    (`batch_norm.estimate_statistics`).
     """
 
     needs_chain = False
@@ -67,7 +54,7 @@ class LitSections(Objective):
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         sections = _section_losses(outputs)
-        return {"loss": self.recipe.section_weight * sections.sum(), **_named(sections, outputs)}
+        return {"loss": self.recipe.section_weight * sections.sum(), **_by_name(sections, outputs)}
 
     def only(self, sections: Sequence[str]) -> LitSections:
         """The objective of these sections alone."""
@@ -79,5 +66,5 @@ def _section_losses(outputs: Outputs) -> Tensor:
     return kernels.section_losses(students, teachers)
 
 
-def _named(sections: Tensor, outputs: Outputs) -> dict[str, Tensor]:
+def _by_name(sections: Tensor, outputs: Outputs) -> dict[str, Tensor]:
     return {f"section/{name}": part for name, part in zip(outputs.branches, sections.unbind(), strict=True)}

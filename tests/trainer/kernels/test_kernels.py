@@ -10,8 +10,8 @@ from litdeploy.config.recipe import Augmentation
 from litdeploy.config.spec import InputSpec
 from litdeploy.data import Crops, draw_crops
 from litdeploy.trainer import kernels
-from litdeploy.trainer.graph import Captured
 from litdeploy.trainer.kernels import reference
+from litdeploy.trainer.step import Captured
 
 from .conftest import INTERPRETED
 

@@ -14,8 +14,10 @@ from litdeploy.files import sha256_of
 from litdeploy.networks import load
 from litdeploy.networks.width import Match
 from litdeploy.trainer import compress
-from litdeploy.trainer.objectives import InDistill, Outputs, Start
-from litdeploy.trainer.objectives.indistill import ProbabilisticTransfer, growing
+from litdeploy.trainer.methods import Start
+from litdeploy.trainer.methods.indistill import growing, indistill
+from litdeploy.trainer.objectives import Outputs
+from litdeploy.trainer.objectives.indistill import ProbabilisticTransfer
 from tests.trainer.test_compress import QUICK
 
 KEPT = torch.tensor([0, 3, 4])
@@ -71,7 +73,7 @@ def test_pkt_of_embeddings_that_are_alike_or_opposite_is_finite() -> None:
 
 
 def test_a_layer_is_drawn_to_the_kept_channels() -> None:
-    first, second, third, last = InDistill.phases(RECIPE, Start(("one", "two", "three"), MATCHES))
+    first, second, third, last = indistill(RECIPE, Start(("one", "two", "three"), MATCHES))
     assert [phase.name for phase in (first, second, third, last)] == ["one", "two", "three", "kd"]
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
@@ -85,7 +87,7 @@ def test_a_layer_is_drawn_to_the_kept_channels() -> None:
 
 
 def test_the_curriculum_has_the_published_epochs() -> None:
-    phases = InDistill.phases(RECIPE.with_epochs(70), Start(("one", "two", "three"), MATCHES))
+    phases = indistill(RECIPE.with_epochs(70), Start(("one", "two", "three"), MATCHES))
     assert [phase.settings.epochs for phase in phases] == [3, 4, 5, 58]
     for epochs in range(4, 60):
         for layers in (1, 3, 4):
@@ -97,7 +99,7 @@ def test_the_curriculum_has_the_published_epochs() -> None:
 
 def test_too_few_epochs_are_refused() -> None:
     with pytest.raises(SettingsError, match="--epochs 4 or more"):
-        InDistill.phases(RECIPE.with_epochs(3), Start(("one", "two", "three"), MATCHES))
+        indistill(RECIPE.with_epochs(3), Start(("one", "two", "three"), MATCHES))
 
 
 @pytest.mark.parametrize("then", ["kd", "pkt"])

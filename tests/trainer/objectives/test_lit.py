@@ -3,7 +3,9 @@ from __future__ import annotations
 import torch
 
 from litdeploy.config.recipe import Recipe
-from litdeploy.trainer.objectives import Distillation, Lit, LitSections, Outputs, Start
+from litdeploy.trainer.methods import Start
+from litdeploy.trainer.methods.plain import lit
+from litdeploy.trainer.objectives import Distillation, Lit, LitSections, Outputs
 
 SECTIONS = ("layer1", "layer2", "layer3")
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0]], requires_grad=True)
@@ -39,7 +41,7 @@ def test_lit_is_its_formula() -> None:
 def test_with_beta_0_lit_is_its_sections_alone() -> None:
     branches = {"layer1": (torch.ones(2, 3), torch.zeros(2, 3)), "layer2": (torch.full((4,), 3.0), torch.zeros(4))}
     recipe = Recipe(beta=0.0, section_weight=2.0)
-    phases = Lit.phases(recipe, Start(tuple(branches)))
+    phases = lit(recipe, Start(tuple(branches)))
     sections = phases[0].objective
     assert isinstance(sections, LitSections)
     with_chain = Lit(recipe, tuple(branches)).losses(Outputs(LOGITS, LABELS, TEACHER, branches))
@@ -50,7 +52,7 @@ def test_with_beta_0_lit_is_its_sections_alone() -> None:
 
 
 def test_lit_fine_tunes_by_distillation_alone() -> None:
-    lit, finetune = Lit.phases(Recipe(), Start(SECTIONS))
-    assert lit.objective.freezes
+    first, finetune = lit(Recipe(), Start(SECTIONS))
+    assert first.objective.freezes
     assert isinstance(finetune.objective, Distillation)
     assert not finetune.objective.freezes

@@ -1,0 +1,74 @@
+"""Losses of the student's own chain: cross-entropy, knowledge distillation and FitNets' hint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litdeploy.config.recipe import Recipe
+from litdeploy.trainer import kernels
+from litdeploy.trainer.objectives.objective import Objective, Outputs
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy with the labels, without a teacher."""
+
+    needs_teacher = False
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(outputs.logits, outputs.labels)}
+
+
+class SparseCrossEntropy(CrossEntropy):
+    """Network slimming's loss: CE(S(x), y) + s · Σ |γ|, over all channels of all batch norms.
+
+    Args:
+        sparsity: s.
+        scales: the batch norms' γ.
+    """
+
+    def __init__(self, sparsity: float, scales: Sequence[nn.Parameter]) -> None:
+        self._sparsity = sparsity
+        self._scales = scales
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        labels = F.cross_entropy(outputs.logits, outputs.labels)
+        scales = torch.cat([scale.float() for scale in self._scales]).abs().sum()
+        return {"loss": labels + self._sparsity * scales, "labels": labels, "scales": scales}
+
+
+def distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
+    """L_KD = α · CE(S(x), y) + (1 − α) · τ² · KL(softmax(T(x)/τ) ‖ softmax(S(x)/τ)), mean over the batch."""
+    assert outputs.teacher_logits is not None
+    return kernels.distillation_loss(
+        outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature
+    )
+
+
+class Distillation(Objective):
+    """Knowledge distillation by logits alone (Hinton et al., 2015): the whole student learns by L_KD."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        return {"loss": distillation_loss(outputs, self.recipe)}
+
+
+class Hint(Objective):
+    """FitNets' hint (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015): ½ · mse between the outputs of the
+    middle section, the student's in its own chain.
+
+    Nothing behind that section is trained. The paper's regressor is for a narrower student; this one has the teacher's
+    width.
+    """
+
+    def __init__(self, sections: Sequence[str]) -> None:
+        self.chain = (sections[(len(sections) - 1) // 2],)
+
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        student, teacher = outputs.chain[self.chain[0]]
+        return {"loss": 0.5 * F.mse_loss(student.float(), teacher.float())}

@@ -1,0 +1,839 @@
+"""The training loop.
+
+    for each phase of the plan                        fit
+        for each epoch
+            for each batch                            train_epoch
+                batch → teacher features → section losses → backward → update        _update
+                losses → monitor, progress, checkpoint
+            validate, log                             _end_epoch
+
+Shape suffixes: N images of a batch, M images of the source, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from litdeploy.batch import Batch, forward, mapped, moved
+from litdeploy.config.recipe import Augmentation, Phase, Recipe
+from litdeploy.config.spec import AnyInput
+from litdeploy.data import (
+    Crops,
+    Data,
+    Split,
+    draw_crops,
+    normalised_batches,
+    prepared,
+    shuffled,
+    worker_died,
+)
+from litdeploy.errors import DataError, InterruptedRun, LitdeployError, TrainingError
+from litdeploy.networks.network import logits_of
+from litdeploy.networks.sections import container
+from litdeploy.networks.width import narrow
+from litdeploy.storage.records import Score
+from litdeploy.tasks import task_of
+from litdeploy.trainer import kernels
+from litdeploy.trainer.batch_norm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronized
+from litdeploy.trainer.distributed import ALONE, Ranks, divide
+from litdeploy.trainer.feature_cache import FeatureCache
+from litdeploy.trainer.interruption import Interruption, out_of_host_memory, out_of_memory, refuses_memory
+from litdeploy.trainer.methods import TrainingPhase
+from litdeploy.trainer.objectives import LitSections
+from litdeploy.trainer.plan import Plan
+from litdeploy.trainer.progress import MetricsLog, Progress, Row
+from litdeploy.trainer.resume import (
+    Checkpoints,
+    Position,
+    Snapshot,
+    cloned,
+    differing_from,
+    not_finite,
+    of_this_student,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_student,
+)
+from litdeploy.trainer.step import Captured, Step, compiles_step, fallback, forward_flops, section_flops
+from litdeploy.trainer.teacher import DTYPES, Features, Teacher
+
+# Steps between two looks at the losses. Meanwhile they stay on the device: reading them waits for all queued work.
+INTERVAL = 20
+
+# A loss larger than what the phase began with (or 1) by this factor does not recover.
+_DIVERGED = 1000.0
+
+
+class Trainer:
+    """Train one student through the phases of its plan. A context manager: it holds the metrics file open.
+
+    Args:
+        plan: student, sections, phases and recipe.
+        data: training, validation and test split.
+        precision: `fp32` or `bf16`.
+        folder: of the run's own files, besides its checkpoints.
+        metrics: file of the metrics; the first rank writes it.
+        tensorboard: folder of TensorBoard's event files; None: write none.
+        ranks: that share the run.
+        checkpoints: what it can be resumed from.
+        saved: the snapshot that it resumes; None: start.
+
+    Attributes:
+        teacher: the frozen teacher; None if no phase needs one.
+        cache: of the teacher's features; None: compute them for each batch.
+        reference: the unmodified teacher on `device`, if the task's metric compares with it; else None.
+        spec: rebuilds the student in its present shape.
+        order, draws: generators of the images' order and of their crops, on the CPU.
+        stepping: whether a step is in progress: weights and statistics may then be half changed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        precision: str,
+        device: torch.device,
+        folder: Path,
+        metrics: Path,
+        tensorboard: Path | None,
+        progress: Progress,
+        ranks: Ranks,
+        checkpoints: Checkpoints,
+        saved: Snapshot | None = None,
+    ) -> None:
+        self.student: nn.Module = plan.student.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.spec = plan.student.spec.with_(classes=data.classes)
+        self.input: AnyInput = plan.student.spec.input
+        self.example = moved(plan.student.example(), device)
+        self.sections: Sequence[str] = plan.sections
+        self.phases = [phase for phase in plan.phases if phase.settings.epochs]
+        self.recipe: Recipe = plan.recipe
+        self.data = data
+        self.precision = precision
+        self.device = device
+        self.folder = folder
+        self.progress = progress
+        self.ranks = ranks
+        self.checkpoints = checkpoints
+        self.saved = saved
+        self.position = Position() if saved is None else saved.position()
+        self.teacher: Teacher | None = None
+        self.cache: FeatureCache | None = None
+        self.reference: nn.Module | None = None
+        self.interruption = Interruption()
+        self.order, self.draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
+        self.stepping = False
+        # Texts are not augmented.
+        self._augmentation = self.recipe.augmentation if self.input.images else Augmentation(padding=0, flip=False)
+        # The generator of the order and the passes of the cache before the present epoch; None between two epochs.
+        self._before_epoch: tuple[Tensor, int] | None = None
+        self._started = time.perf_counter()
+        self._lacking: str | None = None
+        progress.noun = data.noun
+        self._log = MetricsLog(
+            metrics if ranks.first else Path(os.devnull), tensorboard if ranks.first else None, self.position.rows
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
+
+    # The loop.
+
+    def fit(self) -> None:
+        """Train the student through all phases, from the run's position.
+
+        All ranks have the same student when a phase begins; at the end the first one has it whole.
+
+        Raises:
+            TrainingError: a loss is not finite or diverges, memory runs out, or a rank is lost.
+            DataError: an image cannot be decoded, or a worker process died.
+            BundleError: a checkpoint cannot be written.
+            KeyboardInterrupt: the user stopped the run; a checkpoint is written.
+        """
+        with self.interruption.held(), self._seeded():
+            if self.saved is not None:
+                self._rebuild(self.saved)
+            for number, phase in enumerate(self.phases):
+                if number > self.position.phase:
+                    self.position.enter(number)
+                if number < self.position.phase or self.position.epoch == phase.settings.epochs:
+                    continue
+                with self.begun(phase):
+                    while self.position.epoch < phase.settings.epochs:
+                        with self._stoppable():
+                            self.train_epoch()
+                            self._end_epoch()
+                        if self._lacking:
+                            raise self._out_of_memory()
+            if self.saved is not None:
+                self._restore(self.saved, in_phase=False)
+
+    def train_epoch(self) -> None:
+        """Train on each batch once, or on the rest of an epoch that was interrupted."""
+        position, recipe, split = self.position, self.recipe, self.data.train
+        alone, interruption, size = self.ranks.size == 1, self.interruption, recipe.batch_size
+        cache = self.cache if self.taught else None
+        self.progress.begin(self.phase.name, position.epochs_done + 1, self.epochs, len(split))
+        self.progress.advance(position.step * size)
+        clock = time.perf_counter() - position.seconds
+        self._before_epoch = (self.order.get_state(), 0 if cache is None else cache.passes)
+        if cache is not None:
+            cache.begin_pass()
+        batches = [self.sharing.part(each) for each in shuffled(len(split), size, self.order)[position.step :]]
+        for indices_N, picked in zip(batches, split.pick(batches), strict=True):
+            fresh = self._part(draw_crops(size, self._augmentation, self.draws))
+            device = picked.labels_N.device
+            views = None if cache is None else cache.choose(indices_N, fresh)
+            crops = (fresh if views is None else views.crops).to(device)
+            slots_N = indices_N if views is None else views.slots_N.to(device)
+            cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
+            update = self._update_cached if views is not None and views.known else self._update_new
+            self.stepping = True
+            losses = update(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut, slots_N)
+            if cache is not None and views is not None and not views.known:
+                cache.mark(views)
+            self.stepping = False
+            self.schedule.step()
+            self.monitor.add(losses)
+            position.count_step(size)
+            self.progress.advance(size)
+            if self.monitor.full or (alone and (interruption.asked or self._due())):
+                stop, write = self.monitor.look(interruption.asked, self._due())
+                position.seconds = time.perf_counter() - clock
+                if stop:
+                    raise KeyboardInterrupt  # `_stoppable` writes a checkpoint
+                if write:
+                    self.checkpoint()
+        (stop,) = self.monitor.look(interruption.asked)
+        position.seconds = time.perf_counter() - clock
+        if stop:
+            raise KeyboardInterrupt
+
+    def _update(
+        self,
+        known: bool,
+        source_MCHW: Tensor,
+        rows_N: Tensor,
+        labels_N: Tensor,
+        tops_N: Tensor,
+        lefts_N: Tensor,
+        flips_N: Tensor,
+        slots_N: Tensor,
+    ) -> dict[str, Tensor]:
+        """One update: batch → teacher features → section losses → backward → optimizer. Captured as one CUDA graph.
+
+        Args:
+            known: whether the batch's features are cached.
+            source_MCHW, rows_N: all images, and those of the batch.
+            tops_N, lefts_N, flips_N: their crops.
+            slots_N: of the feature cache.
+        """
+        inputs = self._inputs(source_MCHW, rows_N, labels_N, tops_N, lefts_N, flips_N)
+        features: Features | None = None
+        if self.taught:
+            assert self.teacher is not None
+            if self.cache is not None and known:
+                features = self.cache.read(slots_N)
+            else:
+                features = self.teacher(inputs)
+                if self.cache is not None:
+                    self.cache.write(slots_N, features)
+        return self.step(self.optimizer, inputs, labels_N, features)
+
+    def _end_epoch(self) -> None:
+        """Validate, log, and write a checkpoint if one is due."""
+        position, recipe = self.position, self.recipe
+        self._gather()
+        # With several ranks, one would stop while the others wait for it.
+        with self.interruption.released() if self.ranks.size == 1 else nullcontext():
+            position.validation = self.ranks.on_first(self._validate)
+        self.step.prepare()
+        steps = steps_per_epoch(self.data.train, recipe.batch_size)
+        row: Row = {
+            "phase": self.phase.name,
+            "epoch": position.epochs_done + 1,
+            "epochs": self.epochs,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            **{name: total / steps for name, total in position.sums.items()},
+            **position.validation.row("validation"),
+            "seconds": round(position.seconds, 3),
+            "images_per_second": round(steps * recipe.batch_size / position.seconds, 1),
+        }
+        position.end_epoch(row)
+        self._before_epoch = None
+        self._log.write(row)
+        self.progress.end(row)
+        # None between two phases: optimizer and schedule are one phase's. The next phase writes it as it begins.
+        between = position.epoch == self.phase.settings.epochs and not self.trained
+        if not between and max(self.ranks.totals([float(self._due())])):
+            self.checkpoint()
+
+    def _validate(self) -> Score:
+        if not self.phase.objective.needs_chain:
+            estimate_statistics(self.student, self.sections, self._samples(ESTIMATION_BATCHES), self.precision)
+        return evaluate(self.student, self.data.validation, self.input, self.precision, self.reference)
+
+    # Phases.
+
+    @contextmanager
+    def begun(self, phase: TrainingPhase) -> Iterator[None]:
+        """A phase in progress: its share of the work on this rank, step, optimizer and schedule."""
+        if self.saved is None:
+            self.ranks.copy(self.student.state_dict().values())
+            if phase.transition is not None:
+                phase.transition.apply(self)
+        # Not around the whole run: a transition may replace parameters.
+        with synchronized(self.student, self.ranks) if self._synchronizes else nullcontext():
+            sections = self._share(phase)
+            self.taught = self.phase.objective.needs_teacher
+            with self._new_step(sections) as self.step:
+                self.optimizer = new_optimizer(self.student, self.recipe, phase.settings, self.device)
+                steps = steps_per_epoch(self.data.train, self.recipe.batch_size)
+                self.schedule = new_schedule(self.optimizer, phase.settings, steps)
+                self.monitor = LossMonitor(
+                    self.position, self.phase, self.optimizer, self.ranks, self.sharing.size, self.owners
+                )
+                # On CUDA with all tensors there. Not yet with several ranks.
+                captures = (
+                    self.device.type == "cuda"
+                    and self.ranks.size == 1
+                    and (self.cache is None or not self.cache.mapped)
+                )
+                wrap: Callable[[Any], Any] = Captured if captures else lambda function: function
+                self._update_new, self._update_cached = (wrap(partial(self._update, known)) for known in (False, True))
+                if self.saved is not None:
+                    self._restore(self.saved, in_phase=True)
+                elif self.position.steps_done == 0:
+                    if self.cache is not None and self.cache.mapped:
+                        self.checkpoint()  # of which features were cached before the run
+                elif max(self.ranks.totals([float(self._due())])):
+                    self.checkpoint()
+                yield
+
+    def _share(self, phase: TrainingPhase) -> list[str]:
+        """Set what this rank trains of a phase: its part of each batch, or its own sections of all of it.
+
+        Sets `phase`, `sharing` (the ranks that share a batch) and `owners` (section → its rank, if divided).
+
+        Returns:
+            The sections that this rank trains.
+        """
+        objective = phase.objective
+        self.phase, self.sharing, self.owners = phase, self.ranks, dict[str, int]()
+        if self.ranks.size == 1 or self.recipe.parallel == "data" or not isinstance(objective, LitSections):
+            return list(self.sections)
+        self.owners = divide(section_flops(self.student, self.sections, self.example), self.ranks)
+        own = [name for name in self.sections if self.owners[name] == self.ranks.rank]
+        self.phase, self.sharing = replace(phase, objective=objective.only(own)), ALONE
+        return own
+
+    def _new_step(self, sections: Sequence[str]) -> Step:
+        """The phase's step, compiled if the recipe says so or it pays."""
+        images = self.phase.settings.epochs * len(self.data.train) / self.sharing.size
+        # Backward takes twice as long as forward.
+        flops = 3 * images * forward_flops(self.student, self.example)
+        compiled = compiles_step(self.recipe.compile, flops, self.device) and not self._synchronizes
+        report = fallback(self.recipe.compile, self.progress.note)
+        return Step(self.student, self.phase.objective, sections, self.precision, compiled, report, self.sharing)
+
+    def _gather(self) -> None:
+        """Make the student whole for evaluation: fetch divided sections from their owners, and average batch norm
+        statistics of each rank's part of the batches."""
+        for name, owner in self.owners.items():
+            self.ranks.copy(container(self.student, name).state_dict().values(), owner)
+        if not self._synchronizes:
+            average_statistics(self.student, self.sharing)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Seed what layers draw by themselves, such as dropout, differently on each rank."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.recipe.seed + self.ranks.rank)
+            yield
+
+    @property
+    def _synchronizes(self) -> bool:
+        return self.ranks.size > 1 and self.recipe.batch_norm == "synchronised"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases."""
+        return sum(phase.settings.epochs for phase in self.phases)
+
+    @property
+    def trained(self) -> bool:
+        """Whether all phases are over."""
+        return self.position.epochs_done == self.epochs
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of wall-clock time, in all processes of the run."""
+        return self.position.elapsed + time.perf_counter() - self._started
+
+    # What a transition between two phases uses: see `methods.method.Training`.
+
+    @property
+    def validation(self) -> Score | None:
+        return self.position.validation
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
+    def on_first_rank(self, function: Callable[..., Any], *args: Any) -> None:
+        self.ranks.on_first(function, *args)
+
+    def teach_with(self, module: nn.Module) -> None:
+        assert self.teacher is not None
+        self.teacher = self.teacher.of(module)
+        self.cache = None if self.cache is None else self.cache.emptied()
+
+    # Batches.
+
+    def _inputs(
+        self, source_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor
+    ) -> Batch:
+        """The student's inputs: the augmented batch, and what its task asks of the network for it."""
+        image = self.input.images
+        if image is None:
+            return prepared(source_MCHW.index_select(0, rows_N), self.input)
+        crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
+        dtype = DTYPES[self.precision]
+        images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
+        return task_of(self.input).training_inputs(images_NCHW, labels_N, self.input)
+
+    def _part(self, crops: Crops) -> Crops:
+        """This rank's part of the crops. All ranks draw those of the whole batch."""
+        part = self.sharing.part
+        return replace(crops, tops_N=part(crops.tops_N), lefts_N=part(crops.lefts_N), flips_N=part(crops.flips_N))
+
+    def _samples(self, batches: int) -> Iterator[Batch]:
+        """Inputs of at most this many batches, augmented as in a step.
+
+        The same at each call and on each rank: their own generators draw them, so that no step sees other ones.
+        """
+        order, draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
+        split, size = self.data.train, self.recipe.batch_size
+        for picked in split.pick(shuffled(len(split), size, order)[:batches]):
+            crops = draw_crops(size, self._augmentation, draws).to(picked.labels_N.device)
+            cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
+            yield self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
+
+    # Stopping and resuming.
+
+    @contextmanager
+    def resumable(self, where: Path, interrupted: Callable[[], None] | None = None) -> Iterator[None]:
+        """Receive signals, and tell the user how to resume after an error.
+
+        Args:
+            where: what the message of an interruption names.
+            interrupted: called after an interruption, before its error is raised.
+
+        Raises:
+            InterruptedRun: the user stopped the run.
+        """
+        position = self.position
+        self.checkpoints.begin(position.epochs_done, position.steps_done)
+        try:
+            try:
+                with self.interruption.heard():
+                    yield
+            except KeyboardInterrupt:
+                if interrupted is not None:
+                    interrupted()
+                raise InterruptedRun(
+                    f"{where}: interrupted after {position.epochs_done} of {self.epochs} epochs"
+                    + (f" and {position.step} steps" if position.step else "")
+                    + f". {self.checkpoints.advice()}"
+                ) from None
+        except InterruptedRun:
+            raise
+        except LitdeployError as error:
+            if self.ranks.first:
+                error.add_note(self.checkpoints.advice())
+            raise
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Write a checkpoint if an epoch is stopped while no step is half done.
+
+        Lack of memory sets `_lacking`: an error raised here would keep the failed step's memory in use.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.interruption.twice and not self.stepping:
+                self.checkpoint()
+            raise
+        except DataError:
+            if self.ranks.size == 1 and not self.stepping:
+                self.checkpoint()
+                if self.interruption.asked:  # a terminal's Ctrl-C reaches the worker processes too
+                    raise KeyboardInterrupt from None
+            raise
+        except torch.OutOfMemoryError:
+            self._lacking = "device"
+        except (MemoryError, RuntimeError) as error:
+            # torch reports a dead worker process from a signal handler, which may run in the middle of a step.
+            if "DataLoader worker" in str(error):
+                if self.interruption.asked:
+                    raise KeyboardInterrupt from None
+                raise worker_died(error) from error
+            if not refuses_memory(error):
+                raise
+            self._lacking = "host"
+
+    def _out_of_memory(self) -> TrainingError:
+        size = self.recipe.batch_size
+        if self._lacking == "host":
+            return out_of_host_memory(size)
+        # Frees the optimizer's state and the captured graphs.
+        del self.optimizer, self.schedule, self.monitor, self._update_new, self._update_cached
+        return out_of_memory(size, None if self._synchronizes else self._try_batch, self.device)
+
+    def _try_batch(self, images: int) -> None:
+        """Run forward and backward of this rank's part of a batch of zeros."""
+        images = max(1, images // self.sharing.size)
+        inputs = mapped(lambda tensor: tensor.new_zeros(images, *tensor.shape[1:]), self.example)
+        labels = self.data.train.labels.new_zeros(images, *self.data.train.labels.shape[1:])
+        features = self.teacher.eager(inputs) if self.teacher is not None and self.taught else None
+        self.step.losses(inputs, labels, features)["loss"].backward()  # type: ignore[no-untyped-call]
+
+    def _due(self) -> bool:
+        """Whether a checkpoint is due; the first rank decides."""
+        return self.ranks.first and self.checkpoints.due(self.position.epochs_done, self.position.steps_done)
+
+    def checkpoint(self, in_phase: bool = True) -> None:
+        """Write a checkpoint. All ranks call it.
+
+        Args:
+            in_phase: False after all phases; the first rank alone calls it then.
+
+        Raises:
+            BundleError: it cannot be written; earlier ones stay.
+            TrainingError: a weight is not finite.
+        """
+        if in_phase:
+            self.monitor.look()
+        position, snapshot = self.position, self._snapshot(in_phase)
+        on_first = self.ranks.on_first if in_phase else ALONE.on_first
+        on_first(self.checkpoints.write, position.epochs_done, position.step, snapshot)
+        self.checkpoints.begin(position.epochs_done, position.steps_done)
+
+    def _snapshot(self, in_phase: bool) -> Snapshot:
+        """The run's state between two steps. All ranks call it; the first gets the state of all."""
+        position, cache = self.position, self.cache
+        found = {f"student/{key}": value for key, value in self.student.state_dict().items()}
+        facts: dict[str, Any] = {
+            "position": {**position.model_dump(mode="json"), "elapsed": self.elapsed},
+            "spec": self.spec.model_dump(mode="json"),
+        }
+        if in_phase:
+            found |= optimizer_tensors(self.student, self.optimizer)
+            # Of the order, its state at the epoch's begin: the steps done are drawn again, and skipped.
+            before = self._before_epoch
+            found["random/order"] = self.order.get_state() if before is None else before[0]
+            found["random/draws"] = self.draws.get_state()
+            found["random/torch"] = torch.get_rng_state()
+            if self.device.type == "cuda":
+                found["random/cuda"] = torch.cuda.get_rng_state(self.device)
+            facts["learning_rates"] = [float(group["lr"]) for group in self.optimizer.param_groups]
+            facts["schedule"] = self.schedule.last_epoch
+        if cache is not None:
+            found |= {f"cache/{key}": value for key, value in cache.marks().items()}
+        tensors = cloned(found)
+        bad = not_finite(tensors)
+        if self.ranks.totals([float(bool(bad))])[0] if in_phase else bad:
+            raise TrainingError(
+                f"epoch {position.epochs_done + 1}, step {position.step}: weights are no longer finite numbers "
+                f"({', '.join(bad[:3]) or 'of another rank'}). Try a lower learning rate: --learning-rate "
+                f"{self.recipe.main.learning_rate / 3:.2g} --overwrite"
+            )
+        if in_phase and self.ranks.size > 1:
+            own = dict(tensors)
+            for rank, theirs in enumerate(self.ranks.gather(tensors)):
+                tensors |= differing_from(own, theirs, rank)
+        if cache is not None:
+            cache.flush()
+            # A pass in progress will begin again.
+            begun = in_phase and self.taught and self._before_epoch is not None
+            facts["cache"] = {"views": cache.views, "passes": cache.passes - begun, "began_empty": cache.began_empty}
+        return Snapshot(tensors, facts)
+
+    def _rebuild(self, saved: Snapshot) -> None:
+        """Give the student its saved shape and redo transitions; `_restore` fills it.
+
+        Raises:
+            BundleError: the snapshot is not of this student.
+            LitdeployError: a file of the run's folder is missing.
+        """
+        self.spec = saved.spec()
+        with of_this_student():
+            narrow(self.student, self.spec.widths)
+        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for phase in self.phases[: self.position.phase + 1]:
+            if phase.transition is not None:
+                phase.transition.restore(self)
+
+    def _restore(self, saved: Snapshot, in_phase: bool) -> None:
+        """Restore the snapshot on this rank.
+
+        Args:
+            in_phase: False: all phases are over.
+
+        Raises:
+            BundleError: the snapshot is not of this student.
+            TrainingError: the cached features are gone.
+        """
+        tensors, facts = saved.of_rank(self.ranks.rank), saved.facts
+        with of_this_student():
+            restore_student(self.student, tensors)
+            if in_phase:
+                restore_optimizer(self.student, self.optimizer, self.schedule, tensors, facts)
+                self.order.set_state(tensors["random/order"])
+                self.draws.set_state(tensors["random/draws"])
+                torch.set_rng_state(tensors["random/torch"])
+                if self.device.type == "cuda" and "random/cuda" in tensors:
+                    torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+        if in_phase and self.cache is not None:
+            self._restore_cache(self.cache, tensors, facts["cache"])
+        self.saved = None
+
+    def _restore_cache(self, cache: FeatureCache, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        kept = cache.restore(tensors["cache/cuts"], tensors["cache/filled"], facts["began_empty"])
+        if not kept and not facts["began_empty"]:
+            raise TrainingError(
+                "the teacher's features that the run began with are no longer in --feature-cache-dir, so it cannot be "
+                "resumed. Give the same folder as before, or start over: --overwrite"
+            )
+        if not kept:
+            self.note("feature cache: computing the features again")
+            self._refill(cache)
+        cache.passes = int(facts["passes"])
+
+    @torch.no_grad()
+    def _refill(self, cache: FeatureCache) -> None:
+        """Fill an empty cache as the run had filled it up to its position, with the teacher alone.
+
+        In the same batches: a teacher's results for an image may differ in their last bits between two batches.
+        """
+        order, draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
+        begun = self.phases[: self.position.phase + 1]
+        # Features of earlier teachers are not kept; their passes only drew from the generators.
+        new_teachers = [n for n, phase in enumerate(begun) if phase.transition and phase.transition.new_teacher]
+        for number, phase in enumerate(begun):
+            taught = phase.objective.needs_teacher and number >= max(new_teachers, default=0)
+            present = number == self.position.phase
+            for epoch in range(self.position.epoch + 1 if present else phase.settings.epochs):
+                steps = self.position.step if present and epoch == self.position.epoch else None
+                self._refill_pass(cache if taught else None, order, draws, steps)
+
+    def _refill_pass(
+        self, cache: FeatureCache | None, order: torch.Generator, draws: torch.Generator, steps: int | None
+    ) -> None:
+        """Repeat an epoch's draws and fill the cache.
+
+        Args:
+            cache: None: the epoch had none.
+            steps: of the epoch; None: all.
+        """
+        split, size = self.data.train, self.recipe.batch_size
+        if cache is not None:
+            cache.begin_pass()
+        new = []
+        for indices_N in shuffled(len(split), size, order)[:steps]:
+            fresh = draw_crops(size, self._augmentation, draws)
+            # No image is in two batches of a pass: none of them changes the views of the others.
+            views = None if cache is None else cache.choose(indices_N, fresh)
+            if views is not None and not views.known:
+                new.append((indices_N, views))
+        for (_, views), picked in zip(new, split.pick([indices_N for indices_N, _ in new]), strict=True):
+            assert cache is not None
+            assert self.teacher is not None
+            device = picked.labels_N.device
+            crops = views.crops.to(device)
+            cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
+            inputs = self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
+            cache.write(views.slots_N.to(device), self.teacher(inputs))
+            cache.mark(views)
+
+
+class LossMonitor:
+    """Sum up the losses of a phase, and stop a run that diverges. All ranks look at the same steps.
+
+    Args:
+        position: receives the sums.
+        ranks: of the run.
+        parts: number of ranks that share a batch.
+        owners: section → its rank, if sections are divided; else empty.
+    """
+
+    def __init__(
+        self,
+        position: Position,
+        phase: TrainingPhase,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks = ALONE,
+        parts: int = 1,
+        owners: Mapping[str, int] | None = None,
+    ) -> None:
+        self._position = position
+        self._phase = phase
+        self._optimizer = optimizer
+        self._ranks = ranks
+        self._parts = parts
+        self._owners = owners or {}
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Add the losses of one step, on the device."""
+        self._names = list(losses)
+        self._rows.append(torch.stack(list(losses.values())))
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to look."""
+        return len(self._rows) >= INTERVAL
+
+    def look(self, *flags: bool) -> list[bool]:
+        """Read the losses and add them to the position's sums. All ranks call it at once.
+
+        Args:
+            flags: of this rank.
+
+        Returns:
+            For each flag, whether it is set on any rank.
+
+        Raises:
+            TrainingError: a loss is not finite, or diverges.
+        """
+        names = ["loss", *(f"section/{name}" for name in self._owners)] if self._owners else self._names
+        rows = torch.stack(self._rows).double().tolist() if self._rows else []
+        self._rows.clear()
+        mine = [dict(zip(self._names, row, strict=True)) for row in rows]
+        numbers = [row.get(name, 0.0) for row in mine for name in names]
+        totals = iter(self._ranks.totals([*numbers, *map(float, flags)]))
+        # Means over the parts of a batch; for divided sections each owner's loss, and the sum.
+        table = [{name: next(totals) / self._parts for name in names} for _ in mine]
+        self._check(table)
+        sums = self._position.sums
+        for row in table:
+            for name, loss in row.items():
+                sums[name] = sums.get(name, 0.0) + loss
+        return [next(totals) > 0 for _ in flags]
+
+    def _check(self, table: Sequence[Mapping[str, float]]) -> None:
+        position = self._position
+        for step, losses in enumerate(table, position.step - len(table) + 1):
+            strange = [f"{name} ({loss})" for name, loss in losses.items() if not math.isfinite(loss)]
+            if strange:
+                raise self._error(step, f"{', '.join(strange)} is not a finite number")
+        if table:
+            mean = sum(losses["loss"] for losses in table) / len(table)
+            if position.first_loss is None:
+                position.first_loss = mean
+            if mean > _DIVERGED * max(position.first_loss, 1.0):
+                parts = {name: loss for name, loss in table[-1].items() if name != "loss"}
+                largest = f"; its largest part is {max(parts, key=lambda name: parts[name])}" if parts else ""
+                raise self._error(
+                    position.step, f"the loss diverges: {mean:.3g}, and {position.first_loss:.3g} at first{largest}"
+                )
+
+    def _error(self, step: int, what: str) -> TrainingError:
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        return TrainingError(
+            f"epoch {self._position.epochs_done + 1}, step {step} ({self._phase.name}): {what}, at a learning rate of "
+            f"about {rate:.3g}. Try a lower one, in a new run: --learning-rate "
+            f"{self._phase.settings.learning_rate / 3:.2g} --overwrite"
+        )
+
+
+class _AdamW(torch.optim.AdamW):
+    # A step that will be captured first runs a few times outside the graph, about which torch would warn.
+    _warned_capturable_if_run_uncaptured = True
+
+
+def new_optimizer(student: nn.Module, recipe: Recipe, phase: Phase, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of the student's parameters that require gradients."""
+    on_cuda = device.type == "cuda"
+    # A captured graph has its numbers built in; on CUDA the rate is a tensor, which the fused update reads.
+    rate = torch.tensor(phase.learning_rate, device=device) if on_cuda else phase.learning_rate
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if recipe.optimiser == "adamw":
+        return _AdamW(trained, rate, recipe.betas, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda)
+    return torch.optim.SGD(trained, rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=on_cuda)
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Whole batches in a split; an epoch skips the rest.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    steps = len(split) // batch_size
+    if steps == 0:
+        raise TrainingError(
+            f"the training split has {len(split)} samples, fewer than one batch of {batch_size}. "
+            f"Give a smaller batch: --batch-size {max(2, len(split) // 4)}"
+        )
+    return steps
+
+
+def new_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The phase's learning rate schedule, stepped once a step."""
+    if phase.schedule == "step":
+        milestones = [epoch * steps for epoch in phase.milestones]
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    total = max(1, phase.epochs * steps)
+    # One more than the steps: the schedule is stepped after the last update too.
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=phase.learning_rate, total_steps=total + 1, cycle_momentum=False
+    )
+
+
+def evaluate(
+    module: nn.Module,
+    split: Split,
+    spec: AnyInput,
+    precision: str,
+    reference: nn.Module | None = None,
+    batch_size: int = 256,
+) -> Score:
+    """Measure a module on a split, on the module's device. Leaves it in eval mode.
+
+    Args:
+        reference: the teacher, if the task's metric compares with it.
+    """
+    batches = normalised_batches(split, spec, batch_size)
+    original = None if reference is None else _answers(reference, precision)
+    score: Score = task_of(spec).evaluate(_answers(module, precision), batches, spec, original)
+    return score
+
+
+def _answers(module: nn.Module, precision: str) -> Callable[[Batch], Tensor]:
+    module.eval()
+    device = next(module.parameters()).device
+
+    @torch.no_grad()
+    def run(batch: Batch) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return logits_of(forward(module, batch)).float()
+
+    return run
