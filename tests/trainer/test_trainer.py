@@ -151,6 +151,7 @@ def seen_by(ranks: Ranks, sampling: bool = False) -> list[Tensor]:
 
     def step(optimizer: Any, inputs: Tensor, labels_N: Tensor, features: Features | None) -> dict[str, Tensor]:
         seen.append(inputs)
+        optimizer.step()
         return {"loss": torch.zeros(())}
 
     with (
