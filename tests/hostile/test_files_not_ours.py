@@ -192,7 +192,7 @@ _OTHER_WRITES = {
     "exporter/triton_repository.py",
     "profiler/measure/memory_meter.py",
     "profiler/measure/processes.py",
-    "trainer/metrics.py",
+    "trainer/progress.py",
 }
 
 

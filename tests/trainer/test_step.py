@@ -263,6 +263,7 @@ def expected(table: Tensor, batches: list[Tensor]) -> list[Tensor]:
     return list(2 * torch.stack([table[rows].sum(0) for rows in batches]).cumsum(0))
 
 
+@pytest.mark.gpu
 def test_replayed_it_does_what_it_did() -> None:
     table = torch.arange(40.0, device="cuda").view(10, 4)
     batches = [torch.tensor([i, (3 * i) % 10], device="cuda") for i in range(8)]
@@ -274,6 +275,7 @@ def test_replayed_it_does_what_it_did() -> None:
     assert function.calls == 4  # three eager ones, and the one that was recorded
 
 
+@pytest.mark.gpu
 def test_what_cannot_be_captured_runs_as_it_is_and_says_so() -> None:
     table = torch.arange(40.0, device="cuda").view(10, 4)
     batches = [torch.tensor([i, i], device="cuda") for i in range(6)]
