@@ -15,16 +15,15 @@ from litdeploy.config.target import Target, Tolerance
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.evaluation.bisect import Parting, first_parting
-from litdeploy.exporter.build import runs_here
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.parity import verify
-from litdeploy.exporter.staging import reject, rejected_path
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import remove
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar, sidecar_of
 from litdeploy.storage.records import Artefact, Difference, Parity, Record, Score
+from litdeploy.storage.staging import reject, rejected_path
 from litdeploy.tasks import task_of
 
 _ANYTHING = Tolerance(atol=float(torch.finfo(torch.float64).max), top1=0, psnr=0, ssim=0)
@@ -84,7 +83,7 @@ def verify_bundle(
     chosen = resolve_target(target)
     device = resolve_device(chosen.device)
     everything = _asked(bundle, manifest.artefacts, artefacts)
-    asked = {kind: artefact for kind, artefact in everything.items() if runs_here(artefact)}
+    asked = {kind: artefact for kind, artefact in everything.items() if artefact.runs_here}
     paths = {kind: bundle.artefact_path(artefact) for kind, artefact in asked.items()}
     student = load(bundle.student_path, network=network)
     opened = open_test_data(manifest, data, student, device)

@@ -23,12 +23,12 @@ from litdeploy.config.target import Precision, Target
 from litdeploy.data import Data, prepared
 from litdeploy.errors import DataError, SettingsError
 from litdeploy.exporter.precision import Conversion, convert
-from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, logits_of
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.device import DTYPES
 from litdeploy.storage.records import Artefact
+from litdeploy.storage.staging import write_sidecar
 
 BATCH = "batch"
 _MEASURE_AT_ONCE = 64
@@ -155,11 +155,6 @@ def build_artefact(name: str, job: Job, path: Path, label: str, **details: Any) 
     )
     write_sidecar(path, artefact)
     return artefact
-
-
-def runs_here(artefact: Artefact) -> bool:
-    """Whether a file runs on this machine; an engine built ahead of time for GPUs elsewhere does not."""
-    return "gpu" not in artefact.details or artefact.details["gpu"] is not None
 
 
 class ExportCall(NamedTuple):

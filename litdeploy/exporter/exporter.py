@@ -14,16 +14,16 @@ from litdeploy.config.formats import FORMATS, Option, file_of, imported, kind_of
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Precision, Target
 from litdeploy.errors import ParityError, SettingsError
-from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact, runs_here
+from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
 from litdeploy.exporter.parity import verify
-from litdeploy.exporter.staging import keep, reject, staged, tidy
 from litdeploy.exporter.triton_repository import backend_of
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.records import Artefact, Manifest, Parity
+from litdeploy.storage.staging import keep, reject, staged, tidy
 from litdeploy.tasks import task_of
 
 _IO_PRECISIONS = ("fp32", "fp16", "bf16")
@@ -217,7 +217,7 @@ def _export_one(bundle: Bundle, name: str, job: Job, evidence: Evidence) -> Mani
     path = bundle.export_path / file_of(name, job.precision)
     with staged(path) as candidate:
         artefact = build_artefact(name, job, candidate, path.relative_to(bundle.path).as_posix())
-        parity = _parity(name, job, candidate, evidence) if runs_here(artefact) else None
+        parity = _parity(name, job, candidate, evidence) if artefact.runs_here else None
         details = {**artefact.details, "parity": parity and parity.model_dump(mode="json")}
         artefact = artefact.model_copy(update={"details": details})
         if parity is not None and not parity.within:

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from litdeploy.batch import forward
 from litdeploy.config.target import Target, Timing, with_timing
 from litdeploy.errors import BundleError, DataError, NetworkError
-from litdeploy.exporter.staging import tidy
 from litdeploy.networks import Network, NetworkName, describe, sections_of
 from litdeploy.networks.sections import container
 from litdeploy.profiler.analysis.breakdown import break_down, depth_ratio, name_of
@@ -35,6 +34,7 @@ from litdeploy.runtime import resolve_device, resolve_target
 from litdeploy.runtime.device import DTYPES
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.records import Artefact, Manifest, Parity
+from litdeploy.storage.staging import tidy
 from litdeploy.tasks import task_of_scores
 
 

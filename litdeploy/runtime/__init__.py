@@ -58,7 +58,7 @@ def open_runner(
         device: where to run; `cuda` without an index is `cuda:0`.
         precision: `fp32` (IEEE: TF32 is off in every runner) or `bf16`; an exported file has its own.
         compile_mode: of torch.compile.
-        memory_limit: most device memory, in GiB, if the runner has such a limit (onnxruntime on CUDA).
+        memory_limit: most device memory, in GiB, if the runner takes a limit (onnxruntime on CUDA).
 
     Raises:
         RunnerError: an unknown runner, or a source or precision that it does not take.

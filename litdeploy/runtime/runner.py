@@ -61,12 +61,12 @@ class Runner(Protocol):
     ) -> None: ...
 
     def run(self, batch: Batch) -> Tensor:
-        """Runs one batch of any size.
+        """Run one batch of any size.
 
         On CUDA the work is queued behind, and ahead of, the current stream's; nothing waits for it.
 
         Args:
-            batch: what the network takes, on `device`: float32 images (N, C, H, W), normalised; or several tensors by
+            batch: what the network takes, on `device`: float32 images (N, C, H, W), normalized; or several tensors by
                 their names.
 
         Returns:
@@ -136,7 +136,7 @@ def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:
 
 
 def check_batch(runner: str, batch: Batch, inputs: Sequence[InputTensor], device: torch.device) -> None:
-    """Holds a batch against what a runner takes.
+    """Check a batch against what a runner takes.
 
     Raises:
         RunnerError: other tensors, or of another shape, type or device.
@@ -153,7 +153,7 @@ def check_batch(runner: str, batch: Batch, inputs: Sequence[InputTensor], device
         and _free_sizes_agree(given, inputs)
     ):
         return
-    wanted = " and ".join(f"{each.dtype} {each.name} of shape (N, {_told(each.shape)})" for each in inputs)
+    wanted = " and ".join(f"{each.dtype} {each.name} of shape (N, {_shown(each.shape)})" for each in inputs)
     found = " and ".join(
         f"{f'{name}: ' if isinstance(batch, dict) else ''}{str(tensor.dtype).removeprefix('torch.')} of shape "
         f"{tuple(tensor.shape)} on {tensor.device}"
@@ -185,7 +185,7 @@ def _free_sizes_agree(given: dict[str, Tensor], inputs: Sequence[InputTensor]) -
     return all(len(lengths) == 1 for lengths in found.values())
 
 
-def _told(shape: Sequence[int | Free]) -> str:
+def _shown(shape: Sequence[int | Free]) -> str:
     return ", ".join(
         str(size) if isinstance(size, int) else f"1 to {size.most}" if size.most else "any" for size in shape
     )

@@ -354,6 +354,11 @@ class Artefact(Record):
     versions: dict[str, str]
     details: dict[str, Any]
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether the file runs on this machine; an engine built ahead of time for other GPUs does not."""
+        return "gpu" not in self.details or self.details["gpu"] is not None
+
     def opset(self) -> int:
         """The ONNX operator set that it was exported in.
 

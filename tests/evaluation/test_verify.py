@@ -14,12 +14,12 @@ from litdeploy.config.target import Target
 from litdeploy.errors import BundleError
 from litdeploy.evaluation.verify import verify_bundle
 from litdeploy.exporter import export
-from litdeploy.exporter.staging import sidecar_of
 from litdeploy.files import sha256_of
 from litdeploy.networks import new
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.records import TeacherRecord
+from litdeploy.storage.staging import sidecar_of
 
 TARGET = Target(device="cpu", batch_sizes=(1, 16))
 

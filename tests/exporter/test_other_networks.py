@@ -23,13 +23,13 @@ from litdeploy.exporter.formats.inductor import export_aoti
 from litdeploy.exporter.formats.onnx import export_onnx
 from litdeploy.exporter.parity import verify
 from litdeploy.exporter.precision import convert, quantize_onnx
-from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, load
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Artefact, Likeness, Parity
+from litdeploy.storage.staging import write_sidecar
 from litdeploy.tasks import TASKS
 
 CPU = torch.device("cpu")

@@ -16,12 +16,12 @@ import litdeploy
 from litdeploy.config.recipe import DataSettings
 from litdeploy.data import open_data
 from litdeploy.errors import BundleError, DataError, TrainingError
-from litdeploy.exporter.staging import reject
 from litdeploy.files import sha256_of, write_text
 from litdeploy.pipeline import deploy
 from litdeploy.storage.bundle import Bundle, sidecar_of
 from litdeploy.storage.lock import locked
 from litdeploy.storage.records import Artefact
+from litdeploy.storage.staging import reject
 from litdeploy.trainer import compress
 from litdeploy.trainer.feature_cache import CacheFiles
 from litdeploy.trainer.resume import Checkpoints, Every

@@ -12,12 +12,12 @@ from torch import nn
 from litdeploy.config.formats import FORMATS
 from litdeploy.exporter.formats.inductor import export_aoti
 from litdeploy.exporter.formats.onnx import export_onnx
-from litdeploy.exporter.staging import write_sidecar
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, new
 from litdeploy.runtime.engine import BatchProfile, EngineDetails, Precisions
 from litdeploy.storage.bundle import sidecar_of
 from litdeploy.storage.records import Artefact
+from litdeploy.storage.staging import write_sidecar
 
 
 @pytest.fixture(scope="session")

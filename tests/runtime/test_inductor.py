@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from litdeploy.errors import RunnerError
-from litdeploy.exporter.staging import sidecar_of
 from litdeploy.networks import Network
 from litdeploy.runtime import open_runner
+from litdeploy.storage.staging import sidecar_of
 
 CPU = torch.device("cpu")
 IN_A_FRESH_PROCESS = """

@@ -20,8 +20,7 @@ from litdeploy.batch import Batch, moved, size_of
 from litdeploy.config.formats import FORMATS, format_of_runner, imported
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, LitdeployError, RunnerError
-from litdeploy.exporter.build import IdentityFunction, Job, build_artefact, runs_here
-from litdeploy.exporter.staging import keep, staged
+from litdeploy.exporter.build import IdentityFunction, Job, build_artefact
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_file, sha256_of
 from litdeploy.networks import Network, NetworkName, load
@@ -36,6 +35,7 @@ from litdeploy.runtime.engine import BatchProfile
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar
 from litdeploy.storage.pickled import first_line
 from litdeploy.storage.records import Artefact, Manifest
+from litdeploy.storage.staging import keep, staged
 
 # What a backend raises besides litdeploy's own errors: torch raises RuntimeError of all kinds, also out of memory.
 _FAILURES = (LitdeployError, RuntimeError, MemoryError, OSError)
@@ -273,7 +273,7 @@ def _bundle_pair(
         )
     artefact = manifest.artefacts[name]
     student = bundle.artefact_path(artefact)
-    if not runs_here(artefact):
+    if not artefact.runs_here:
         raise BundleError(
             f"{student}: was built for GPUs of other machines. Export it on the machine that runs the profile: {export}"
         )

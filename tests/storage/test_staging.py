@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from litdeploy.errors import BundleError
-from litdeploy.exporter.staging import keep, reject, rejected_path, sidecar_of, staged, write_sidecar
 from litdeploy.storage.records import Artefact
+from litdeploy.storage.staging import keep, reject, rejected_path, sidecar_of, staged, write_sidecar
 
 ARTEFACT = Artefact(path="export/student.onnx", sha256="0" * 64, precision="fp32", versions={}, details={"bytes": 3})
 
