@@ -287,11 +287,6 @@ _ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
 INPUTS = (InputSpec, TokenInput, CharacterInput, TranslationInput)
 
 
-def image_of(spec: AnyInput) -> InputSpec | None:
-    """The images of an input; None if it has none. The old spelling of `spec.images`."""
-    return spec.images
-
-
 def input_of(metadata: Mapping[str, str]) -> AnyInput | None:
     """The input that the metadata of an exported file describe; None if they do not."""
     stated = metadata.get("input")
@@ -325,11 +320,6 @@ class NetworkSpec(Settings):
     classes: tuple[str, ...] = ()
     plan: DepthPlan | None = None
     widths: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-
-    @property
-    def translates(self) -> bool:
-        """Whether it gives images in place of logits. The old spelling of what `litdeploy.tasks.task_of` answers."""
-        return self.input.task == "translation"
 
     def with_(self, **changes: Any) -> NetworkSpec:
         """The same with some fields changed."""
