@@ -23,7 +23,7 @@ from benchmarks import interleaved
 from litdeploy.batch import moved
 from litdeploy.config.formats import FORMATS, format_of
 from litdeploy.config.target import Target
-from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.evaluation.verify import verify
 from litdeploy.networks import load
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_target
@@ -72,7 +72,7 @@ def main() -> None:
     latencies = measured(bundle, arguments.target)
     environment = current_environment(resolve_device(resolve_target(arguments.target).device))
     load_average = round(os.getloadavg()[0], 2)
-    verification = verify_bundle(bundle, target=arguments.target, progress=print)
+    verification = verify(bundle, target=arguments.target, progress=print)
     artefacts = bundle.read_complete().artefacts
     content = {
         "environment": environment.model_dump(mode="json"),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from litdeploy.evaluation.evaluate import evaluate as evaluate
     from litdeploy.evaluation.evaluate import evaluate_retrieval as evaluate_retrieval
     from litdeploy.evaluation.quality import evaluate_quality as evaluate_quality
-    from litdeploy.evaluation.verify import verify_bundle as verify
+    from litdeploy.evaluation.verify import verify as verify
     from litdeploy.exporter.exporter import export as export
     from litdeploy.inspection import inspect as inspect
     from litdeploy.networks.load import load as load
@@ -66,7 +66,7 @@ _PLACES = {
     "profile": "litdeploy.profiler:profile",
     "schema": "litdeploy.profiler.schema:report_schema",
     "train": "litdeploy.trainer:train",
-    "verify": "litdeploy.evaluation.verify:verify_bundle",
+    "verify": "litdeploy.evaluation.verify:verify",
 }
 __all__ = [
     "compare",

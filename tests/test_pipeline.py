@@ -9,7 +9,7 @@ import pytest
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, CheckpointError
 from litdeploy.evaluation import evaluate
-from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.evaluation.verify import verify
 from litdeploy.pipeline import deploy
 from litdeploy.storage.bundle import Bundle
 from litdeploy.trainer import Progress, train
@@ -93,6 +93,6 @@ def test_texts_go_the_whole_way(reviews: dict[str, Any], tmp_path: Path) -> None
     # The length is the network's; the columns' names are the other table's.
     other = tmp_path / "other.csv"
     other.write_text("text,label\n" + "dull and slow,0\nwarm and witty,1\n" * 40)
-    found = verify_bundle(bundle, target=TARGET, data=str(other))
+    found = verify(bundle, target=TARGET, data=str(other))
     assert found.within
     assert [each.error for each in found.differences] == ["compression", "conversion"]

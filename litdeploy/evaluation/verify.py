@@ -16,7 +16,7 @@ from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError
 from litdeploy.evaluation.bisect import Parting, first_parting
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
-from litdeploy.exporter.parity import verify
+from litdeploy.exporter.parity import compare_runners
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import remove
 from litdeploy.networks import Network, NetworkName, load
@@ -50,7 +50,7 @@ class Verification(Record):
         return not self.rejected
 
 
-def verify_bundle(
+def verify(
     bundle: Bundle | str | Path = DEFAULT_PATH,
     *,
     artefacts: Sequence[str] | None = None,
@@ -151,7 +151,7 @@ class _Bench:
         with open_runner(
             FORMATS[format_of(kind)].runner, path=path, device=self.device, memory_limit=self.target.memory_limit
         ) as runner:
-            parity = verify(student, runner, self.evidence.inputs, sizes, tolerance, self._spec)
+            parity = compare_runners(student, runner, self.evidence.inputs, sizes, tolerance, self._spec)
             found = self.score(runner, student)
         if of_student and found:
             parity = parity.with_labels(self.task.compare_scores(of_student, found, tolerance))

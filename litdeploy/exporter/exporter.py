@@ -16,7 +16,7 @@ from litdeploy.config.target import Precision, Target
 from litdeploy.errors import ParityError, SettingsError
 from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact
 from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
-from litdeploy.exporter.parity import verify
+from litdeploy.exporter.parity import compare_runners
 from litdeploy.exporter.triton_repository import backend_of
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.networks import Network, NetworkName, load
@@ -239,7 +239,7 @@ def _parity(name: str, job: Job, path: Path, evidence: Evidence) -> Parity:
         sizes = sorted(set(job.target.batch_profile))
         taken = evidence.in_calls(sizes[0], sizes[-1])
         spec = job.network.spec
-        return verify(reference, candidate, taken.inputs, sizes, tolerance, spec.input, taken.labels_N)
+        return compare_runners(reference, candidate, taken.inputs, sizes, tolerance, spec.input, taken.labels_N)
 
 
 def _serve(

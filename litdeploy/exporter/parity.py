@@ -19,7 +19,7 @@ from litdeploy.tasks import task_of
 _MOST_CALLS = 16
 
 
-def verify(
+def compare_runners(
     reference: Runner,
     candidate: Runner,
     inputs: Batch,

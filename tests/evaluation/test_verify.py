@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from litdeploy.config.target import Target
 from litdeploy.errors import BundleError
-from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.evaluation.verify import verify
 from litdeploy.exporter import export
 from litdeploy.files import sha256_of
 from litdeploy.networks import new
@@ -52,7 +52,7 @@ def _tamper(bundle: Bundle, kind: str, value: float) -> None:
 
 def test_compression_and_conversion_are_told_apart(exported: Bundle) -> None:
     lines: list[str] = []
-    found = verify_bundle(exported, target=TARGET, bisect=True, progress=lines.append)
+    found = verify(exported, target=TARGET, bisect=True, progress=lines.append)
     assert lines == ["student", "teacher", "onnx", "onnx-fp16"]
     assert found.within
     assert found.partings == {}
@@ -76,7 +76,7 @@ def test_compression_and_conversion_are_told_apart(exported: Bundle) -> None:
 def test_what_is_beyond_the_tolerance_is_set_aside_and_bisected(exported: Bundle) -> None:
     _tamper(exported, "onnx-fp16", 10.0)
     path = exported.export_path / "student.fp16.onnx"
-    found = verify_bundle(exported, target=TARGET, bisect=True)
+    found = verify(exported, target=TARGET, bisect=True)
     assert not found.within
     assert found.rejected == {"onnx-fp16": f"{path}.rejected"}
     assert set(exported.read().artefacts) == {"onnx"}
@@ -90,14 +90,14 @@ def test_what_is_beyond_the_tolerance_is_set_aside_and_bisected(exported: Bundle
     assert parting.compared > 3
 
     # It stays where it is, and can be bisected again.
-    again = verify_bundle(exported, target=TARGET, bisect=True)
+    again = verify(exported, target=TARGET, bisect=True)
     assert again.within
     assert again.partings == found.partings
 
 
 def test_values_that_are_not_finite_are_set_aside(exported: Bundle) -> None:
     _tamper(exported, "onnx", math.nan)
-    found = verify_bundle(exported, target=TARGET, artefacts=["onnx"], bisect=True)
+    found = verify(exported, target=TARGET, artefacts=["onnx"], bisect=True)
     assert found.differences[-1].max_absolute is None
     parting = found.partings["student.onnx.rejected"]
     assert parting is not None
@@ -107,30 +107,30 @@ def test_values_that_are_not_finite_are_set_aside(exported: Bundle) -> None:
 def test_one_artefact_and_no_teacher(exported: Bundle) -> None:
     Path(exported.read().teacher.path).unlink()
     lines: list[str] = []
-    found = verify_bundle(exported.path, artefacts=["onnx-fp16"], target=TARGET, progress=lines.append)
+    found = verify(exported.path, artefacts=["onnx-fp16"], target=TARGET, progress=lines.append)
     assert [each.candidate for each in found.differences] == ["onnx-fp16"]
     assert any("--teacher FILE" in line for line in lines)
 
 
 def test_what_is_not_there_or_altered_is_refused(exported: Bundle) -> None:
     with pytest.raises(BundleError, match=r"--artefact onnx-int8: .* It holds onnx, onnx-fp16"):
-        verify_bundle(exported, artefacts=["onnx-int8"], target=TARGET)
+        verify(exported, artefacts=["onnx-int8"], target=TARGET)
     path = exported.export_path / "student.onnx"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BundleError, match="altered since it was exported"):
-        verify_bundle(exported, target=TARGET)
+        verify(exported, target=TARGET)
     exported.write(exported.read().model_copy(update={"artefacts": {}}))
     with pytest.raises(BundleError, match="holds no exported student"):
-        verify_bundle(exported, target=TARGET)
+        verify(exported, target=TARGET)
 
 
 def test_a_rejected_file_without_its_sidecar_is_named(exported: Bundle) -> None:
     (exported.export_path / "student.bf16.onnx.rejected").write_bytes(b"")
     with pytest.raises(BundleError, match=r"student.bf16.onnx.rejected.json: missing or torn"):
-        verify_bundle(exported, target=TARGET, bisect=True)
+        verify(exported, target=TARGET, bisect=True)
 
 
 def test_numbers_survive_json(exported: Bundle) -> None:
-    found = verify_bundle(exported, target=TARGET, artefacts=["onnx"])
+    found = verify(exported, target=TARGET, artefacts=["onnx"])
     assert type(found).model_validate_json(found.model_dump_json()) == found
     assert np.isfinite(found.differences[-1].top1)

@@ -14,7 +14,7 @@ import litdeploy
 from litdeploy.config.formats import FORMATS, file_of, format_of, imported, kind_of, runners
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, ParityError, RunnerError, SettingsError
-from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.evaluation.verify import verify
 from litdeploy.networks import new
 from litdeploy.profiler import predict, profile
 from litdeploy.runtime import open_runner
@@ -70,7 +70,7 @@ def test_it_is_exported_verified_profiled_and_predicted(taught: Bundle) -> None:
     assert artefact.details["parity"]["candidate"] == "toy"
     assert read_sidecar(taught.artefact_path(artefact)) == artefact
 
-    found = verify_bundle(taught, target=target)
+    found = verify(taught, target=target)
     assert [each.candidate for each in found.differences] == ["student", "toy"]
     assert found.within
 

@@ -17,11 +17,11 @@ from litdeploy.config.spec import InputSpec, TokenInput, TranslationInput
 from litdeploy.config.target import Precision, Target, Tolerance
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.evaluation import evaluate
-from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.evaluation.verify import verify
 from litdeploy.exporter import export
 from litdeploy.exporter.formats.inductor import export_aoti
 from litdeploy.exporter.formats.onnx import export_onnx
-from litdeploy.exporter.parity import verify
+from litdeploy.exporter.parity import compare_runners
 from litdeploy.exporter.precision import convert, quantize_onnx
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, load
@@ -80,7 +80,7 @@ def parity(network: Network, candidate: Runner, precision: Precision) -> Parity:
     tolerance = getattr(Target().tolerance, precision)
     with open_runner("eager", network=network, device=CPU) as reference, candidate:
         # New weights give logits that lie near to one another: the class tells nothing.
-        return verify(
+        return compare_runners(
             reference,
             candidate,
             network.example(32),
@@ -222,7 +222,7 @@ def test_a_generator_is_exported_held_against_its_images_and_measured(generator_
     assert described["inputs"] == {"images": ["batch", 3, 16, 16], "domains": ["batch", 3]}
     assert (described["output"], described["output_shape"]) == ("translated", ["batch", 3, 16, 16])
 
-    verified = verify_bundle(generator_bundle, target=target)
+    verified = verify(generator_bundle, target=target)
     compression, conversion, _ = verified.differences
     assert verified.within
     trained = exported.metrics["student"]["test"]

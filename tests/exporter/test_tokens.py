@@ -13,7 +13,7 @@ from litdeploy.config.spec import TokenInput
 from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, DataError
 from litdeploy.evaluation import evaluate
-from litdeploy.evaluation.verify import verify_bundle
+from litdeploy.evaluation.verify import verify
 from litdeploy.exporter import export
 from litdeploy.inspection import FoundNetwork, inspect
 from litdeploy.networks import load
@@ -95,7 +95,7 @@ def test_the_teacher_where_it_is_now(published: Published, exported: Bundle, rev
     assert (found.student_depths, found.class_names) == ((1, 2, 3, 4), ("better", "worse"))
     own = evaluate(folder, data={"source": str(reviews_path), "text_length": 16}, device="cpu")
     assert own == bundle.read().metrics["teacher"]["test"]
-    verified = verify_bundle(bundle, teacher=folder, target=TARGET)
+    verified = verify(bundle, teacher=folder, target=TARGET)
     assert verified.within
     assert [each.error for each in verified.differences] == ["compression", "conversion"]
     report = profile(bundle, teacher=folder, target=TARGET)

@@ -9,7 +9,7 @@ from litdeploy.config.spec import CharacterInput
 from litdeploy.config.target import Target
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.exporter.formats.onnx import export_onnx
-from litdeploy.exporter.parity import verify
+from litdeploy.exporter.parity import compare_runners
 from litdeploy.networks import FAMILIES, Network, describe, find_sections, load, new
 from litdeploy.networks.families.vdcnn import BLOCKS, VDCNN, vdcnn
 from litdeploy.networks.student import plan_for_depth
@@ -85,7 +85,7 @@ def test_it_is_exported_for_any_batch(tmp_path: Path) -> None:
         open_runner("eager", network=network, device=CPU) as reference,
         open_runner("onnxruntime", path=tmp_path / "v.onnx", device=CPU) as candidate,
     ):
-        found = verify(
+        found = compare_runners(
             reference, candidate, network.example(32), (1, 8, 32), Target().tolerance.fp32, network.spec.input
         )
     assert found.within, found.summary()
