@@ -1,4 +1,4 @@
-"""How good a network is: accuracy, likeness to its teacher, retrieval, and what compressing and exporting cost."""
+"""How good a network is: its task's metric, retrieval, image quality, and what compression and export cost."""
 
 from litdeploy.evaluation.evaluate import evaluate, evaluate_retrieval
 from litdeploy.evaluation.quality import evaluate_quality

@@ -1,4 +1,4 @@
-"""Which layer an ONNX file computes differently: outputs of layers, beside those of the network's own."""
+"""Find the first layer that an ONNX file computes differently, by comparing the outputs of layers with PyTorch's."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model
 from litdeploy.storage.records import Record
 
 Values = dict[str, NDArray[np.float32]]
-# How near the fresh float32 file must be for a layer's output to be taken as found.
+# How close a fresh float32 export must be for a layer's output to count as located.
 _SAME = Tolerance(atol=1e-3, rtol=1e-3)
 
 
 class Parting(Record):
-    """The first layer whose outputs part.
+    """The first layer whose outputs differ.
 
     Attributes:
         layer: its name in the network.
-        max_absolute, max_relative: largest difference; the latter over the largest magnitude of the network's output.
-            None where the file's output is NaN or infinite.
-        compared: how many layers could be compared, this one and those before it included.
+        max_absolute, max_relative: largest difference, absolute and relative to the largest magnitude of the network's
+            output. None if the file's output is NaN or infinite.
+        compared: number of layers compared, up to and including this one.
     """
 
     layer: str
@@ -42,10 +42,10 @@ class Parting(Record):
 
 
 def first_parting(network: Network, path: Path, inputs: Batch, tolerance: Tolerance) -> Parting | None:
-    """The first layer, in the order in which they end, whose output differs from the network's by more than allowed.
+    """Find the first layer, in order of completion, whose output differs from the network's beyond the tolerance.
 
-    A layer's output in the file is that of the last node named for it. That this is so is tried on a file that is
-    exported afresh in float32: a layer whose output is not found there is left out.
+    A layer's output in the file is that of the last node named after it. This is checked on a fresh float32 export:
+    layers whose output cannot be located there are skipped.
 
     Args:
         network: in float32, on the CPU.
@@ -53,7 +53,7 @@ def first_parting(network: Network, path: Path, inputs: Batch, tolerance: Tolera
         inputs: of a few samples, on the CPU.
 
     Returns:
-        None where no layer's outputs part.
+        The layer, or None if no outputs differ.
     """
     expected = _outputs(network, inputs)
     with TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def first_parting(network: Network, path: Path, inputs: Batch, tolerance: Tolera
 
 
 def _outputs(network: Network, inputs: Batch) -> Values:
-    """Outputs of the layers that run once, in the order in which they end, batch norms folded as the file has them."""
+    """Outputs of the layers that run once, in order of completion, with batch norms folded as in the file."""
     module = folded(network)
     runs: dict[str, list[Tensor]] = {}
     for name, child in module.named_modules():
@@ -98,7 +98,7 @@ def _outputs(network: Network, inputs: Batch) -> Values:
 
 
 def _intermediates(path: Path, layers: list[str], inputs: Batch) -> Values:
-    """What a file computes for each of the layers that it has nodes of."""
+    """Outputs of each layer that the file has nodes of."""
     import onnx
     import onnxruntime
 
@@ -125,7 +125,7 @@ def _intermediates(path: Path, layers: list[str], inputs: Batch) -> Values:
 
 
 def _belongs(node: str, layer: str) -> bool:
-    """Whether a node, named `LAYER/TYPE_NUMBER`, is part of a layer."""
+    """Whether a node, named `LAYER/TYPE_NUMBER`, belongs to a layer."""
     owner, _, rest = node.partition("/")
     return bool(rest) and (owner == layer or owner.startswith(f"{layer}."))
 
@@ -133,7 +133,7 @@ def _belongs(node: str, layer: str) -> bool:
 def _differs(
     expected: NDArray[np.float32], found: NDArray[np.float32], tolerance: Tolerance
 ) -> tuple[float, float] | None:
-    """Largest absolute and relative difference where they are beyond the tolerance, or the shapes are unlike."""
+    """Largest absolute and relative difference if beyond the tolerance, infinite for different shapes; else None."""
     if expected.shape != found.shape:
         return float("inf"), float("inf")
     absolute = float(np.abs(found - expected).max())

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: accuracy of any checkpoint or artefact, on any split of any dataset."""
+"""The verb `evaluate`: the metric of any checkpoint or exported file on any split of any dataset."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def evaluate(
     input_shape: tuple[int, ...] | None = None,
     teacher: str | Path | None = None,
 ) -> Score:
-    """Measures accuracy; of a network that makes images, how near they come to its teacher's.
+    """Measure a network by its task's metric: accuracy, or for generated images the likeness to its teacher's.
 
     Args:
-        path: weights, a folder as transformers saves a network in, an exported file (`.onnx`, `.pt2`), or a bundle,
-            whose student is taken.
-        data: the dataset; for a bundle, None is the one that its student was trained on.
+        path: weights, a folder that transformers saved, an exported file (`.onnx`, `.pt2`), or a bundle, whose
+            student is evaluated.
+        data: the dataset; None: the one that a bundle's student was trained on.
         split: `test`, `validation` or `train`.
-        batch_size: images a call.
+        batch_size: samples per call.
         precision: `fp32`, `bf16` or `auto`; an exported file has its own.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
-        seed: of the split that is held out, where the dataset has none of its own; None: 0, or the bundle's.
+        seed: of the held-out split, if the dataset has none of its own; None: 0, or the bundle's.
         network, normalise, input_shape: see `networks.load`.
-        teacher: weights, where images are made; of a bundle None is the one that its student was made from.
+        teacher: weights of the teacher, if the metric compares with it; None: a bundle's own teacher.
 
     Raises:
-        LitdeployError: one of its kinds.
+        LitdeployError: bad input; see `litdeploy.errors`.
     """
     path, network = published(path, network)
     bundle = Bundle(path) if is_folder(path) else None
@@ -76,7 +76,7 @@ def evaluate(
     task = task_of(spec)
     if not task.needs_reference and teacher is not None:
         raise SettingsError(
-            f"--teacher {teacher}: is for networks that make images, and {path} does not. Leave it out."
+            f"--teacher {teacher}: is for networks that make images, but {path} does not. Leave it out."
         )
     with ExitStack() as running:
         running.enter_context(runner)
@@ -91,12 +91,12 @@ def evaluate(
 def teacher_of(
     path: Path, spec: NetworkSpec, bundle: Bundle | None, teacher: str | Path | None, network: NetworkName | None
 ) -> Network:
-    """Whose images the others are held against."""
+    """Load the teacher whose outputs are the reference."""
     if bundle is not None:
         return load_teacher(bundle, bundle.read(), teacher, network)
     if teacher is None:
         raise SettingsError(
-            f"{path}: makes images, which are held against its teacher's. Say where it is: --teacher FILE"
+            f"{path}: makes images, which are compared with its teacher's. Give the teacher: --teacher FILE"
         )
     return load(teacher, network=network, input=spec.input)
 
@@ -112,19 +112,19 @@ def evaluate_retrieval(
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> tuple[Retrieval, ...]:
-    """Measures how well the embeddings of the test images find training images of their class: by cosine and by L2.
+    """Measure how well embeddings of test images retrieve training images of their class, by cosine and by L2.
 
     Args:
-        path: weights, or a bundle, whose student is taken.
+        path: weights, or a bundle, whose student is evaluated.
         others: as for `evaluate`.
 
     Raises:
-        LitdeployError: one of its kinds.
+        LitdeployError: bad input; see `litdeploy.errors`.
     """
     path, network = published(path, network)
     path, settings, seed = what_on(path, data, seed)
     if path.suffix in (".onnx", ".pt2"):
-        raise SettingsError(f"--retrieval: {path} gives its logits alone. Name the weights that it was exported from.")
+        raise SettingsError(f"--retrieval: {path} outputs logits only. Give the weights that it was exported from.")
     where = resolve_device(device)
     loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
     if not task_of(loaded.spec).labeled:
@@ -144,14 +144,14 @@ def evaluate_retrieval(
 def what_on(
     path: Path, data: DataSettings | dict[str, Any] | str | None, seed: int | None, split: str = "test"
 ) -> tuple[Path, DataSettings, int]:
-    """The file, the dataset and the seed of its split, where some may be those of a bundle.
+    """Resolve the file, the dataset and the seed of its split; a bundle supplies those not given.
 
     Raises:
-        SettingsError: there is no such split.
-        DataError: no dataset is named.
+        SettingsError: no such split.
+        DataError: no dataset is given.
     """
     if split not in SPLITS:
-        raise SettingsError(f"--split {split}: there is no such split. Write {', '.join(SPLITS)}.")
+        raise SettingsError(f"--split {split}: no such split. Use one of {', '.join(SPLITS)}.")
     settings = DataSettings(source=data) if isinstance(data, str) else data
     own = carried_by(path, TOKENIZER)
     if is_folder(path):
@@ -168,7 +168,7 @@ def what_on(
     if own is not None and settings is not None and settings.tokenizer is None:
         settings = settings.model_copy(update={"tokenizer": str(own)})
     if settings is None or settings.source is None:
-        raise DataError("no data to evaluate on: name it with --data (a folder, a file, a hub id, or digits).")
+        raise DataError("no data to evaluate on: give it with --data (a folder, a file, a hub id, or digits).")
     return path, settings, seed or 0
 
 
@@ -180,7 +180,7 @@ def open_file(
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
 ) -> tuple[Runner, NetworkSpec, int]:
-    """A runner of weights or of an exported file, not yet entered; what it is, and how many classes it tells apart."""
+    """A runner of weights or of an exported file, not yet entered, with its spec and number of classes."""
     if path.suffix == ".onnx":
         spec, classes = _onnx_spec(path, normalise, input_shape)
         return open_runner("onnxruntime", path=path, device=device), spec, classes
@@ -194,10 +194,10 @@ def open_file(
 
 
 def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:
-    """What an ONNX file says of its input and classes, and how many classes it tells apart.
+    """Spec and number of classes of an ONNX file, from its metadata and shapes.
 
     Raises:
-        SettingsError: it says nothing of its normalisation, and none is given.
+        SettingsError: the metadata has no normalization, and none is given.
     """
     described = describe_onnx(path)
     metadata, shape, output = described["metadata"], described["input_shape"][1:], described["output_shape"]
@@ -206,7 +206,7 @@ def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] |
     classes = task_of(spec).class_count(output[1:], spec.input)
     if classes is None:
         wanted = ", ".join(str(size) for size in ("N", *task_of(spec).output_shape(spec.input, "classes")))
-        raise RunnerError(f"{path}: gives {output}, and not {task_of(spec).output} ({wanted}): export it again.")
+        raise RunnerError(f"{path}: outputs {output}, not {task_of(spec).output} ({wanted}). Export it again.")
     return spec, classes
 
 
@@ -217,17 +217,17 @@ def _exported_spec(
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
 ) -> NetworkSpec:
-    # The metadata's shape, where there is one: a file that takes pixels has their channels last.
-    told = {**({} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}), **metadata}
-    known = input_of(told)
-    if known is None and ("input" in told or {"input_shape", "mean", "std"} <= told.keys()):
-        raise RunnerError(f"{path}: what its metadata say of its input is damaged. Make it again: litdeploy export")
+    # Prefer the metadata's shape: a file that takes pixels has channels last.
+    stated = {**({} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}), **metadata}
+    known = input_of(stated)
+    if known is None and ("input" in stated or {"input_shape", "mean", "std"} <= stated.keys()):
+        raise RunnerError(f"{path}: its metadata on the input is damaged. Export it again: litdeploy export")
     shape = input_shape or stated_shape
     if known is not None:
         found = known.override(normalise, input_shape, str(path))
     elif normalise is None or shape is None:
         raise SettingsError(
-            f"{path}: does not say how its images are normalised, or of which size. Say it: --normalise imagenet "
+            f"{path}: its metadata lacks the normalization or the size of its images. Give them: --normalise imagenet "
             "--input-shape 3,32,32"
         )
     else:

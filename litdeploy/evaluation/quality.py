@@ -1,4 +1,4 @@
-"""Quality of generated images beside real ones: Fréchet inception distance (FID) and Inception score.
+"""Quality of generated images compared with real ones: Fréchet inception distance (FID) and Inception score.
 
 Shape suffixes: N images, C channels, H height, W width, E features.
 """
@@ -38,8 +38,8 @@ _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 # Inception score is published as the mean over ten parts of 5,000 images; smaller parts lower it.
 _PARTS, _SMALLEST_PART = 10, 500
 
-# Images (N, C, H, W), normalised → features (N, E) and logits (N, classes).
-Features = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Images (N, C, H, W), normalized → features (N, E) and logits (N, classes).
+FeatureExtractor = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Quality(Record):
@@ -186,7 +186,7 @@ class Judge:
     def _start(self, features_NE: Tensor) -> None:
         if self._fid is not None:
             return
-        # The metrics receive features instead of images: one forward pass serves both.
+        # The metrics receive features instead of images: one forward pass yields both.
         given = nn.Identity()
         given.num_features = torch.tensor(features_NE.shape[1])
         fid, score = self._classes
@@ -210,12 +210,12 @@ class Judge:
 
 
 @contextmanager
-def open_features(name: str, images: InputSpec, device: torch.device) -> Iterator[Features]:
+def open_features(name: str, images: InputSpec, device: torch.device) -> Iterator[FeatureExtractor]:
     """Open the network whose features are compared.
 
     Args:
-        name: weights of a classifier of such images, or `inception`: the Inception network of published figures, from
-            torch-fidelity, whose weights must be in torch's cache. Nothing is downloaded.
+        name: weights of a classifier of images of this shape, or `inception`: the Inception network of published
+            figures, from torch-fidelity, whose weights must be in torch's cache. Nothing is downloaded.
         images: how the images are normalized. They are rounded to pixels first, as if saved.
 
     Yields:
@@ -225,7 +225,7 @@ def open_features(name: str, images: InputSpec, device: torch.device) -> Iterato
         CheckpointError, NetworkError: see `networks.load`.
         DataError: Inception's weights are missing.
         DependencyError: torch-fidelity is not installed, or cannot be imported.
-        SettingsError: the network is not a classifier of such images.
+        SettingsError: the network is not a classifier of images of this shape.
     """
     mean_C11, std_C11 = _statistics(images, device)
     with _of_pixels(name, images, device) as of_pixels:
@@ -245,13 +245,13 @@ def open_features(name: str, images: InputSpec, device: torch.device) -> Iterato
 
 
 @contextmanager
-def _of_pixels(name: str, images: InputSpec, device: torch.device) -> Iterator[Features]:
+def _of_pixels(name: str, images: InputSpec, device: torch.device) -> Iterator[FeatureExtractor]:
     """As `open_features`, for uint8 images."""
     if name == INCEPTION:
         if images.shape[0] != 3:
             raise SettingsError(
                 f"--quality {INCEPTION}: takes images of 3 channels, but the generated ones have {_sizes(images)}. "
-                "Use a classifier of such images: --quality FILE"
+                "Use a classifier of that shape: --quality FILE"
             )
         yield _inception().to(device)
         return
@@ -264,7 +264,7 @@ def _of_pixels(name: str, images: InputSpec, device: torch.device) -> Iterator[F
     if spec.shape != images.shape:
         raise SettingsError(
             f"--quality {name}: takes images of {_sizes(spec)}, but the generated ones have {_sizes(images)}. Use a "
-            "classifier of such images, such as `litdeploy train` makes: --quality FILE"
+            "classifier of that shape, such as `litdeploy train` makes: --quality FILE"
         )
     mean_C11, std_C11 = _statistics(spec, device)
     with embedder(loaded.module.to(device)) as embed:
@@ -293,7 +293,7 @@ def _inception() -> Any:
     if not path.is_file():
         raise DataError(
             f"--quality {INCEPTION}: its weights are not at {path}, and nothing is downloaded. Copy them there from "
-            f"{_INCEPTION_URL}{_INCEPTION_FILE}, or use a classifier of such images: --quality FILE"
+            f"{_INCEPTION_URL}{_INCEPTION_FILE}, or use a classifier of that shape: --quality FILE"
         )
     # torch-fidelity would run code in a pickle; a file that litdeploy's reader accepts contains none.
     read_checkpoint(path)

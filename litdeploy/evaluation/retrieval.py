@@ -20,19 +20,19 @@ from litdeploy.storage.records import Record
 Metric = Literal["cosine", "l2"]
 METRICS: tuple[Metric, ...] = ("cosine", "l2")
 
-# Similarities that are sorted at a time: 32 MB, and five times as much while they are.
+# Similarities sorted at a time: 32 MB, and five times that during the sort.
 _BLOCK = 2**23
 _LEVELS = 10
 
 
 class Retrieval(Record):
-    """What queries found in a database.
+    """How well queries retrieve images of their class from a database.
 
     Attributes:
-        metric: by which the database is ranked, the nearest first: `cosine` similarity or `l2` distance.
+        metric: that ranks the database, nearest first: `cosine` similarity or `l2` distance.
         mean_average_precision: mean over the queries of the 11-point interpolated average precision, 0–1.
         top_precision: mean share of the query's class among the nearest `top`, 0–1.
-        queries, database: how many images.
+        queries, database: numbers of images.
     """
 
     metric: Metric
@@ -44,17 +44,17 @@ class Retrieval(Record):
 
 
 def embeddings(module: nn.Module, batches: Iterable[tuple[Batch, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What a classifier's head is given: the input of the linear layer that runs last.
+    """Embeddings of a classifier: the input of the linear layer that runs last.
 
     Args:
         module: put in eval mode.
-        batches: (what it takes, int64 labels (N)), on the module's device.
+        batches: (inputs, int64 labels (N)), on the module's device.
 
     Returns:
         (images, E), float32, and the labels, on that device.
 
     Raises:
-        NetworkError: no linear layer runs, or its input is no vector an image.
+        NetworkError: no linear layer runs, or its input is not one vector per image.
         DataError: there are no batches.
     """
     found: list[tuple[Tensor, Tensor]] = []
@@ -62,21 +62,21 @@ def embeddings(module: nn.Module, batches: Iterable[tuple[Batch, Tensor]]) -> tu
         for batch, labels_N in batches:
             found.append((embed(batch)[0], labels_N))
     if not found:
-        raise DataError("there is nothing to embed: the split is empty. Give --data a dataset with such a split.")
+        raise DataError("there is nothing to embed: the split is empty. Give --data a dataset with this split.")
     vectors, labels = zip(*found, strict=True)
     return torch.cat(vectors), torch.cat(labels)
 
 
 @contextmanager
 def embedder(module: nn.Module) -> Iterator[Callable[[Batch], tuple[Tensor, Tensor]]]:
-    """Makes of a classifier what gives its embeddings beside its logits.
+    """Turn a classifier into a function that returns its embeddings with its logits.
 
     Args:
         module: put in eval mode.
 
     Yields:
-        What a network takes → (what its head was given (N, E), logits (N, classes)), float32. It raises a NetworkError
-        where no linear layer runs, or the last one's input is no vector an image.
+        Inputs → (embeddings (N, E), logits (N, classes)), float32. It raises a NetworkError if no linear layer runs, or
+        the last one's input is not one vector per image.
     """
     given: list[Tensor] = []
 
@@ -87,7 +87,7 @@ def embedder(module: nn.Module) -> Iterator[Callable[[Batch], tuple[Tensor, Tens
         given.clear()
         logits = logits_of(forward(module, batch))
         if not given or given[0].shape[:-1] != (size_of(batch),):
-            raise NetworkError("embeddings need a network whose head is a linear layer on one vector a sample.")
+            raise NetworkError("embeddings need a network whose head is a linear layer on one vector per sample.")
         return given[0].float(), logits.float()
 
     module.eval()
@@ -103,16 +103,16 @@ def embedder(module: nn.Module) -> Iterator[Callable[[Batch], tuple[Tensor, Tens
 def retrieval(
     database_ME: Tensor, labels_M: Tensor, queries_E: Tensor, query_labels: Tensor, metric: Metric, top: int = 100
 ) -> Retrieval:
-    """Ranks the database for each query; images of the query's class are relevant.
+    """Rank the database for each query; images of the query's class are relevant.
 
     Precision at a level of recall r is the highest at any recall of r or more (Manning et al., "Introduction to
     Information Retrieval", section 8.4), at r = 0, 0.1, …, 1. A query whose class the database lacks counts as 0.
-    Equally near images rank in the database's order. In blocks of queries, on the tensors' device.
+    Equally near images rank in the database's order. Computed in blocks of queries, on the tensors' device.
 
     Args:
         database_ME, queries_E: embeddings, one a row.
         labels_M, query_labels: int64, one a row.
-        top: of the nearest that `top_precision` is taken from; all where there are fewer.
+        top: number of nearest images for `top_precision`; all if there are fewer.
     """
     top = min(top, len(database_ME))
     totals = torch.zeros(2, dtype=torch.float64, device=database_ME.device)
@@ -134,7 +134,7 @@ def retrieval(
 
 
 def _distances(queries_QE: Tensor, database_ME: Tensor, metric: Metric) -> Tensor:
-    """(Q, M): the smaller, the nearer; float32."""
+    """(Q, M), float32: smaller is nearer."""
     if metric == "l2":
         return torch.cdist(queries_QE, database_ME)
     unit = nn.functional.normalize
@@ -145,10 +145,10 @@ def _average_precision(relevant_QM: Tensor) -> Tensor:
     """11-point interpolated average precision of each query (Q); `relevant_QM` is in ranked order."""
     found_QM = relevant_QM.cumsum(1)
     ranks_M = torch.arange(1, relevant_QM.shape[1] + 1, device=relevant_QM.device)
-    # The highest from this rank on: recall never falls with the rank.
+    # The highest from this rank on: recall never decreases with rank.
     best_QM = (found_QM / ranks_M).flip(1).cummax(1).values.flip(1)
     in_all_Q = found_QM[:, -1:]
-    # Found by the first rank whose recall is the level's, in whole numbers: i/10 has no exact float.
+    # The first rank that reaches each level, in integers: i/10 has no exact float.
     levels = torch.arange(_LEVELS + 1, device=relevant_QM.device)
     needed_QL = (in_all_Q * levels + _LEVELS - 1) // _LEVELS
     first_QL = torch.searchsorted(found_QM, needed_QL).clamp(max=len(ranks_M) - 1)

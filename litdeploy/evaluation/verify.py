@@ -1,4 +1,4 @@
-"""The verb `verify` of the command line: what compressing changed, and what exporting changed after that."""
+"""The verb `verify`: what compression changed, and what export changed after that."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _BISECT_IMAGES = 8
 
 
 class Verification(Record):
-    """All differences, what was set aside, and for each file that was bisected the layer that parts.
+    """All differences, the rejected files, and the differing layer of each bisected file.
 
     Attributes:
-        not_run: keys of the artefacts that were built ahead of time for GPUs elsewhere.
+        differences: of the compression, and of each artefact.
         rejected: artefact's key → where its file is kept now.
-        partings: file name → the first layer whose outputs part; None where none does.
+        partings: file name → the first layer whose outputs differ; None if none does.
+        not_run: keys of the artefacts built ahead of time for other GPUs.
     """
 
     differences: tuple[Difference, ...]
@@ -46,7 +47,7 @@ class Verification(Record):
 
     @property
     def within(self) -> bool:
-        """Whether every artefact keeps its limits."""
+        """Whether every artefact is within its limits."""
         return not self.rejected
 
 
@@ -61,21 +62,21 @@ def verify(
     bisect: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
-    """Holds each artefact against the student, and the student against its teacher, on the test images.
+    """Compare each artefact with the student, and the student with its teacher, on the test split.
 
-    An artefact beyond the target's tolerance is set aside as `.rejected` and struck out of the manifest.
+    An artefact beyond the target's tolerance is renamed to `.rejected` and removed from the manifest.
 
     Args:
-        bundle: with its student exported.
+        bundle: a bundle with exported artefacts.
         artefacts: keys of the manifest (`onnx-fp16`); None: all.
-        teacher: the teacher's file, where it is no longer where it was. Where it is nowhere, only its accuracy is told.
+        teacher: the teacher's file, if it moved. Without it, the compression is not measured.
         target, data, network: as for `export`.
-        bisect: whether the first layer that parts is looked for, in ONNX files beyond the tolerance, now or before.
-        progress: is given a line for each step.
+        bisect: find the first differing layer of ONNX files beyond the tolerance, including those rejected earlier.
+        progress: called with a line for each step.
 
     Raises:
-        BundleError: no whole bundle, no such artefact, one that was altered, or another teacher.
-        LitdeployError: as the stages raise it.
+        BundleError: an incomplete bundle, an unknown or altered artefact, or another teacher.
+        LitdeployError: bad input; see `litdeploy.errors`.
     """
     say = progress or (lambda line: None)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -110,7 +111,7 @@ def verify(
 
 
 class _Bench:
-    """What every artefact of a bundle is compared on."""
+    """The data and limits that every artefact of a bundle is compared on."""
 
     def __init__(self, student: Network, data: Data, target: Target, device: torch.device) -> None:
         self.target, self.device = target, device
@@ -167,22 +168,25 @@ class _Bench:
 
 def _asked(bundle: Bundle, there: dict[str, Artefact], asked: Sequence[str] | None) -> dict[str, Artefact]:
     if not there:
-        raise BundleError(
-            f"{bundle.path}: holds no exported student. Run `litdeploy export {bundle.path} --onnx` first."
-        )
+        raise BundleError(f"{bundle.path}: has no exported student. Run `litdeploy export {bundle.path} --onnx` first.")
     for kind in asked or ():
         if kind not in there:
-            raise BundleError(f"--artefact {kind}: {bundle.path} holds none of that name. It holds {', '.join(there)}.")
+            raise BundleError(
+                f"--artefact {kind}: {bundle.path} has no artefact of that name. It has {', '.join(there)}."
+            )
     return {kind: artefact for kind, artefact in there.items() if asked is None or kind in asked}
 
 
 def _teacher(
     bundle: Bundle, path: str | Path | None, network: NetworkName | None, say: Callable[[str], None]
 ) -> Network | None:
-    """The teacher; None where its file is gone and nobody said where to."""
+    """Load the teacher; None if its file is gone and no other is given."""
     manifest = bundle.read()
     if path is None and not Path(manifest.teacher.path).is_file():
-        say(f"{manifest.teacher.path}: no such file; without it, what compressing changed is not told (--teacher FILE)")
+        say(
+            f"{manifest.teacher.path}: no such file; the effect of the compression is not measured (give --teacher "
+            "FILE)"
+        )
         return None
     return load_teacher(bundle, manifest, path, network)
 
@@ -190,7 +194,7 @@ def _teacher(
 def _set_aside(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: Parity) -> Path:
     with bundle.lock():
         if bundle.read().artefacts.get(kind) != artefact:
-            raise BundleError(f"{path}: was exported anew while it was verified. Verify it again.")
+            raise BundleError(f"{path}: was exported again while it was verified. Verify it again.")
         return _reject(bundle, kind, artefact, path, parity)
 
 
@@ -203,7 +207,7 @@ def _reject(bundle: Bundle, kind: str, artefact: Artefact, path: Path, parity: P
 
 
 def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str], None]) -> dict[str, Parting | None]:
-    """Bisects every ONNX file that was set aside, by its sidecar's precision."""
+    """Bisect every rejected ONNX file, with the tolerance of its precision."""
     few = moved(picked(bench.evidence.inputs, slice(_BISECT_IMAGES)), torch.device("cpu"))
     inputs = mapped(lambda tensor: tensor.contiguous(), few)
     partings = {}
@@ -212,7 +216,7 @@ def _bisect(bundle: Bundle, student: Network, bench: _Bench, say: Callable[[str]
             artefact = read_sidecar(path)
         except (OSError, ValidationError):
             raise BundleError(
-                f"{sidecar_of(path)}: missing or torn, so that the precision of {path.name} is not known. Remove "
+                f"{sidecar_of(path)}: missing or damaged, so the precision of {path.name} is unknown. Remove "
                 f"{path.name}, or export it again."
             ) from None
         say(f"bisecting {path.name}")

@@ -1,9 +1,4 @@
-"""Width: narrower students.
-
-A narrower student of its own learns from channels of the teacher's sections (`match_sections`). Network slimming
-removes channels with small batch norm scales (`slim`). A network that was narrowed is rebuilt from its layers' shapes
-(`widths_of`, `narrow`).
-"""
+"""Width: which of a wide network's channels a narrower one learns from, and networks whose layers were narrowed."""
 
 from __future__ import annotations
 
@@ -24,11 +19,11 @@ from litdeploy.networks.sections import Section, container, find_sections, recor
 
 @dataclass(frozen=True)
 class Match:
-    """A section of a student, and the teacher's section that it learns from.
+    """A section of a student, and the teacher's section whose output it is to have.
 
     Attributes:
-        student, teacher: names of the two sections.
-        dim: the dimension of the channels, counting the batch's.
+        student, teacher: names of the two.
+        dim: in which the channels lie, the batch counted.
         channels: indices of the teacher's channels that are kept, int64, ascending; None: all.
     """
 
@@ -39,15 +34,15 @@ class Match:
 
 
 def match_sections(teacher: Network, student: Network) -> list[Match]:
-    """Match the sections of two networks, by name or else in order.
+    """Matches the sections of two networks, those of one name or else one after the other.
 
-    If the student's section is narrower, the channels with the largest L1 norm of their filters are kept: the filters
-    of the convolution or linear layer that runs last in the teacher's section. Pruning that layer selects channels of
-    the section's output and changes nothing before it, so the teacher's module itself is not changed.
+    Where the student's section is narrower, the channels are kept whose filters have the largest L1 norm: those of the
+    convolution or linear layer that runs last in the teacher's section. To prune that layer selects channels of what
+    the section gives and changes nothing before it, so the teacher's module is left as it is.
 
     Raises:
         NetworkError: the teacher has no sections.
-        StudentError: the student's sections do not match, or outputs differ in more than the number of channels.
+        StudentError: the student has others, or their outputs differ in more than the number of channels.
     """
     sections = find_sections(teacher.module, teacher.example())
     names = _counterparts(sections, student)
@@ -62,7 +57,7 @@ def match_sections(teacher: Network, student: Network) -> list[Match]:
 
 
 def _counterparts(sections: list[Section], student: Network) -> list[str]:
-    """The student's containers of the same names; if it lacks one, its sections in order."""
+    """The student's containers of the same names; where it lacks one, its sections in order."""
     try:
         return [section.name for section in sections if container(student.module, section.name)]
     except NetworkError:
@@ -85,8 +80,8 @@ def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]
     differing = [dim for dim, (ours, theirs) in enumerate(zip(shape, wide, strict=False)) if ours != theirs]
     if len(shape) != len(wide) or len(differing) > 1 or any(shape[dim] > wide[dim] for dim in differing):
         raise StudentError(
-            f"section '{name}' of the student has outputs {shape}, and the teacher's '{section.name}' {wide}: they may "
-            "differ only in the number of channels, and the student may have fewer. Name another student with "
+            f"section '{name}' of the student gives {shape}, and the teacher's '{section.name}' {wide}: they may "
+            "differ in the number of channels alone, and the student may have fewer. Name another student with "
             "--student-network"
         )
     if not differing:
@@ -96,14 +91,14 @@ def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]
     if len(norms) != wide[dim]:
         raise StudentError(
             f"the teacher's section '{section.name}' gives {wide[dim]} channels, and its last layer has {len(norms)} "
-            f"filters, so the filters of a channel are not known. Name a student as wide as the teacher with "
+            f"filters: which channels are which cannot be told. Name a student as wide as the teacher with "
             "--student-network, or choose another method: --method kd"
         )
     return Match(name, section.name, dim + 1, norms.topk(shape[dim]).indices.sort().values)
 
 
 def _last_weight(network: Network, name: str) -> Tensor:
-    """Weight of the convolution or linear layer that runs last in a section; empty if there is none."""
+    """Weight of the convolution or linear layer that runs last in a section; empty where none does."""
     ran: list[Tensor] = [torch.empty(0, 0)]
 
     def hook(layer: nn.Module, args: Any, output: Any) -> None:
@@ -122,10 +117,10 @@ def _last_weight(network: Network, name: str) -> Tensor:
 
 
 def widths_of(module: nn.Module, wide: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The argument with which `narrow` makes this module: layer → shape of its weight, for layers that changed.
+    """What `narrow` makes this module of: layer → shape of its weight, for those that differ.
 
     Args:
-        wide: name → shape in the state dict before.
+        wide: name → shape, of the state dict before.
     """
     now = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     changed = [name for name, shape in now.items() if shape != wide[name]]
@@ -133,10 +128,10 @@ def widths_of(module: nn.Module, wide: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def narrow(module: nn.Module, widths: Mapping[str, tuple[int, ...]]) -> None:
-    """Narrow layers in place to weights of these shapes; their values are meaningless until weights are loaded.
+    """Narrows layers in place to weights of these shapes; which of their numbers are left says nothing.
 
     Raises:
-        NetworkError: the module has no layer of a name, or a narrower one.
+        NetworkError: the module has no such layer, or not one so wide.
     """
     layers = dict(module.named_modules())
     for name, shape in widths.items():
@@ -146,7 +141,7 @@ def narrow(module: nn.Module, widths: Mapping[str, tuple[int, ...]]) -> None:
             weight = None
         found = () if weight is None else tuple(weight.shape)
         fits = len(shape) == len(found) and all(1 <= size <= whole for size, whole in zip(shape, found, strict=True))
-        if not found or not fits or shape[2:] != found[2:]:  # the kernel size does not change
+        if not found or not fits or shape[2:] != found[2:]:  # a kernel's extent stays
             raise NetworkError(
                 f"layer '{name}' cannot have a weight of shape {shape}: the network "
                 + (f"has one of {found} there." if found else "has no such layer with a weight that can be narrowed.")
@@ -173,12 +168,12 @@ def _narrow_layer(layer: Any, shape: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Slimmed:
-    """The result of `slim`.
+    """What was taken out.
 
     Attributes:
-        channels: channels that can be removed; those that are added or normalized together count once.
-        removed: how many of them were removed.
-        fixed: names of the layers whose channels cannot be removed.
+        channels: that could have been, those that are added up or normalised together counted once.
+        removed: of them.
+        fixed: names of the layers whose channels could not be: something that is not followed uses them.
     """
 
     channels: int
@@ -188,10 +183,10 @@ class Slimmed:
 
 @dataclass(frozen=True)
 class _Coupled:
-    """Channels that can only be removed together: a layer's, with everything that adds to, normalizes or reads them.
+    """Channels that can only be removed together: a layer's with all that adds to, normalises or reads them.
 
     Attributes:
-        layer: the layer whose output channels they are.
+        layer: whose output channels they are.
         scales: (channels), the mean of |γ| over the batch norms on them.
     """
 
@@ -203,7 +198,7 @@ def scales_of(module: nn.Module) -> list[nn.Parameter]:
     """γ of every batch norm, in the network's order.
 
     Raises:
-        StudentError: the network has none.
+        StudentError: there is none.
     """
     found = [part.weight for part in module.modules() if isinstance(part, _BatchNorm) and part.weight is not None]
     if not found:
@@ -215,16 +210,15 @@ def scales_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def slim(module: nn.Module, example: Batch, ratio: float) -> Slimmed:
-    """Remove the share `ratio` of the channels, in place: those with the smallest scales in the whole network (Liu et
-    al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017). Each layer keeps one or more.
+    """Takes the share `ratio` of the channels out, in place: those of the smallest scales in the whole network (Liu et
+    al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017). Each layer keeps one.
 
-    torch-pruning traces channels through the network, including residual additions and concatenations, and cuts the
-    layers. Channels are kept if a layer with fewer channels is added to them (padded with zeros), or if a layer on them
-    is grouped.
+    torch-pruning follows channels through the network, residual additions and concatenations too, and cuts the layers.
+    Where a layer with other channels adds to them (zeros padded for the missing ones), or one is in groups, they stay.
 
     Args:
-        module: in eval mode; its parameters need gradients.
-        example: a batch to run it on.
+        module: put in eval mode; its parameters need gradients.
+        example: what it takes.
 
     Raises:
         StudentError: no channels can be removed.
@@ -246,7 +240,7 @@ def slim(module: nn.Module, example: Batch, ratio: float) -> Slimmed:
             + ". Choose another method: --method lit"
         )
     whole = torch.cat([each.scales for each in coupled])
-    # By rank and not by value, so that equal scales do not remove more channels than requested.
+    # By rank and not by value: of equal scales no more go than are asked for.
     doomed = torch.zeros(len(whole), dtype=torch.bool)
     doomed[whole.argsort(stable=True)[: int(ratio * len(whole))]] = True
     removed = 0
@@ -271,29 +265,29 @@ def _graph(module: nn.Module, example: Batch) -> Any:
 
 
 def _can_be_cut(group: Any, graph: Any) -> bool:
-    """Whether the channels can be removed with nothing else changed, and the result described by its layers' sizes."""
+    """Whether what is left is the network without those channels, and can be written down as sizes of its layers."""
     for dep, indices in group:
         layer, outputs = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
         if outputs and not dep.target.outputs:
-            return False  # the network's own output
+            return False  # they are the network's own output
         if isinstance(layer, _ConvNd):
             depthwise = layer.groups == layer.out_channels == layer.in_channels
             if layer.transposed or (layer.groups > 1 and not depthwise):
                 return False
             if outputs and layer.out_channels != len(indices):
-                return False  # a layer with other channels is added to them
+                return False  # a layer with other channels adds to them
         elif isinstance(layer, nn.Linear):
             if outputs and layer.out_features != len(indices):
                 return False
         elif not isinstance(layer, nn.Module):
-            return False  # a parameter outside any layer
+            return False  # a parameter of no layer
         elif any(True for _ in layer.parameters()) and not isinstance(layer, _BatchNorm):
             return False
     return True
 
 
 def _scales(group: Any) -> Tensor | None:
-    """|γ| of each of the group's channels, on the CPU; None if no batch norm is on them."""
+    """|γ| of each of the group's channels, on the CPU; None where no batch norm is on them."""
     found = []
     for item in group:
         norm = item.dep.target.module

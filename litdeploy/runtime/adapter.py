@@ -48,7 +48,7 @@ class InputAdapter:
         channels = tensor.shape[1]
         if not len(self.mean) == len(self.std) == channels:
             raise RunnerError(
-                f"the file takes pixels and states the normalisation of {len(self.mean)} channels, but the batch has "
+                f"the file takes pixels and states the normalization of {len(self.mean)} channels, but the batch has "
                 f"{channels}. Export it again: litdeploy export --embed-preprocessing"
             )
         mean_C11, std_C11 = (_of_pixels(values, tensor.device) for values in (self.mean, self.std))

@@ -92,7 +92,7 @@ class EngineDetails(Record):
         inputs: name → shape of every input, as `input_shape`; empty in engines of older versions, which have one input.
         input_shape, output_shape: with the batch; dynamic sizes by name.
         input_type, output_type: `float32`, `float16`, `bfloat16` or `uint8`.
-        metadata: of the ONNX file: normalisation of images, names of the classes.
+        metadata: of the ONNX file: normalization of images, names of the classes.
         onnx_sha256: hash of the file it was built from.
         command: the command that built it.
         memory_limit: bytes of device memory that a layer may use for scratch; None if unlimited.

@@ -193,9 +193,9 @@ class OnnxRuntimeRunner:
         if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(
-                f"{self._path}: no classifier as `litdeploy export` writes it: float32 or int64 inputs, batch first, "
-                f"as images (N, C, H, W), and logits (N, classes) (or images, where it says that it translates "
-                f"such) are needed; it has {found}."
+                f"{self._path}: not a network as `litdeploy export` writes it: float32 or int64 inputs, batch "
+                f"first, such as images (N, C, H, W), and logits (N, classes), or images if its metadata says that it "
+                f"translates them, are needed; it has {found}."
             )
         # The metadata bounds the dynamic sizes; the graph does not.
         stated = () if spec is None else spec.tensors

@@ -31,8 +31,8 @@ class Description:
         precision: of weights and arithmetic: `fp32`, `fp16`, `bf16` or `int8`.
         mode: what else decides the speed: execution provider, compiler, memory format.
         versions: library → version.
-        build_seconds: wall-clock time of `__enter__`. What the first call of each batch size costs on top (compiling,
-            choosing kernels) is for the caller to time.
+        build_seconds: wall-clock time of `__enter__`, without what the first call of each batch size adds (compiling,
+            choosing kernels).
     """
 
     runner: str
@@ -44,11 +44,11 @@ class Description:
 
 
 class Runner(Protocol):
-    """A network in one backend, on one device. A context manager: it is built in `__enter__`, released in `__exit__`.
+    """A network in one backend, on one device. A context manager: built in `__enter__`, released in `__exit__`.
 
     Attributes:
         name: key of `config.formats.runners()`.
-        device: where batches must be; has an index where it is CUDA.
+        device: where batches must be; a CUDA device has its index.
     """
 
     name: str
@@ -63,28 +63,27 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> Tensor:
         """Run one batch of any size.
 
-        On CUDA the work is queued behind, and ahead of, the current stream's; nothing waits for it.
+        On CUDA the work is queued in the current stream's order; the host does not wait.
 
         Args:
-            batch: what the network takes, on `device`: float32 images (N, C, H, W), normalized; or several tensors by
-                their names.
+            batch: the network's input on `device`: normalized float32 images (N, C, H, W), or several tensors by name.
 
         Returns:
-            Logits (N, classes), float32, on `device`.
+            The output, float32, on `device`: logits (N, classes), or images.
 
         Raises:
-            RunnerError: another shape, type or device; outside the `with` block; or the backend fails.
+            RunnerError: a wrong shape, type or device, a call outside the `with` block, or the backend fails.
         """
         ...
 
     def describe(self) -> Description:
-        """How it runs; complete once it was entered."""
+        """Describe how it runs; complete once entered."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a runner is made of, and how; each takes what it needs.
+    """What a runner is made of; each runner takes what it needs.
 
     Attributes:
         network: a module with its weights.
@@ -105,7 +104,7 @@ class Source:
             RunnerError: none was given.
         """
         if self.network is None:
-            raise RunnerError(f"the runner '{runner}' runs a PyTorch network, and none was given: pass network=….")
+            raise RunnerError(f"the runner '{runner}' runs a PyTorch network: pass network=….")
         return self.network
 
     def needed_path(self, runner: str) -> Path:
@@ -118,17 +117,17 @@ class Source:
             name = format_of_runner(runner)
             assert name is not None
             raise RunnerError(
-                f"the runner '{runner}' runs a file in the format {FORMATS[name].title}, and none was given: pass "
+                f"the runner '{runner}' runs a file in the format {FORMATS[name].title}: pass "
                 f"path=…. `litdeploy export --{name}` makes one."
             )
         return self.path
 
 
 def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:
-    """The precision.
+    """Check that a runner supports a precision, and return it.
 
     Raises:
-        RunnerError: the runner does not have it.
+        RunnerError: it does not.
     """
     if precision not in known:
         raise RunnerError(f"the runner '{runner}' has no precision '{precision}'; it has {' and '.join(known)}.")
@@ -136,10 +135,10 @@ def check_precision(runner: str, precision: str, known: Sequence[str]) -> str:
 
 
 def check_batch(runner: str, batch: Batch, inputs: Sequence[InputTensor], device: torch.device) -> None:
-    """Check a batch against what a runner takes.
+    """Check a batch against a runner's inputs.
 
     Raises:
-        RunnerError: other tensors, or of another shape, type or device.
+        RunnerError: the tensors have other names, shapes, types or devices.
     """
     given = batch if isinstance(batch, dict) else {inputs[0].name: batch}
     names = [each.name for each in inputs]
@@ -153,15 +152,13 @@ def check_batch(runner: str, batch: Batch, inputs: Sequence[InputTensor], device
         and _free_sizes_agree(given, inputs)
     ):
         return
-    wanted = " and ".join(f"{each.dtype} {each.name} of shape (N, {_shown(each.shape)})" for each in inputs)
+    wanted = " and ".join(f"{each.dtype} {each.name} of shape (N, {_sizes(each.shape)})" for each in inputs)
     found = " and ".join(
         f"{f'{name}: ' if isinstance(batch, dict) else ''}{str(tensor.dtype).removeprefix('torch.')} of shape "
         f"{tuple(tensor.shape)} on {tensor.device}"
         for name, tensor in given.items()
     )
-    raise RunnerError(
-        f"the runner '{runner}' takes {wanted} on {device}, N at least 1; it was given {found or 'nothing'}."
-    )
+    raise RunnerError(f"the runner '{runner}' takes {wanted} on {device}, N at least 1; it got {found or 'nothing'}.")
 
 
 def _fits(tensor: Tensor, wanted: InputTensor, device: torch.device) -> bool:
@@ -185,7 +182,7 @@ def _free_sizes_agree(given: dict[str, Tensor], inputs: Sequence[InputTensor]) -
     return all(len(lengths) == 1 for lengths in found.values())
 
 
-def _shown(shape: Sequence[int | Free]) -> str:
+def _sizes(shape: Sequence[int | Free]) -> str:
     return ", ".join(
         str(size) if isinstance(size, int) else f"1 to {size.most}" if size.most else "any" for size in shape
     )

@@ -39,7 +39,7 @@ class _Captured:
 class TensorRTRunner:
     """Runs an engine that takes images (N, C, H, W), alone or with further tensors, and returns logits or images.
 
-    The images may be pixels, uint8 (N, H, W, C), if the metadata describes the normalisation.
+    The images may be pixels, uint8 (N, H, W, C), if the metadata describes the normalization.
 
     Batches are read and outputs written in PyTorch's memory: nothing is copied unless the engine's type
     is not float32. With CUDA graphs, one per batch size, the batch is copied into the graph's input and the output out

@@ -1,4 +1,4 @@
-"""Read weights from pickles, the format of torch.save, without running their code or trusting their sizes."""
+"""Weights in pickles, as PyTorch saves them: read without running their code or believing what they claim."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from litdeploy.errors import CheckpointError, first_line
+from litdeploy.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema")
-# The name in a pickle; the reader accepts names in this form only.
+# As a pickle writes it: the reader takes names in this form only.
 _BYTEARRAY = b"\nbytearray\n"
 _ZIP = b"PK\x03\x04"
 _DEEPEST_WRAPPER = 8
@@ -31,12 +31,12 @@ _MOST_TIMES_PICKLE, _ALWAYS_ALLOWED = 16, 2**20
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
-    """Read the state dict in a PyTorch file, with the weights-only reader.
+    """The state dict in a PyTorch file, by the weights-only reader.
 
-    The sizes are read first, without allocating memory: a few bytes of pickle may claim any size.
+    What it claims is read first, without memory for it: a few bytes of pickle may ask for any number of them.
 
     Raises:
-        CheckpointError: the file is torn, not a checkpoint, would run code, or claims sizes that it cannot hold.
+        CheckpointError: a torn file, no checkpoint, one that would have to run code, or sizes that it cannot hold.
     """
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
@@ -64,7 +64,7 @@ def _torch_load(path: Path, device: str) -> object:
 
     try:
         with warnings.catch_warnings():
-            # torch warns of pickles that it did not write itself.
+            # torch warns of pickles that it did not write itself; whether it could read them is what counts here.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -76,7 +76,7 @@ def _torch_load(path: Path, device: str) -> object:
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Any]:
-    """Find the state dict in the file's content, also in a wrapper inside a wrapper."""
+    """Finds the state dict in what the file holds; a wrapper inside a wrapper too."""
     import torch
 
     held = f"a {type(content).__name__}"
@@ -90,7 +90,7 @@ def _state_dict(content: object, path: Path) -> dict[str, Any]:
             tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
             if tensors and all(isinstance(key, str) and "." in key for key in tensors):
                 return tensors
-        held = ", ".join(map(shown, list(content)[:6])) or "nothing"
+        held = ", ".join(map(told, list(content)[:6])) or "nothing"
         content = inner
     raise CheckpointError(
         f"{path}: no state dict in it (it holds {held}). Looked for tensors by name, bare or under "
@@ -99,7 +99,7 @@ def _state_dict(content: object, path: Path) -> dict[str, Any]:
 
 
 def _not_weights(path: Path, reason: str) -> CheckpointError:
-    """The error for a file that the weights-only reader refused, from its reason."""
+    """What to say of a file that the weights-only reader refused, for the reason it gave."""
     named = re.search(r"(?:GLOBAL|class) ([\w.]+)", reason)
     if named or "Unsupported operand" in reason:
         held = f" ({named[1][:_LONGEST_NAME]})" if named else ""
@@ -114,17 +114,17 @@ def _not_weights(path: Path, reason: str) -> CheckpointError:
 
 
 def _check_archive(path: Path) -> None:
-    """Check the zip archive's table of contents against the file's length.
+    """Holds the zip archive's table of contents against the file's length.
 
     Raises:
-        CheckpointError: the archive is torn, is TorchScript, or unpacks to more than its size.
+        CheckpointError: no whole archive, TorchScript, or one that unpacks to more than it is.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
             unpacked, length = sum(entry.file_size for entry in entries), path.stat().st_size
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            # A comment may hold a second table of contents, which another reader would use.
+            # A comment may hold a second table of contents, which another reader would take for the first.
             whole = not packed and not comment and unpacked <= length
             script = any(entry.filename.endswith("constants.pkl") for entry in entries)
             for entry in entries if whole and not script else ():
@@ -152,14 +152,14 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_globals(content: bytes | mmap.mmap, path: Path) -> None:
-    """Refuse a pickle that makes a `bytearray`: the weights-only reader accepts it, in any size.
+    """The weights-only reader takes `bytearray`, which a pickle may ask for in any size.
 
     Raises:
-        CheckpointError: the pickle makes one.
+        CheckpointError: it does.
     """
     if content.find(_BYTEARRAY) >= 0:
         raise CheckpointError(
-            f"{path}: its pickle makes a bytearray, which weights do not need. Save the weights alone: "
+            f"{path}: its pickle makes a bytearray, which weights have no use for. Save the weights alone: "
             'torch.save(model.state_dict(), "teacher.pt").'
         )
 
@@ -230,19 +230,19 @@ def _size(value: list[int] | None) -> list[int]:
 
 
 def _check_claims(claimed: Mapping[str, Any], path: Path) -> None:
-    """Check the tensors' sizes, as the pickle claims them, against the file's length.
+    """Holds the tensors' sizes, as the pickle tells them, against the file's length.
 
     Raises:
-        CheckpointError: a tensor is larger than the file, or is not dense.
+        CheckpointError: a tensor larger than the file, or of a kind that weights are not.
     """
     import torch
 
     length = path.stat().st_size
     for name, tensor in claimed.items():
-        named = shown(name)
+        named = told(name)
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
             raise CheckpointError(
-                f"{path}: tensor '{named}' is sparse, quantized or nested. litdeploy reads dense weights; save "
+                f"{path}: tensor '{named}' is sparse, quantised or nested. litdeploy takes dense weights; save "
                 "tensor.to_dense() or tensor.dequantize()."
             )
         claim = tensor.numel() * tensor.element_size()
@@ -253,6 +253,12 @@ def _check_claims(claimed: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def shown(key: object) -> str:
-    """A tensor's name for messages, shortened."""
+def first_line(error: Exception) -> str:
+    """Of an error, as a message shows it."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def told(key: object) -> str:
+    """A tensor's name, as a message shows it."""
     return key[:_LONGEST_NAME] if isinstance(key, str) else f"a {type(key).__name__}"

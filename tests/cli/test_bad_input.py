@@ -178,7 +178,7 @@ CASES = {
     ),
     "a student that is wider": Case(
         ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,width=8"),
-        "'layer1' of the student has outputs (8, 8, 8), and the teacher's 'layer1' (4, 8, 8)",
+        "'layer1' of the student gives (8, 8, 8), and the teacher's 'layer1' (4, 8, 8)",
     ),
     "a student for other images": Case(
         ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,in_channels=3"),
@@ -186,7 +186,7 @@ CASES = {
     ),
     "a student of other classes": Case(
         ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,width=2,classes=5"),
-        "has 5 classes, and",
+        "tells 5 classes apart",
     ),
     "a student of another method": Case(("TEACHER", *DIGITS, "--student-network", "resnet8"), "--method indistill"),
     "fewer epochs than sections": Case(
@@ -309,7 +309,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("export", "--onnx", "--calibration-images", "0"), "--calibration-images"),
         (("verify",), "litdeploy compress"),
         (("evaluate", "absent.pt2", "--data", "digits"), "litdeploy export --aoti"),
-        (("evaluate", "absent.onnx", "--data", "digits", "--retrieval"), "gives its logits alone"),
+        (("evaluate", "absent.onnx", "--data", "digits", "--retrieval"), "outputs logits only"),
         (("evaluate", "absent.pt", "--data", "digits", "--retrieval", "--split", "train"), "Leave --split"),
         (("profile",), "litdeploy compress"),
         (("profile", "--target", "moon"), "no such folder"),

@@ -124,7 +124,7 @@ def test_what_cannot_judge(tmp_path: Path) -> None:
         pass
     grey = InputSpec(shape=(1, 16, 16), mean=(0.5,), std=(0.5,))
     for name in (str(path), "inception"):
-        with pytest.raises(SettingsError, match="those to judge are of 1 × 16 × 16"), open_features(name, grey, CPU):
+        with pytest.raises(SettingsError, match="the generated ones have 1 × 16 × 16"), open_features(name, grey, CPU):
             pass
 
 

@@ -113,20 +113,20 @@ def test_one_artefact_and_no_teacher(exported: Bundle) -> None:
 
 
 def test_what_is_not_there_or_altered_is_refused(exported: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"--artefact onnx-int8: .* It holds onnx, onnx-fp16"):
+    with pytest.raises(BundleError, match=r"--artefact onnx-int8: .* It has onnx, onnx-fp16"):
         verify(exported, artefacts=["onnx-int8"], target=TARGET)
     path = exported.export_path / "student.onnx"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BundleError, match="altered since it was exported"):
         verify(exported, target=TARGET)
     exported.write(exported.read().model_copy(update={"artefacts": {}}))
-    with pytest.raises(BundleError, match="holds no exported student"):
+    with pytest.raises(BundleError, match="has no exported student"):
         verify(exported, target=TARGET)
 
 
 def test_a_rejected_file_without_its_sidecar_is_named(exported: Bundle) -> None:
     (exported.export_path / "student.bf16.onnx.rejected").write_bytes(b"")
-    with pytest.raises(BundleError, match=r"student.bf16.onnx.rejected.json: missing or torn"):
+    with pytest.raises(BundleError, match=r"student.bf16.onnx.rejected.json: missing or damaged"):
         verify(exported, target=TARGET, bisect=True)
 
 

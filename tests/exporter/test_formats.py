@@ -102,7 +102,7 @@ def test_its_options_are_arguments_and_in_the_command(bundle: Bundle) -> None:
 @pytest.mark.usefixtures("toy")
 def test_its_runner_is_known() -> None:
     assert Target(runners=("toy",)).runners == ("toy",)
-    with pytest.raises(RunnerError, match=r"the format Toy, and none was given: pass path=….*litdeploy export --toy"):
+    with pytest.raises(RunnerError, match=r"the format Toy: pass path=….*litdeploy export --toy"):
         open_runner("toy", device=toy_format.torch.device("cpu"))
 
 

@@ -59,5 +59,5 @@ def test_metadata_that_are_no_numbers_are_refused(value: str) -> None:
 
 def test_pixels_of_other_channels_than_are_normalised_are_refused() -> None:
     adapter = read_adapter({"preprocessing": "embedded", "mean": "[0.5]", "std": "[0.5, 0.5]"})
-    with pytest.raises(RunnerError, match="the normalisation of 1 channels, but the batch has 3"):
+    with pytest.raises(RunnerError, match="the normalization of 1 channels, but the batch has 3"):
         adapter.adapt(torch.zeros(1, 3, 2, 2))
