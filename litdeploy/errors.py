@@ -1,23 +1,23 @@
 """Every error that a user can meet.
 
-    LitdeployError                 exit code 2: the user's input, told without a traceback
-    ├── CheckpointError            a weights file that is missing, torn, not weights, or does not fit
+    LitdeployError                 exit code 2: invalid input, reported without a traceback
+    ├── CheckpointError            a weights file that is missing, torn, not weights, or does not fit the network
     ├── NetworkError               a network that is unknown, ambiguous, or has no repeated blocks
-    ├── StudentError               a depth, plan or initialisation that the teacher does not allow
-    ├── DataError                  a dataset that is missing, malformed, or not the teacher's
+    ├── StudentError               a depth, plan or initialization that the teacher does not allow
+    ├── DataError                  a dataset that is missing, malformed, or does not match the teacher
     ├── SettingsError              a recipe or target with an unknown key or a wrong value
-    ├── TrainingError              a run that cannot go on: a loss that is not finite, no memory, a rank lost
-    ├── BundleError                a folder that is no bundle, holds another run, was altered, is locked or unwritable
-    ├── DeviceError                a device that is not there
-    ├── RunnerError                a backend that cannot run what it was given
+    ├── TrainingError              a run that cannot continue: a non-finite loss, no memory, a lost rank
+    ├── BundleError                a folder that is not a bundle, holds another run, was altered, is locked or read-only
+    ├── DeviceError                a device that does not exist
+    ├── RunnerError                a backend that cannot run its input
     ├── CompilationError           a function that torch.compile cannot compile here
     ├── DependencyError            an optional library that is not installed
     ├── GateError                  exit code 3: a result beyond a stated limit
-    │   └── ParityError            an artefact that does not compute what the student computes
-    └── InterruptedRun             exit code 130: stopped by the user; what was done is kept
+    │   └── ParityError            an artefact whose outputs differ from the student's
+    └── InterruptedRun             exit code 130: stopped by the user; the work so far is kept
 
-A message says what was wrong, what was found, what would be right, and what to type. How a run that was stopped is gone
-on with is told in the error's notes.
+A message says what is wrong, what was found, what would be right, and what to type. The notes of an error say how to
+resume a run that was stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 
 class LitdeployError(Exception):
-    """Base of all errors that are told as a message; anything else is a fault of litdeploy's own (exit code 1)."""
+    """Base of all errors that are reported as a message; any other exception is a bug of litdeploy (exit code 1)."""
 
     exit_code: ClassVar[int] = 2
 

@@ -44,7 +44,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The content of a file that has no reason to be large.
+    """Read a file that has no reason to be large.
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or has more than `most` bytes.
@@ -53,7 +53,7 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         content = file.read(most + 1) if size <= most else b""
         if size > most or len(content) > most:
-            raise OSError(errno.EFBIG, f"larger than the {most:,} bytes that such a file may have", str(path))
+            raise OSError(errno.EFBIG, f"larger than the {most:,} bytes that a file of this kind may have", str(path))
         return content
 
 

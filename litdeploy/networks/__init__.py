@@ -1,4 +1,4 @@
-"""What litdeploy compresses: networks by name, recognised from weights, their sections, and their shallower twins."""
+"""Networks: built by name or recognized from weights, their sections, and shallower students of them."""
 
 from litdeploy.networks.hub import is_hub, published
 from litdeploy.networks.load import build, load, new, new_like

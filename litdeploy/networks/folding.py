@@ -1,4 +1,4 @@
-"""Batch norms of a network in eval mode, folded into the convolutions and linear layers before them."""
+"""Fold the batch norms of a network in eval mode into the convolutions and linear layers before them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from litdeploy.batch import Batch, forward
 from litdeploy.networks.network import Network
 
 _Producer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-# Of the largest value. Float32 in another order differs by 1e-6; another function by far more.
+# Relative to the largest value. Float32 in another order differs by 1e-6, another function by far more.
 _SAME = 1e-3
 
 
 def folded(network: Network) -> nn.Module:
-    """A copy of a network's module for inference: in eval mode, without gradients, its batch norms folded."""
+    """Copy a network's module for inference: in eval mode, without gradients, with batch norms folded."""
     module = copy.deepcopy(network.module).eval().requires_grad_(False)
     fold_batch_norms(module, network.example())
     return module
 
 
 def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] = ()) -> int:
-    """Folds, in place, each batch norm that a convolution or a linear layer alone feeds, and leaves its `tail` there.
+    """Fold, in place, each batch norm whose only input is a convolution or a linear layer; its `tail` stays.
 
-    The module is run to see who feeds whom, and whether the two layers in one compute the same: nothing need be known
-    of how it is written. A layer whose output something else reads too, that runs more than once, or that does
-    something else with its weights or its input than torch's own does, stays as it is.
+    The module is run to trace which layer feeds which, and to check that the fused layer computes the same; so any
+    module works, however it is written. A layer is left unchanged if another operation reads its output too, if it
+    runs more than once, or if it computes something other than torch's own layer does.
 
     Args:
         module: in eval mode; any network.
-        example: what it is run on.
-        sections: names of containers whose outputs must stay what they are: nothing is folded across their borders.
+        example: the batch to run it on.
+        sections: names of containers whose outputs must not change: nothing is folded across their borders.
 
     Returns:
-        How many batch norms were folded.
+        The number of batch norms folded.
     """
     pairs = [
         (producer, norm)
@@ -61,13 +61,13 @@ def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] 
 
 
 def tail(norm: nn.Module) -> nn.Sequential:
-    """What a batch norm runs after normalising: nothing, or the modules that another library put into its own class.
-    timm's `BatchNormAct2d` has its activation there. In order, under their names, and not copied."""
+    """The modules that a batch norm runs after normalizing: none, or those of another library's subclass, such as the
+    activation in timm's `BatchNormAct2d`. In order, under their names, not copied."""
     return nn.Sequential(OrderedDict(norm.named_children()))
 
 
 def _fuse(module: nn.Module, producer_name: str, norm_name: str) -> nn.Module:
-    """A copy of the producer that normalises too."""
+    """A copy of the producer with the batch norm folded in."""
     producer, norm = module.get_submodule(producer_name), module.get_submodule(norm_name)
     assert isinstance(norm, _BatchNorm)
     if isinstance(producer, nn.Linear):
@@ -79,16 +79,16 @@ def _fuse(module: nn.Module, producer_name: str, norm_name: str) -> nn.Module:
 def _computing_the_same(
     module: nn.Module, example: Batch, fused: dict[tuple[str, str], nn.Module]
 ) -> list[tuple[str, str]]:
-    """The pairs whose fused layer, with the tail, gives what the two layers give.
+    """The pairs whose fused layer, with the tail, computes the same as the two layers.
 
-    A subclass may have another forward: convolutions that standardise their weights, norms with an activation.
+    A subclass may have another forward: convolutions that standardize their weights, norms with an activation.
     """
-    expected: dict[str, Tensor] = {}  # name of a batch norm → what the fused layers give in its place
+    expected: dict[str, Tensor] = {}  # name of a batch norm → output of the fused layer in its place
     same = []
 
     def at_producer(pair: tuple[str, str]) -> Callable[..., None]:
         def hook(child: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            # At once, and on what is nobody else's: later operations may write over the input.
+            # Run here, because later operations may overwrite the input.
             expected[pair[1]] = tail(module.get_submodule(pair[1]))(fused[pair](args[0]))
 
         return hook
@@ -116,10 +116,10 @@ def _computing_the_same(
 
 def _pairs(module: nn.Module, example: Batch) -> list[tuple[str, str]]:
     """(producer, batch norm) by name, for each pair that can be folded."""
-    producers: dict[int, str] = {}  # id of an output → who made it
+    producers: dict[int, str] = {}  # id of an output → the layer that made it
     norms: list[tuple[int, str]] = []  # (id of the input, batch norm)
     runs: Counter[str] = Counter()
-    alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
+    alive: list[Tensor] = []  # ids are unique only while the tensors live
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(child: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -151,7 +151,7 @@ def _pairs(module: nn.Module, example: Batch) -> list[tuple[str, str]]:
 
 
 class _Readers(TorchFunctionMode):
-    """Counts how many operations read each tensor. One that gives no tensor (`x.dim()`) reads its shape only."""
+    """Count the operations that read each tensor. One that returns no tensor (`x.dim()`) reads only the shape."""
 
     def __init__(self) -> None:
         super().__init__()

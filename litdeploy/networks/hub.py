@@ -1,4 +1,4 @@
-"""Networks of `transformers`: by the folder of their configuration, `hf:FOLDER`, or by name in the hub's cache."""
+"""Networks of transformers, named by their configuration's folder, `hf:FOLDER`, or by a name in the hub's cache."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from litdeploy.storage.bundle import CONFIG
 Asked = TypeVar("Asked")
 
 _HUB = "hf:"
-# Of a folder that transformers saved a network in, the first that is there.
+# Weights in a folder that transformers saved; the first that exists is used.
 _PUBLISHED = ("model.safetensors", "pytorch_model.bin")
-# A table that counts, which older versions of transformers kept with the weights.
+# A constant table that older versions of transformers saved with the weights.
 _COUNTED = "embeddings.position_ids"
 
 
 def is_hub(name: str) -> bool:
-    """Whether a network is one of transformers, by its configuration's folder or name."""
+    """Whether a name is that of a transformers network."""
     return name.startswith(_HUB)
 
 
 def absolute(name: str) -> str:
-    """A folder's name is kept with the weights, which may be used from any other folder."""
+    """The name with an absolute folder: it is stored with the weights, which may be used from any working folder."""
     where = Path(name.removeprefix(_HUB))
     if not is_folder(where):
         return name
@@ -38,11 +38,11 @@ def absolute(name: str) -> str:
 
 
 def published(source: str | Path, network: Asked | None = None) -> tuple[Path, Asked | str | None]:
-    """The file of weights and the network of what was given, where that is a folder as transformers saves a network in
-    (config.json, model.safetensors); anything else is given back as it is.
+    """The weights file and the network name of a folder that transformers saved (config.json, model.safetensors);
+    any other source is returned unchanged.
 
     Raises:
-        CheckpointError: there is no file of weights in it, or they are in several.
+        CheckpointError: the folder has no weights file, or several.
     """
     folder = Path(source)
     if not is_folder(folder) or not is_file(folder / CONFIG) or is_file(folder / "manifest.json"):
@@ -63,16 +63,16 @@ def published(source: str | Path, network: Asked | None = None) -> tuple[Path, A
 
 
 def hub_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what older versions of transformers wrote beside the weights."""
+    """The weights without the constant tables that older versions of transformers saved."""
     return {name: tensor for name, tensor in weights.items() if not name.endswith(_COUNTED)}
 
 
 def hub_builder(network: str, folder: Path | None) -> Callable[..., nn.Module]:
-    """Makes the classifier, of images or of texts, that a configuration describes.
+    """A builder of the image or text classifier that a configuration describes.
 
     Args:
         network: `hf:` and a folder, or a model's name in the hub's cache.
-        folder: where the configuration is, in place of the one that the name says.
+        folder: the folder of the configuration, in place of the one in the name.
     """
     name = network.removeprefix(_HUB)
     transformers: Any = import_library("transformers", f"hf:{name}", "pip install transformers")
@@ -95,9 +95,9 @@ def hub_builder(network: str, folder: Path | None) -> Callable[..., nn.Module]:
         _check_config(config, name)
         for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
             try:
-                # Else it would ask, at the terminal, whether to run the code that the configuration names.
+                # Otherwise it would ask, at the terminal, whether to run code that the configuration names.
                 module: nn.Module = kind.from_config(config, trust_remote_code=False)
-            except ValueError:  # how it says that it has no such classifier
+            except ValueError:  # it has no classifier of this kind
                 continue
             return module
         raise NetworkError(
@@ -109,7 +109,7 @@ def hub_builder(network: str, folder: Path | None) -> Callable[..., nn.Module]:
 
 
 def _check_config(config: Any, name: str) -> None:
-    """A configuration, or one inside it, may name kernels at the hub, which are code."""
+    """Refuse a configuration that names kernels at the hub, which are code; nested configurations too."""
     for key, value in vars(config).items():
         if key.endswith("_implementation_internal") and isinstance(value, str) and not value.isidentifier():
             raise NetworkError(
@@ -121,9 +121,9 @@ def _check_config(config: Any, name: str) -> None:
 
 
 def declared_classes(module: nn.Module) -> tuple[str, ...]:
-    """The names of the classes, where a transformers module's configuration gives them; LABEL_0 is no name."""
+    """Class names from a transformers module's configuration; empty if it has none but LABEL_0, LABEL_1, …"""
     names = getattr(getattr(module, "config", None), "id2label", None)
     if not isinstance(names, dict) or sorted(names, key=str) != sorted(range(len(names)), key=str):
         return ()
-    told = tuple(str(names[number]) for number in range(len(names)))
-    return () if len(set(told)) < len(told) or any(re.fullmatch(r"LABEL_\d+", name) for name in told) else told
+    found = tuple(str(names[number]) for number in range(len(names)))
+    return () if len(set(found)) < len(found) or any(re.fullmatch(r"LABEL_\d+", name) for name in found) else found

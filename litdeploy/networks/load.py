@@ -1,4 +1,4 @@
-"""From a file (or a module of the user's) to a Network."""
+"""Load a network from a file or from a module of the user's, or build a new one."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from litdeploy.networks.width import narrow
 from litdeploy.storage.bundle import CONFIG, carried_by
 from litdeploy.storage.checkpoint import Checkpoint, load_weights, read_checkpoint
 
-# Of a file that says itself what it takes.
+# Added to the message for a file that describes its own input.
 _MADE_UP = "; else it is damaged or made up"
 
 
 @dataclass(frozen=True)
 class _Said:
-    """What the caller says of the input, over what is known of it."""
+    """The caller's settings of the input, which override what is known of it."""
 
     normalise: str | None = None
     input_shape: tuple[int, ...] | None = None
     input: AnyInput | None = None
 
     def over(self, known: AnyInput | None, name: str, source: str) -> AnyInput:
-        """The input. Raises as `load`."""
+        """The input with these settings. Raises as `load`."""
         known = self.input or known
         if known is None:
             if self.input_shape is None or self.normalise is None:
@@ -69,25 +69,26 @@ def load(
     input: AnyInput | None = None,
     folder: Path | None = None,
 ) -> Network:
-    """Loads a network with its weights.
+    """Load a network with its weights.
 
     Args:
-        source: a file of weights (`.pt .pth .th .ckpt .bin .safetensors`), one that was read, a folder as transformers
-            saves a network in, or a module.
-        network: the network, where the file does not tell or tells two: see `registry.request`.
-        normalise: of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: what the file or the family says.
+        source: a weights file (`.pt .pth .th .ckpt .bin .safetensors`), a checkpoint that was read, a folder that
+            transformers saved, or a module.
+        network: the network, needed if the file fits none or several: see `registry.request`.
+        normalise: normalization of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: as in the file or
+            the family.
         input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
-        input: what the network takes, in place of all that is known of it.
-        folder: where the configuration of an `hf:` network is, in place of the one that its name says; None: where the
-            weights are a bundle's and no network is named, the bundle's own.
+        input: the complete input, in place of all that is known of it.
+        folder: the folder of an `hf:` network's configuration, in place of the one in its name; None: for weights in a
+            bundle, the bundle's own, unless a network is named.
 
     Returns:
         The network in eval mode, in float32, on the CPU.
 
     Raises:
-        CheckpointError: the file is no whole checkpoint, or does not fit the network.
-        NetworkError: the network is not recognised, ambiguous, or its input is not known.
-        SettingsError: what is said of the input does not fit the network.
+        CheckpointError: the file is not a whole checkpoint, or does not fit the network.
+        NetworkError: the network is not recognized, ambiguous, or its input is not known.
+        SettingsError: the settings of the input do not fit the network.
     """
     said = _Said(normalise, input_shape, input)
     if isinstance(source, nn.Module):
@@ -100,7 +101,7 @@ def load(
     if checkpoint.spec is not None:
         return _rebuilt(checkpoint, checkpoint.spec, asked_for, said, folder)
     if asked_for is None or asked_for.family is not None:
-        return _recognised(checkpoint, asked_for, said)
+        return _recognized(checkpoint, asked_for, said)
     module = asked_for.build()
     spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
     weights = hub_weights(checkpoint.weights) if is_hub(asked_for.name) else checkpoint.weights
@@ -117,22 +118,22 @@ def new(
     input_shape: tuple[int, ...] | None = None,
     data_shape: tuple[int, ...] | None = None,
 ) -> Network:
-    """A newly initialised network, of these classes and the data's channels where it is not told others.
+    """Build a newly initialized network with this number of classes, and the data's channels unless it names others.
 
     Args:
         input_shape: as for `load`.
-        data_shape: that of the data, where there is no other; not used where the network takes another kind of input.
+        data_shape: the data's, used if `input_shape` is None and the network takes this kind of input.
 
     Raises:
-        NetworkError: unknown.
-        SettingsError: it does not take such an input.
+        NetworkError: the network is unknown.
+        SettingsError: it does not take this input.
     """
     asked = request(network)
     shape = input_shape or data_shape
     arguments = asked.sized(classes, shape[0] if shape is not None and len(shape) == 3 else None)
     module = asked.build(arguments, seed)
     known = asked.input(module, arguments)
-    # How many tokens a text has is the network's to say, whose data are opened after it.
+    # The network decides how many tokens a text has; its data are opened after it.
     other = data_shape is not None and known is not None and len(known.shape) != len(data_shape)
     if input_shape is None and (other or isinstance(known, TokenInput)):
         shape = None
@@ -141,10 +142,10 @@ def new(
 
 
 def new_like(network: NetworkName, other: Network, seed: int) -> Network:
-    """A newly initialised network for the images and classes of another.
+    """Build a newly initialized network for the images and classes of another.
 
     Raises:
-        NetworkError: unknown, or it does not take these images or tell these classes apart.
+        NetworkError: the network is unknown, or does not take these images or have these classes.
     """
     asked = request(network)
     classes, shape = other.class_count(), other.spec.input.shape
@@ -158,7 +159,7 @@ def new_like(network: NetworkName, other: Network, seed: int) -> Network:
     except (RuntimeError, TypeError, ValueError) as error:
         raise NetworkError(f"{name} does not take images of {shape}: {str(error).splitlines()[0]}.") from None
     if found != classes:
-        raise NetworkError(f"{name} tells {found} classes apart, and {other.source} {classes}.")
+        raise NetworkError(f"{name} has {found} classes, and {other.source} {classes}.")
     return made
 
 
@@ -170,11 +171,11 @@ def build(
     within: AbstractContextManager[Any] | None = None,
     folder: Path | None = None,
 ) -> nn.Module:
-    """A newly initialised module of the spec, shortened and narrowed as the spec says.
+    """Build a newly initialized module of a spec, shortened and narrowed as the spec says.
 
     Args:
-        asked: the network that the user named; needed where the spec names the user's code.
-        source: what a message calls the spec's origin.
+        asked: the network that the user named; needed if the spec names the user's code.
+        source: the spec's origin, for messages.
         within: see `Request.build`.
         folder: see `request`.
 
@@ -196,12 +197,12 @@ def _rebuilt(
 ) -> Network:
     source = str(checkpoint.path)
     if asked is not None and is_hub(asked.name) and is_hub(spec.name):
-        spec = spec.with_(name=asked.name)  # where its folder is now
+        spec = spec.with_(name=asked.name)  # with its folder's present path
     elif folder is None and is_hub(spec.name):
         folder = carried_by(checkpoint.path, CONFIG)
     if asked is not None and (asked.name != spec.name or not asked.arguments.items() <= spec.arguments.items()):
         raise NetworkError(
-            f"{source} says that it is {describe(spec.name, spec.arguments)}; --network asks for "
+            f"{source} describes itself as {describe(spec.name, spec.arguments)}; --network asks for "
             f"{describe(asked.name, asked.arguments)}. Leave --network out."
         )
     module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source), folder=folder)
@@ -212,19 +213,19 @@ def _rebuilt(
 
 
 def _running(network: Network, otherwise: str = "") -> Network:
-    """The network, once it ran: a file's weights may fit its arguments, and the layers not each other or the input."""
+    """Check that a network runs: weights may fit the arguments, and layers not each other or the input."""
     try:
         network.class_count()
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        widths = "the widths that it says its layers have do not fit together, or " if network.spec.widths else ""
+        widths = "the layer widths in its header do not fit together, or " if network.spec.widths else ""
         raise NetworkError(
-            f"{network.source}: {widths}it does not run on what it is said to take, {network.spec.input.summary()} "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}). Say what it takes: --input-shape{otherwise}."
+            f"{network.source}: {widths}it does not run on its stated input, {network.spec.input.summary()} "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}). Give its input: --input-shape{otherwise}."
         ) from None
     return network
 
 
-def _recognised(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> Network:
+def _recognized(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> Network:
     source = str(checkpoint.path)
     name, reading = identify(checkpoint.weights, source, asked)
     found = request(name)
@@ -250,9 +251,9 @@ def _spec(
     )
 
 
-# A student's file has the arguments of its teacher, which may be some times as large.
+# A student's file has the arguments of its teacher, which may be several times as large.
 _TIMES_WEIGHTS, _ALWAYS_ALLOWED = 64, 2**30
-# A ResNet-1202, the deepest that was published, is built by 17,000.
+# A ResNet-1202, the deepest one published, takes 17,000.
 _MOST_CALLS = 60_000
 _LONGEST_TENSOR = torch.iinfo(torch.int32).max
 _BYTES = 8
@@ -263,11 +264,12 @@ _MAKERS = {
 
 
 class BuildLimit(TorchDispatchMode):
-    """While it is open, tensors are made only as far as weights of this size can need.
+    """Limit, while it is open, the tensors that are made to what weights of this size can need: a file's sizes may be
+    made up.
 
     Args:
-        weights: that the network shall take.
-        source: what a message calls them.
+        weights: the weights to be loaded.
+        source: their origin, for messages.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], source: str) -> None:
@@ -285,6 +287,6 @@ class BuildLimit(TorchDispatchMode):
                 self._left = -1
         if self._left < 0 or self._calls_left < 0:
             raise NetworkError(
-                f"{self._source}: what it says of its network is far larger than its weights. It is damaged or made up."
+                f"{self._source}: describes a network far larger than its weights. It is damaged or made up."
             )
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""The noun that every stage passes on: a module, and what rebuilds it."""
+"""Network: a module and the spec that rebuilds it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Network:
     """A module with its weights, and its spec.
 
     Attributes:
-        module: takes the tensors that `spec.input` names: one as its first argument (float32 images (N, C, H, W),
-            normalised), several as keyword arguments. Gives logits (N, classes), or an output object with them under
-            `.logits`; one that translates gives images (N, C, H, W), normalised as those that it takes.
+        module: takes the tensors that `spec.input` names: one as its first argument (normalized float32 images
+            (N, C, H, W)), several as keyword arguments. Returns logits (N, classes), or an output object with them
+            under `.logits`; a generator returns images (N, C, H, W), normalized as its input.
         spec: rebuilds the module without its weights.
-        source: what a message calls the network: the file that it came from, or its name.
+        source: the network's file or name, for messages.
     """
 
     module: nn.Module
@@ -31,10 +31,10 @@ class Network:
     source: str
 
     def example(self, batch_size: int = 2, half: bool = False) -> Batch:
-        """Noise that it takes, on the module's device; the same each time.
+        """Noise as input, on the module's device; the same each time.
 
         Args:
-            half: of a free size half of the most, and not the most: what is recorded then holds for any size.
+            half: give free sizes half of their maximum, so that what is recorded is valid for any size.
         """
         first = next(self.module.parameters())
         generator = torch.Generator().manual_seed(0)
@@ -43,14 +43,14 @@ class Network:
         return mapped(lambda tensor: tensor.to(first.device), batch)
 
     def within(self, text_length: int | None) -> Network:
-        """The same for texts of at most so many tokens; any other network is unchanged."""
+        """The network for texts of at most this many tokens; a network of anything else is unchanged."""
         return replace(self, spec=self.spec.with_(input=self.spec.input.within(text_length)))
 
     def class_count(self) -> int:
-        """Width of the logits, by running the network once on one sample; of one that makes images, its domains.
+        """Width of the logits, from one run on one sample; for a generator, the number of its domains.
 
         Raises:
-            NetworkError: it makes images of another size than it takes.
+            NetworkError: a generator's images have another size than its input.
         """
         training = self.module.training
         self.module.eval()
@@ -62,8 +62,8 @@ class Network:
             return int(given[-1])
         if given != spec.shape:
             raise NetworkError(
-                f"{self.source}: is given images of {' × '.join(map(str, spec.shape))} and makes such of "
-                f"{' × '.join(map(str, given))}. Give a size that comes out as it went in, a power of two for one: "
+                f"{self.source}: takes images of {' × '.join(map(str, spec.shape))} and makes images of "
+                f"{' × '.join(map(str, given))}. Choose a size that it keeps, for example a power of two: "
                 f"--input-shape {spec.shape[0]},128,128"
             )
         return spec.domains
@@ -80,13 +80,13 @@ def _noise(tensor: InputTensor, batch_size: int, generator: torch.Generator, hal
 
 
 def _mask(n: int, length: int) -> Tensor:
-    """Texts of different lengths, padded behind: the first is the longest, and each has a token."""
+    """Masks of texts of different lengths, padded at the end: the first is the longest, each has a token."""
     kept_N = length - torch.arange(n) * length // (2 * n)
     return (torch.arange(length) < kept_N[:, None]).long()
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits (N, classes) in what a classifier returns: a tensor, a tuple that starts with one, or `.logits`."""
+    """The logits (N, classes) in a classifier's output: a tensor, a tuple that starts with one, or `.logits`."""
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)
@@ -94,16 +94,16 @@ def logits_of(output: object) -> Tensor:
         return logits
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise TypeError(f"the network gives a {type(output).__name__}; a tensor of logits is needed")
+    raise TypeError(f"the network returns a {type(output).__name__}; a tensor of logits is needed")
 
 
 def counting() -> FlopCounterMode:
-    """Counts what runs while it is open. Elementwise work is left out."""
-    # torch (2.11 to 2.13) knows attention by the names that it has on a GPU, and not by that of a CPU.
+    """Count floating-point operations while open: matrix products, convolutions, attention; a multiply-add is two."""
+    # torch (2.11 to 2.13) counts attention under its names on a GPU, not under that on a CPU.
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return FlopCounterMode(display=False, custom_mapping={on_cpu: _attention})
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Of shapes (N, heads, length, width)."""
+    """Operations for arguments (N, heads, length, width)."""
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]

@@ -1,4 +1,8 @@
-"""Name → builder: our own families, `timm:NAME`, `hf:NAME` and `package.module:function`."""
+"""Networks by name, and names of networks: our own families, `timm:NAME`, `hf:NAME`, `package.module:function`.
+
+A name is resolved to a builder (`request`); a state dict is recognized by the names and shapes of its tensors
+(`identify`).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 _TIMM = "timm:"
-# Arguments by which timm and transformers read further files, or run what is in them.
+# Arguments that make timm and transformers read other files, or run code in them.
 _REACHING = {
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_args"),
     *("trust_remote_code", "code_revision", "revision", "token", "use_auth_token", "subfolder", "proxies", "gguf_file"),
@@ -41,19 +45,19 @@ _REACHING = {
     *("use_timm_backbone", "use_pretrained_backbone", "_configuration_file", "_from_auto"),
 }
 
-# What a caller may name a network by. Code of the user's is run only when it was named like this, never by a file.
+# The user's own code is run only if the caller names it in this way; a file cannot name it.
 NetworkName = str | Callable[..., nn.Module] | nn.Module
 
 
 @dataclass(frozen=True)
 class Request:
-    """A network as it was asked for.
+    """A network that the caller named.
 
     Attributes:
-        name: as a spec stores it.
-        arguments: those that were given; the builder's defaults hold for the others.
-        builder: makes a module of those arguments.
-        initialises: whether the builder gives new weights (a module that was passed in does not).
+        name: the name that a spec stores.
+        arguments: those given; the builder's defaults apply to the others.
+        builder: arguments → module.
+        initialises: whether the builder makes new weights (a module that was passed in keeps its own).
     """
 
     name: str
@@ -66,8 +70,8 @@ class Request:
         return FAMILIES.get(self.name)
 
     def sized(self, classes: int, channels: int | None) -> Arguments:
-        """Its arguments, with the number of classes and, of images, of channels, where they are not among them and the
-        builder's names for them are known."""
+        """Its arguments, plus the number of classes and, for images, of channels, unless they are given or the names of
+        these arguments are not known."""
         if self.family:
             known = {self.family.classes: classes}
             if channels is not None and self.family.input({**known, **self.arguments}).images:
@@ -81,14 +85,14 @@ class Request:
     def build(
         self, arguments: Arguments | None = None, seed: int = 0, within: AbstractContextManager[Any] | None = None
     ) -> nn.Module:
-        """Makes the module; the same for the same seed, whatever ran before.
+        """Build the module; the same for the same seed, whatever ran before.
 
         Args:
-            arguments: None: those that were asked for.
-            within: the limit of a network that a file describes; any arguments may be in a file.
+            arguments: None: those of the request.
+            within: the limit for a network that a file describes, which may have any arguments.
 
         Raises:
-            NetworkError: arguments that the builder does not take, or something that is no module.
+            NetworkError: the builder does not take the arguments, or its result is not a module.
         """
         any_failure = within is not None and not is_code(self.name)
         with torch.random.fork_rng(devices=[]), within or nullcontext():
@@ -102,42 +106,42 @@ class Request:
                     raise
                 raise NetworkError(f"{self.name}: {error}.") from None
         if not isinstance(module, nn.Module):
-            raise NetworkError(f"{self.name}: gives a {type(module).__name__}, not an nn.Module.")
+            raise NetworkError(f"{self.name}: returns a {type(module).__name__}, not an nn.Module.")
         return module
 
     def input(self, module: nn.Module, arguments: Arguments) -> AnyInput | None:
-        """The input that the network is known to take; None where nothing says so."""
+        """The network's input; None if it is not known."""
         if self.family:
             return self.family.input(arguments)
         return _declared_input(module, arguments)
 
 
 def is_code(name: str) -> bool:
-    """Whether a stored name stands for the user's own code."""
+    """Whether a stored name is that of the user's own code."""
     return ":" in name and not name.startswith((_TIMM, "hf:"))
 
 
 def check_stored(name: str, arguments: Arguments, asked: Request | None, source: str) -> None:
-    """Holds a network that a file names against what may be built by a file's word: nothing that runs or reads more.
+    """Check that a network named by a file runs no code and reads no other file.
 
     Args:
-        asked: the network that the user named; what is in it was the user's word.
-        source: what a message calls the file.
+        asked: the network that the user named, whose arguments are trusted.
+        source: the file, for messages.
 
     Raises:
-        NetworkError: it names code of the user's, or makes a library read other files, and the user did not.
+        NetworkError: the file names the user's code, or makes a library read other files, and the user did not name it.
     """
     if is_code(name) and (asked is None or asked.name != name):
         raise NetworkError(
-            f"{source} is of the network {name!r}, which is code of yours. It is run only when you name it: "
+            f"{source} holds the network {name!r}, which is your code. It is run only if you name it: "
             f"--network {shlex.quote(name)}"
         )
     if "," in name:
-        raise NetworkError(f"{source}: is of the network {name!r}, which is no name of one. It is damaged or made up.")
+        raise NetworkError(f"{source}: holds the network {name!r}, which is not a name. It is damaged or made up.")
     named = asked is not None and asked.name == name
     if name.startswith(_TIMM) and not named and not re.fullmatch(r"timm:[\w.]+", name):
         raise NetworkError(
-            f"{source} is of the network {name!r}, which timm reads from elsewhere. Name it yourself if you trust it: "
+            f"{source} holds the network {name!r}, which timm reads from elsewhere. Name it yourself if you trust it: "
             f"--network {shlex.quote(name)}"
         )
     given = asked.arguments if asked is not None and named else {}
@@ -153,16 +157,16 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
 
 
 def request(network: NetworkName, folder: Path | None = None) -> Request:
-    """Resolves a network's name. That of a folder, `hf:FOLDER`, becomes absolute.
+    """Resolve a network's name. A folder, `hf:FOLDER`, becomes absolute.
 
     Args:
-        folder: where the configuration of an `hf:` network is, in place of the one that its name says.
+        folder: the folder of an `hf:` network's configuration, in place of the one in its name.
         network: `resnet`, `resnet56`, `resnet,depth=56,shortcut=B`, `timm:NAME`, `hf:NAME`, `package.module:function`,
-            each with `,key=value` arguments; in Python also a function or class that makes a module, or a module.
+            each with `,key=value` arguments; in Python also a function or class that returns a module, or a module.
 
     Raises:
-        NetworkError: an unknown name.
-        DependencyError: the library that it names is not installed.
+        NetworkError: the name is unknown.
+        DependencyError: the library in the name is not installed.
     """
     if isinstance(network, nn.Module):
         template = network
@@ -236,7 +240,7 @@ def _user_builder(name: str) -> Callable[..., nn.Module]:
 
 @contextmanager
 def _working_folder_importable() -> Any:
-    """As `python -m` does: a script's own folder is where its modules are looked for first."""
+    """Search the working folder first for modules, as `python -m` does."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -246,7 +250,8 @@ def _working_folder_importable() -> Any:
 
 
 def _declared_input(module: nn.Module, arguments: Arguments) -> AnyInput | None:
-    """What a timm module (`pretrained_cfg`), a transformers one (`config`) or the user's (`input_spec`) says of it."""
+    """The input that a module declares: timm's in `pretrained_cfg`, transformers' in `config`, the user's in
+    `input_spec`."""
     own = getattr(module, "input_spec", None)
     if isinstance(own, INPUTS):
         return own
@@ -266,12 +271,12 @@ def _declared_input(module: nn.Module, arguments: Arguments) -> AnyInput | None:
 
 
 def _timm_input(declared: dict[str, Any], arguments: Arguments) -> InputSpec:
-    """What the published weights take, which is all that timm tells, with the channels and size that were asked for."""
+    """The input of the published weights, which is all that timm declares, with the requested channels and size."""
     channels, height, width = declared["input_size"]
     mean, std = tuple(declared["mean"]), tuple(declared["std"])
     asked = arguments.get("in_chans", channels)
     if asked != channels and isinstance(asked, int):
-        # Each of its channels, as of those of a grey image, is some mixture of the three.
+        # Each channel, also that of a gray image, is some mixture of the three.
         channels = asked
         mean, std = (math.fsum(mean) / len(mean),) * asked, (math.fsum(std) / len(std),) * asked
     size = arguments.get("img_size")
@@ -281,7 +286,7 @@ def _timm_input(declared: dict[str, Any], arguments: Arguments) -> InputSpec:
 
 
 def _reserved_positions(module: nn.Module) -> int:
-    """Rows of a table of positions that no token takes: RoBERTa's kin count from the one behind the padding's."""
+    """Rows of the position table that no token uses: RoBERTa's kin count from the row after the padding's."""
     tables = [
         child
         for name, child in module.named_modules()
@@ -291,20 +296,20 @@ def _reserved_positions(module: nn.Module) -> int:
 
 
 def readings(weights: Weights) -> list[tuple[str, Reading]]:
-    """Every (family's name, reading) that fits."""
+    """Every (family's name, reading) that fits the weights."""
     return [(name, reading) for name, family in FAMILIES.items() for reading in family.read(weights)]
 
 
 def identify(weights: Weights, source: str, asked: Request | None = None) -> tuple[str, Reading]:
-    """The one network that fits.
+    """The one network that fits the weights.
 
     Args:
         weights: a state dict without wrappers' prefixes.
-        source: what a message calls it.
-        asked: narrows the readings to one family and to the arguments given.
+        source: its origin, for messages.
+        asked: restricts the readings to one family and to given arguments.
 
     Raises:
-        NetworkError: none fits, or more than one does.
+        NetworkError: no network fits, or more than one.
     """
     found = readings(weights)
     if asked is not None:
@@ -316,22 +321,22 @@ def identify(weights: Weights, source: str, asked: Request | None = None) -> tup
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NetworkError(_not_recognised(weights, source))
+        raise NetworkError(_not_recognized(weights, source))
     lines = [f"{source}: its names and shapes fit {len(found)} networks. Say which it is:"]
     lines += [f"  --network {describe(name, reading.arguments)}   ({reading.because})" for name, reading in found]
     raise NetworkError("\n".join(lines))
 
 
 def describe(name: str, arguments: Arguments) -> str:
-    """A network as `--network` takes it: `resnet,depth=56,classes=10,shortcut=A`."""
+    """A network in the form of `--network`: `resnet,depth=56,classes=10,shortcut=A`."""
     values = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in arguments.items())
     return ",".join([name, *(f"{key}={value}" for key, value in values)])
 
 
-def _not_recognised(weights: Weights, source: str) -> str:
+def _not_recognized(weights: Weights, source: str) -> str:
     names = list(weights)
     message = (
-        f"{source}: not a network that litdeploy recognises by names and shapes ({len(names)} tensors: "
+        f"{source}: not a network that litdeploy recognizes by names and shapes ({len(names)} tensors: "
         f"{', '.join(names[:3])}, …, {names[-1]}). Known families: "
         + ", ".join(family.title for family in FAMILIES.values())
         + "."

@@ -1,7 +1,6 @@
-"""Sections: the containers of a network whose blocks all give the same output shape. Found on any `nn.Module`.
+"""Sections: runs of blocks in a network that are built alike and have the same output shape. Found in any `nn.Module`.
 
-Nothing here knows a family of networks. A module is run once; hooks record what each child of each `nn.Sequential` and
-`nn.ModuleList` was given and what it returned.
+The module is run once; hooks record the input and the output of each child of each `nn.Sequential` and `nn.ModuleList`.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ class Section:
 
 @dataclass
 class SectionCall:
-    """What a section was given and gave in one forward pass of its network.
+    """Input and output of a section in one forward pass of its network.
 
     Attributes:
         input: the first block's first argument.
-        arguments: the further positional and keyword arguments of the first block (an attention mask, say), to be
-            replayed.
-        output: the last block's output; where a block returns a tuple, its first element.
+        arguments: the other positional and keyword arguments of the first block (an attention mask, for example), for
+            replay.
+        output: the last block's output; if a block returns a tuple, its first element.
     """
 
     input: Tensor
@@ -53,7 +52,7 @@ class SectionCall:
 
 
 def container(module: nn.Module, name: str) -> nn.Sequential | nn.ModuleList:
-    """The container of that name.
+    """The container of this name.
 
     Raises:
         NetworkError: the module has none.
@@ -68,11 +67,11 @@ def container(module: nn.Module, name: str) -> nn.Sequential | nn.ModuleList:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden state in what a block returned: itself, or the first of a tuple."""
+    """The hidden state in a block's output: the output itself, or the first element of a tuple."""
     hidden = output[0] if isinstance(output, tuple | list) else output
     if not isinstance(hidden, Tensor):
         raise NetworkError(
-            f"a block returns a {type(hidden).__name__}; a tensor, or a tuple that starts with one, fits."
+            f"a block returns a {type(hidden).__name__}; a tensor, or a tuple that starts with one, is needed."
         )
     return hidden
 
@@ -80,7 +79,7 @@ def hidden_of(output: Any) -> Tensor:
 def run_section(
     blocks: Sequence[nn.Module], hidden: Tensor, arguments: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> Tensor:
-    """Runs blocks one after the other, each with the recorded further arguments."""
+    """Run blocks one after the other, each with the other arguments that were recorded."""
     args, kwargs = arguments
     for block in blocks:
         hidden = hidden_of(block(hidden, *args, **kwargs))
@@ -89,7 +88,7 @@ def run_section(
 
 @contextmanager
 def recording(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, SectionCall]]:
-    """While it is open, each forward pass of `module` fills the dictionary with a `SectionCall` for each section."""
+    """Record, while open, each forward pass of `module`: a `SectionCall` for each section, by name."""
     calls: dict[str, SectionCall] = {}
     inputs: dict[str, tuple[Tensor, tuple[tuple[Any, ...], dict[str, Any]]]] = {}
     handles = []
@@ -120,10 +119,10 @@ def recording(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Sec
 
 
 def _split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The hidden state, which must be the first positional argument, and the rest.
+    """The hidden state, which must be the first positional argument, and the other arguments.
 
     Raises:
-        NetworkError: the block takes it by keyword.
+        NetworkError: the block takes the hidden state by keyword.
     """
     if args:
         return args[0], args[1:], dict(kwargs)
@@ -132,7 +131,7 @@ def _split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ten
 
 @dataclass
 class _Trace:
-    """Calls of one container's children in the order they were made: (child, input shape, output)."""
+    """Calls of one container's children, in order."""
 
     container: nn.Sequential | nn.ModuleList
     order: list[int] = field(default_factory=list)
@@ -141,20 +140,19 @@ class _Trace:
 
 
 def find_sections(module: nn.Module, example: Batch) -> list[Section]:
-    """Finds the sections of a network by running it once.
+    """Find the sections of a network by running it once.
 
-    A section is an `nn.Sequential` or `nn.ModuleList` of at least two blocks that
-    run once each, in order, each on the output of the one before; that
-    all give the same output shape (the first may take another input: it downsamples); and that
-    are built alike from the second on (same class, same parameter names and shapes), with parameters.
-    Of containers inside one another the outermost counts.
+    A section is an `nn.Sequential` or `nn.ModuleList` of at least two blocks that run once each, in order, each on the
+    output of the one before; that all have the same output shape (the first may have another input shape: it
+    downsamples); and that are built alike from the second on (same class, same parameter names and shapes), with
+    parameters. If containers are nested, the outermost one counts.
 
     Args:
         module: any network.
-        example: what it is run on.
+        example: the batch to run it on.
 
     Raises:
-        NetworkError: it has no such container; the message says what was looked for and what came nearest.
+        NetworkError: there are none; the message says what was looked for and what came nearest.
     """
     candidates = {
         name: _Trace(child)
@@ -176,20 +174,20 @@ def find_sections(module: nn.Module, example: Batch) -> list[Section]:
         looked = "\n".join(reasons[:6]) or "  it has no nn.Sequential or nn.ModuleList of two or more modules at all."
         raise NetworkError(
             "the network has no repeated blocks to leave out. Looked for an nn.Sequential or nn.ModuleList whose "
-            f"blocks are built alike, run in order and all give the same output shape; found:\n{looked}"
+            f"blocks are built alike, run in order and all have the same output shape; found:\n{looked}"
         )
     return sections
 
 
 def named_sections(module: nn.Module, names: Sequence[str], example: Batch) -> list[Section]:
-    """The sections of these names, however few blocks they have: a student's may have a single one.
+    """The sections of these names, even of a single block, as a student may have.
 
     Args:
         module: in eval mode.
-        example: what it is run on.
+        example: the batch to run it on.
 
     Raises:
-        NetworkError: the module has no container of such a name.
+        NetworkError: the module has no container of one of the names.
     """
     with torch.no_grad(), recording(module, names) as calls:
         forward(module, example)
@@ -226,7 +224,7 @@ def _run_traced(module: nn.Module, candidates: dict[str, _Trace], example: Batch
 
 
 def _why_not(trace: _Trace) -> str | None:
-    """Why the container is no section; None where it is one."""
+    """Why the container is not a section; None if it is one."""
     if not trace.order:
         return "its modules were not run"
     if trace.order != list(range(len(trace.container))):
@@ -236,7 +234,7 @@ def _why_not(trace: _Trace) -> str | None:
     if any(before is not after for before, after in zip(trace.outputs, trace.inputs[1:], strict=False)):
         return "its modules do not each run on the output of the one before"
     if len({_shape(output) for output in trace.outputs}) > 1:
-        return "its modules give different output shapes"
+        return "its modules have different output shapes"
     signatures = {_signature(block) for block in list(trace.container)[1:]}
     kinds = {type(block) for block in trace.container}
     if len(kinds) > 1 or len(signatures) > 1:
@@ -255,8 +253,8 @@ def _shape(value: Tensor) -> tuple[int, ...]:
 
 
 def sections_of(network: Network) -> list[Section]:
-    """The sections that `find_sections` finds, and those of a single block each that a student's plan or its family
-    names; in the module's order.
+    """The sections that `find_sections` finds, and sections of a single block that the network's plan or family names;
+    in the module's order.
 
     Raises:
         NetworkError: there are none.
@@ -271,7 +269,7 @@ def sections_of(network: Network) -> list[Section]:
         found = []
     if named <= {section.name for section in found}:
         return found
-    # Of containers inside one another the outermost counts.
+    # If containers are nested, the outermost one counts.
     inside = tuple(f"{name}." for name in named)
     named |= {section.name for section in found if not section.name.startswith(inside)}
     return named_sections(module, [name for name, _ in module.named_modules() if name in named], example)

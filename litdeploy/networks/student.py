@@ -1,10 +1,12 @@
-"""From a depth to a plan, and from a plan to the shallower twin with the copied parts."""
+"""From a depth to a plan of kept blocks, and from a plan to the student with the teacher's weights.
+
+Depths and plans are computed from sections alone, by pure functions.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from torch import nn
 
@@ -13,14 +15,12 @@ from litdeploy.errors import StudentError
 from litdeploy.networks.families.family import Family
 from litdeploy.networks.sections import Section, container
 
-Init = Literal["copy", "fresh"]
-
 
 def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, int]:
-    """The depths that a student can have → blocks in all sections together, shallowest first.
+    """Possible depths of a student → number of blocks in all sections together, shallowest first.
 
-    A family counts weighted layers, and has the depths that are published for it, or else shortens all sections alike
-    where the teacher's are alike. Elsewhere the depth is the number of blocks.
+    In a family the depth counts weighted layers. Its depths are the published ones, or else those that shorten all
+    sections alike, if the teacher's are alike. In any other network the depth is the number of blocks.
     """
     if family and family.published:
         own = [section.blocks for section in sections]
@@ -37,13 +37,13 @@ def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, i
 
 
 def depth_of(family: Family | None, sections: Sequence[Section]) -> int:
-    """Weighted layers of a network with these sections as its family counts them; elsewhere its blocks."""
+    """Depth of a network with these sections: weighted layers as its family counts them, or else the blocks."""
     blocks = sum(section.blocks for section in sections)
     return family.depth(blocks) if family else blocks
 
 
 def spaced(kept: int, blocks: int) -> tuple[int, ...]:
-    """Indices of `kept` of `blocks` blocks, evenly spaced and with the first, which may downsample.
+    """Indices of `kept` of `blocks` blocks, evenly spaced, with the first, which may downsample.
 
     >>> spaced(3, 9)
     (0, 4, 8)
@@ -54,10 +54,10 @@ def spaced(kept: int, blocks: int) -> tuple[int, ...]:
 
 
 def make_plan(sections: Sequence[Section], kept: Mapping[str, int]) -> DepthPlan:
-    """The plan that keeps `kept[name]` blocks of each section named, and the others whole.
+    """The plan that keeps `kept[name]` blocks of each named section, and the other sections whole.
 
     Raises:
-        StudentError: a section that is not there, no block left, or more blocks than the teacher has.
+        StudentError: an unknown section, no block left, or more blocks than the teacher has.
     """
     known = {section.name: section for section in sections}
     for name, count in kept.items():
@@ -76,7 +76,7 @@ def make_plan(sections: Sequence[Section], kept: Mapping[str, int]) -> DepthPlan
 
 
 def compose(first: DepthPlan, second: DepthPlan) -> DepthPlan:
-    """The plan that comes to the same as `first` and then `second`, whose blocks are those that `first` left.
+    """The plan equal to `first` and then `second`, whose indices count the blocks that `first` kept.
 
     >>> compose({"layer1": (0, 2, 4)}, {"layer1": (0, 2)})
     {'layer1': (0, 4)}
@@ -87,10 +87,10 @@ def compose(first: DepthPlan, second: DepthPlan) -> DepthPlan:
 
 
 def plan_for_depth(sections: Sequence[Section], depth: int, family: Family | None) -> DepthPlan:
-    """The plan of a student of that depth; every section is in it.
+    """The plan of a student of this depth, with every section.
 
     Raises:
-        StudentError: no such student; names the depths that there are.
+        StudentError: no student has this depth; the message lists the possible depths.
     """
     depths = depths_of(family, sections)
     if depth in depths and family and family.published:
@@ -109,11 +109,11 @@ def plan_for_depth(sections: Sequence[Section], depth: int, family: Family | Non
 
 
 def share_out(total: int, sections: Sequence[Section]) -> dict[str, int]:
-    """Shares `total` blocks out over the sections in proportion to the teacher's, at least one each."""
+    """Distribute `total` blocks over the sections in proportion to the teacher's, at least one each."""
     whole = sum(section.blocks for section in sections)
     exact = {section.name: total * section.blocks / whole for section in sections}
     shares = {name: max(1, int(share)) for name, share in exact.items()}
-    # Largest remainder first; a section that was lifted to one block has none left to give.
+    # Largest remainder first; a section with a single block can give none.
     while sum(shares.values()) != total:
         step = 1 if sum(shares.values()) < total else -1
         open_names = [name for name in shares if step == 1 or shares[name] > 1]
@@ -123,7 +123,7 @@ def share_out(total: int, sections: Sequence[Section]) -> dict[str, int]:
 
 
 def shorten(module: nn.Module, plan: DepthPlan) -> None:
-    """Takes the blocks that the plan does not keep out of `module`, in place.
+    """Remove the blocks that the plan does not keep from `module`, in place.
 
     Raises:
         StudentError: the plan keeps blocks that the module does not have.
@@ -138,12 +138,12 @@ def shorten(module: nn.Module, plan: DepthPlan) -> None:
 
 
 def make_student(teacher: nn.Module, plan: DepthPlan, fresh: nn.Module | None = None) -> nn.Module:
-    """The shallower twin: stem and head are the teacher's, blocks are copies of the teacher's or new.
+    """Make the student: stem and head are the teacher's, blocks are copies of the teacher's or new.
 
     Args:
-        teacher: left as it is.
-        plan: which blocks are kept.
-        fresh: a newly initialised module of the teacher's shape, whose blocks the planned sections take; None: copies.
+        teacher: not changed.
+        plan: the blocks that are kept.
+        fresh: a newly initialized module of the teacher's shape, for the blocks of the planned sections; None: copies.
 
     Returns:
         A student that shares no tensor with the teacher. With copied blocks and a plan that keeps all, it computes

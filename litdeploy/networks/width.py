@@ -1,4 +1,9 @@
-"""Width: which of a wide network's channels a narrower one learns from, and networks whose layers were narrowed."""
+"""Width: narrower students.
+
+A narrower student of its own learns from channels of the teacher's sections (`match_sections`). Network slimming
+removes channels with small batch norm scales (`slim`). A network that was narrowed is rebuilt from its layers' shapes
+(`widths_of`, `narrow`).
+"""
 
 from __future__ import annotations
 
@@ -19,11 +24,11 @@ from litdeploy.networks.sections import Section, container, find_sections, recor
 
 @dataclass(frozen=True)
 class Match:
-    """A section of a student, and the teacher's section whose output it is to have.
+    """A section of a student, and the teacher's section that it learns from.
 
     Attributes:
-        student, teacher: names of the two.
-        dim: in which the channels lie, the batch counted.
+        student, teacher: names of the two sections.
+        dim: the dimension of the channels, counting the batch's.
         channels: indices of the teacher's channels that are kept, int64, ascending; None: all.
     """
 
@@ -34,15 +39,15 @@ class Match:
 
 
 def match_sections(teacher: Network, student: Network) -> list[Match]:
-    """Matches the sections of two networks, those of one name or else one after the other.
+    """Match the sections of two networks, by name or else in order.
 
-    Where the student's section is narrower, the channels are kept whose filters have the largest L1 norm: those of the
-    convolution or linear layer that runs last in the teacher's section. To prune that layer selects channels of what
-    the section gives and changes nothing before it, so the teacher's module is left as it is.
+    If the student's section is narrower, the channels with the largest L1 norm of their filters are kept: the filters
+    of the convolution or linear layer that runs last in the teacher's section. Pruning that layer selects channels of
+    the section's output and changes nothing before it, so the teacher's module itself is not changed.
 
     Raises:
         NetworkError: the teacher has no sections.
-        StudentError: the student has others, or their outputs differ in more than the number of channels.
+        StudentError: the student's sections do not match, or outputs differ in more than the number of channels.
     """
     sections = find_sections(teacher.module, teacher.example())
     names = _counterparts(sections, student)
@@ -57,7 +62,7 @@ def match_sections(teacher: Network, student: Network) -> list[Match]:
 
 
 def _counterparts(sections: list[Section], student: Network) -> list[str]:
-    """The student's containers of the same names; where it lacks one, its sections in order."""
+    """The student's containers of the same names; if it lacks one, its sections in order."""
     try:
         return [section.name for section in sections if container(student.module, section.name)]
     except NetworkError:
@@ -80,8 +85,8 @@ def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]
     differing = [dim for dim, (ours, theirs) in enumerate(zip(shape, wide, strict=False)) if ours != theirs]
     if len(shape) != len(wide) or len(differing) > 1 or any(shape[dim] > wide[dim] for dim in differing):
         raise StudentError(
-            f"section '{name}' of the student gives {shape}, and the teacher's '{section.name}' {wide}: they may "
-            "differ in the number of channels alone, and the student may have fewer. Name another student with "
+            f"section '{name}' of the student has outputs {shape}, and the teacher's '{section.name}' {wide}: they may "
+            "differ only in the number of channels, and the student may have fewer. Name another student with "
             "--student-network"
         )
     if not differing:
@@ -91,14 +96,14 @@ def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]
     if len(norms) != wide[dim]:
         raise StudentError(
             f"the teacher's section '{section.name}' gives {wide[dim]} channels, and its last layer has {len(norms)} "
-            f"filters: which channels are which cannot be told. Name a student as wide as the teacher with "
+            f"filters, so the filters of a channel are not known. Name a student as wide as the teacher with "
             "--student-network, or choose another method: --method kd"
         )
     return Match(name, section.name, dim + 1, norms.topk(shape[dim]).indices.sort().values)
 
 
 def _last_weight(network: Network, name: str) -> Tensor:
-    """Weight of the convolution or linear layer that runs last in a section; empty where none does."""
+    """Weight of the convolution or linear layer that runs last in a section; empty if there is none."""
     ran: list[Tensor] = [torch.empty(0, 0)]
 
     def hook(layer: nn.Module, args: Any, output: Any) -> None:
@@ -117,10 +122,10 @@ def _last_weight(network: Network, name: str) -> Tensor:
 
 
 def widths_of(module: nn.Module, wide: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """What `narrow` makes this module of: layer → shape of its weight, for those that differ.
+    """The argument with which `narrow` makes this module: layer → shape of its weight, for layers that changed.
 
     Args:
-        wide: name → shape, of the state dict before.
+        wide: name → shape in the state dict before.
     """
     now = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     changed = [name for name, shape in now.items() if shape != wide[name]]
@@ -128,10 +133,10 @@ def widths_of(module: nn.Module, wide: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def narrow(module: nn.Module, widths: Mapping[str, tuple[int, ...]]) -> None:
-    """Narrows layers in place to weights of these shapes; which of their numbers are left says nothing.
+    """Narrow layers in place to weights of these shapes; their values are meaningless until weights are loaded.
 
     Raises:
-        NetworkError: the module has no such layer, or not one so wide.
+        NetworkError: the module has no layer of a name, or a narrower one.
     """
     layers = dict(module.named_modules())
     for name, shape in widths.items():
@@ -141,7 +146,7 @@ def narrow(module: nn.Module, widths: Mapping[str, tuple[int, ...]]) -> None:
             weight = None
         found = () if weight is None else tuple(weight.shape)
         fits = len(shape) == len(found) and all(1 <= size <= whole for size, whole in zip(shape, found, strict=True))
-        if not found or not fits or shape[2:] != found[2:]:  # a kernel's extent stays
+        if not found or not fits or shape[2:] != found[2:]:  # the kernel size does not change
             raise NetworkError(
                 f"layer '{name}' cannot have a weight of shape {shape}: the network "
                 + (f"has one of {found} there." if found else "has no such layer with a weight that can be narrowed.")
@@ -168,12 +173,12 @@ def _narrow_layer(layer: Any, shape: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Slimmed:
-    """What was taken out.
+    """The result of `slim`.
 
     Attributes:
-        channels: that could have been, those that are added up or normalised together counted once.
-        removed: of them.
-        fixed: names of the layers whose channels could not be: something that is not followed uses them.
+        channels: channels that can be removed; those that are added or normalized together count once.
+        removed: how many of them were removed.
+        fixed: names of the layers whose channels cannot be removed.
     """
 
     channels: int
@@ -183,10 +188,10 @@ class Slimmed:
 
 @dataclass(frozen=True)
 class _Coupled:
-    """Channels that can only be removed together: a layer's with all that adds to, normalises or reads them.
+    """Channels that can only be removed together: a layer's, with everything that adds to, normalizes or reads them.
 
     Attributes:
-        layer: whose output channels they are.
+        layer: the layer whose output channels they are.
         scales: (channels), the mean of |γ| over the batch norms on them.
     """
 
@@ -198,7 +203,7 @@ def scales_of(module: nn.Module) -> list[nn.Parameter]:
     """γ of every batch norm, in the network's order.
 
     Raises:
-        StudentError: there is none.
+        StudentError: the network has none.
     """
     found = [part.weight for part in module.modules() if isinstance(part, _BatchNorm) and part.weight is not None]
     if not found:
@@ -210,15 +215,16 @@ def scales_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def slim(module: nn.Module, example: Batch, ratio: float) -> Slimmed:
-    """Takes the share `ratio` of the channels out, in place: those of the smallest scales in the whole network (Liu et
-    al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017). Each layer keeps one.
+    """Remove the share `ratio` of the channels, in place: those with the smallest scales in the whole network (Liu et
+    al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017). Each layer keeps one or more.
 
-    torch-pruning follows channels through the network, residual additions and concatenations too, and cuts the layers.
-    Where a layer with other channels adds to them (zeros padded for the missing ones), or one is in groups, they stay.
+    torch-pruning traces channels through the network, including residual additions and concatenations, and cuts the
+    layers. Channels are kept if a layer with fewer channels is added to them (padded with zeros), or if a layer on them
+    is grouped.
 
     Args:
-        module: put in eval mode; its parameters need gradients.
-        example: what it takes.
+        module: in eval mode; its parameters need gradients.
+        example: a batch to run it on.
 
     Raises:
         StudentError: no channels can be removed.
@@ -240,7 +246,7 @@ def slim(module: nn.Module, example: Batch, ratio: float) -> Slimmed:
             + ". Choose another method: --method lit"
         )
     whole = torch.cat([each.scales for each in coupled])
-    # By rank and not by value: of equal scales no more go than are asked for.
+    # By rank and not by value, so that equal scales do not remove more channels than requested.
     doomed = torch.zeros(len(whole), dtype=torch.bool)
     doomed[whole.argsort(stable=True)[: int(ratio * len(whole))]] = True
     removed = 0
@@ -265,29 +271,29 @@ def _graph(module: nn.Module, example: Batch) -> Any:
 
 
 def _can_be_cut(group: Any, graph: Any) -> bool:
-    """Whether what is left is the network without those channels, and can be written down as sizes of its layers."""
+    """Whether the channels can be removed with nothing else changed, and the result described by its layers' sizes."""
     for dep, indices in group:
         layer, outputs = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
         if outputs and not dep.target.outputs:
-            return False  # they are the network's own output
+            return False  # the network's own output
         if isinstance(layer, _ConvNd):
             depthwise = layer.groups == layer.out_channels == layer.in_channels
             if layer.transposed or (layer.groups > 1 and not depthwise):
                 return False
             if outputs and layer.out_channels != len(indices):
-                return False  # a layer with other channels adds to them
+                return False  # a layer with other channels is added to them
         elif isinstance(layer, nn.Linear):
             if outputs and layer.out_features != len(indices):
                 return False
         elif not isinstance(layer, nn.Module):
-            return False  # a parameter of no layer
+            return False  # a parameter outside any layer
         elif any(True for _ in layer.parameters()) and not isinstance(layer, _BatchNorm):
             return False
     return True
 
 
 def _scales(group: Any) -> Tensor | None:
-    """|γ| of each of the group's channels, on the CPU; None where no batch norm is on them."""
+    """|γ| of each of the group's channels, on the CPU; None if no batch norm is on them."""
     found = []
     for item in group:
         norm = item.dep.target.module

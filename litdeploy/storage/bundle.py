@@ -67,7 +67,7 @@ _KEPT = (".lock", ".lock.json", "teacher.safetensors")
 
 
 class Bundle:
-    """A folder that holds a student and all that was made of it. Paths are properties; nothing is read until asked."""
+    """A folder with a student and everything made from it. Paths are properties; only `read…` methods read files."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -113,7 +113,7 @@ class Bundle:
         return self.path / "chain"
 
     def in_chain(self, depth: int) -> Bundle:
-        """That of the student of this depth, in a chain that ends with this one."""
+        """The bundle of the student of this depth, in a chain that ends with this bundle."""
         return Bundle(self.chain_path / str(depth))
 
     def exists(self) -> bool:
@@ -121,10 +121,10 @@ class Bundle:
         return self._is_ours() and any((self.path / name).exists() for name in _OURS)
 
     def read(self) -> Manifest:
-        """Reads the manifest and holds the student's file against its hash.
+        """Read the manifest, and check the student's file against its hash.
 
         Raises:
-            BundleError: no bundle here, another schema, an unreadable manifest, or an altered student.
+            BundleError: not a bundle, another schema, an unreadable manifest, or an altered student.
         """
         if not self.path.exists():
             raise BundleError(
@@ -132,7 +132,7 @@ class Bundle:
                 + ("" if self.path == DEFAULT_PATH else f" --out {self.path}")
             )
         if not is_file(self.manifest_path):
-            unfinished = "holds a run that did not finish" if self.exists() else "is no bundle"
+            unfinished = "holds a run that did not finish" if self.exists() else "is not a bundle"
             raise BundleError(
                 f"{self.path}: {unfinished} (there is no manifest.json). Run `litdeploy compress … --out {self.path}"
                 f"{' --resume' if self.exists() else ''}`."
@@ -162,16 +162,16 @@ class Bundle:
             path = self.transformers_path / name
             if not is_inside(path, self.transformers_path) or not is_file(path) or sha256_of(path) != sha256:
                 raise BundleError(
-                    f"{path}: missing, or altered since the manifest was written (its SHA-256 differs). The student is "
-                    "not what it was without it. Restore it, or compress again with --overwrite."
+                    f"{path}: missing, or altered since the manifest was written (its SHA-256 differs). The student "
+                    "needs it. Restore it, or compress again with --overwrite."
                 )
         return manifest
 
     def carry(self, write: Callable[[Path], None]) -> dict[str, str]:
-        """Replaces what is kept for transformers, the folder as a whole.
+        """Replace the files for transformers, the whole folder at once.
 
         Args:
-            write: puts files into a folder that there is; none where there is nothing to keep.
+            write: writes files into an existing folder; none if the network needs none.
 
         Returns:
             Name → SHA-256 of each file.
@@ -202,10 +202,10 @@ class Bundle:
         return written
 
     def _check_links(self) -> None:
-        """Nothing is read or written through a link that leaves the bundle, which a stranger may have packed into it.
+        """Check that no link leaves the bundle: a stranger may have packed one, and files would be written through it.
 
         Raises:
-            BundleError: there is one.
+            BundleError: a link does.
         """
         chain = sorted(self.chain_path.iterdir()) if self.chain_path.is_dir() else []
         for path in (*(self.path / name for name in (*_OURS, _MARKER)), *chain):
@@ -213,16 +213,16 @@ class Bundle:
                 raise BundleError(f"{path}: is a link that leaves the bundle. Put the file or folder itself there.")
 
     def read_complete(self) -> Manifest:
-        """Like `read`, for the stages after training.
+        """Read the manifest of a completed training, for the stages after it.
 
         Raises:
-            BundleError: also when the training was interrupted.
+            BundleError: as `read`, and if the training was interrupted.
         """
         manifest = self.read()
         if manifest.status == "interrupted":
             raise BundleError(
                 f"{self.path}: its training was interrupted after {manifest.run.epochs} of {manifest.recipe.epochs} "
-                "epochs. Go on with it: the same `litdeploy compress …` with --resume. Its weights so far can be "
+                "epochs. Resume it: the same `litdeploy compress …` with --resume. Its weights so far can be "
                 f"measured: `litdeploy evaluate {self.student_path}`."
             )
         return manifest
@@ -294,7 +294,7 @@ class Bundle:
         remove_matching(self.path / "features", _FOLDERS["features"])
 
     def unfinished(self) -> bool:
-        """Whether the folder holds a run that did not come to its end: killed, or interrupted by its user."""
+        """Whether the folder holds a run that did not end: it was killed, or interrupted by the user."""
         if not self.manifest_path.is_file():
             return self.exists()
         if self.checkpoints_path.is_dir():
@@ -305,7 +305,7 @@ class Bundle:
             return False
 
     def tidy(self) -> None:
-        """Removes what processes that were killed had begun to write. Under the lock only: nobody is writing then."""
+        """Remove unfinished files of killed processes. Call this under the lock: then no process is writing."""
         remove_partial(self.path)
 
     def _make(self) -> None:
@@ -317,7 +317,7 @@ class Bundle:
     def _is_ours(self) -> bool:
         """Whether litdeploy made this folder: by its marker, or by the manifest of a version that wrote no marker.
 
-        Names such as `checkpoints` or `export` say nothing: any project has such folders.
+        Folders named `checkpoints` or `export` say nothing: any project has them.
         """
         for path, keys in ((self.path / _MARKER, {"bundle"}), (self.manifest_path, {"litdeploy", "student_sha256"})):
             try:
@@ -369,18 +369,18 @@ class Bundle:
         return [*others, *(found for name in _OURS for found in self._foreign(name))]
 
     def write(self, manifest: Manifest) -> None:
-        """Writes the manifest; everything that it names is there already."""
+        """Write the manifest, after every file that it names."""
         write_text(self.manifest_path, manifest.model_dump_json(indent=2) + "\n")
 
     def add_artefact(self, kind: str, artefact: Artefact) -> Manifest:
-        """Enters an exported file in the manifest and returns the new manifest."""
+        """Add an exported file to the manifest and return the new manifest."""
         manifest = self.read()
         manifest = manifest.model_copy(update={"artefacts": {**manifest.artefacts, kind: artefact}})
         self.write(manifest)
         return manifest
 
     def drop_artefact(self, kind: str) -> None:
-        """Strikes an exported file out of the manifest, if it is there; the file itself is the caller's."""
+        """Remove an exported file from the manifest, if it is listed; the caller handles the file itself."""
         manifest = self.read()
         if kind not in manifest.artefacts:
             return
@@ -388,14 +388,14 @@ class Bundle:
         self.write(manifest.model_copy(update={"artefacts": left}))
 
     def artefact_path(self, artefact: Artefact) -> Path:
-        """Path of an exported file, once it was held against its hash.
+        """The path of an exported file whose hash was checked.
 
         Raises:
-            BundleError: the file is missing, was altered, or lies outside the bundle.
+            BundleError: the file is missing, was altered, or is outside the bundle.
         """
         path = self.path / artefact.path
         if not is_inside(path, self.path):
-            raise BundleError(f"{self.manifest_path}: names {artefact.path!r}, which lies outside the bundle.")
+            raise BundleError(f"{self.manifest_path}: names {artefact.path!r}, which is outside the bundle.")
         if not is_file(path) or sha256_of(path) != artefact.sha256:
             raise BundleError(
                 f"{path}: missing, or altered since it was exported (its SHA-256 differs). Export it again."
@@ -404,11 +404,11 @@ class Bundle:
 
 
 def read_sidecar(path: Path) -> Artefact:
-    """What the sidecar of an exported file says of it.
+    """Read the sidecar of an exported file.
 
     Raises:
-        OSError: there is none, it cannot be read, or it is a link that leaves its folder.
-        ValidationError: it is no sidecar.
+        OSError: it does not exist, cannot be read, or is a link that leaves its folder.
+        ValidationError: it is not a sidecar.
     """
     sidecar = sidecar_of(path)
     if not is_inside(sidecar, path.parent):
@@ -417,16 +417,16 @@ def read_sidecar(path: Path) -> Artefact:
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the sidecar of an exported file is."""
+    """The path of the sidecar of an exported file."""
     return path.with_name(f"{path.name}.json")
 
 
 def carried_by(path: str | Path, name: str) -> Path | None:
-    """The folder in which the bundle that a file lies in keeps what transformers opens; None where there is none.
+    """The folder with the files for transformers, in the bundle that contains a file; None if there is no folder.
 
     Args:
         path: the bundle, its student's weights, or an exported file.
-        name: of the file that is looked for: `CONFIG` or `TOKENIZER`.
+        name: the file to look for: `CONFIG` or `TOKENIZER`.
     """
     folders = [parent / TRANSFORMERS for parent in (Path(path), *Path(path).parents[:2])]
     return next((folder for folder in folders if is_file(folder / name)), None)

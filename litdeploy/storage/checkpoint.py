@@ -1,4 +1,4 @@
-"""Weights in (`.pt .pth .th .ckpt .bin .safetensors`; never code), weights out (`.safetensors`)."""
+"""Read weights (`.pt .pth .th .ckpt .bin .safetensors`; never code) and write them (`.safetensors`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from litdeploy.config.spec import NetworkSpec
-from litdeploy.errors import CheckpointError
+from litdeploy.errors import CheckpointError, first_line
 from litdeploy.files import is_file, is_folder, sha256_of, write_whole
-from litdeploy.storage.pickled import first_line, read_pickled, told
+from litdeploy.storage.pickled import read_pickled, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,13 @@ _MOST_TIMES_FILE, _ALWAYS_ALLOWED = 16, 64 * 2**20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights as they were found.
+    """Weights of a file.
 
     Attributes:
         path: the file.
         sha256: of the whole file.
         weights: name → tensor on the CPU; floating-point tensors in float32, prefixes removed.
-        spec: the network, where the file says it (those written by litdeploy do).
+        spec: the network, if the file describes it (files written by litdeploy do).
     """
 
     path: Path
@@ -45,14 +45,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a file of weights.
+    """Read a file of weights.
 
-    Takes a bare state dict or one wrapped under `state_dict`, `model`, `model_state_dict`, `net` or `ema`, keys with or
-    without `module.` and `_orig_mod.`, saved on any device, in any floating-point type.
+    The file holds a bare state dict or one wrapped under `state_dict`, `model`, `model_state_dict`, `net` or `ema`,
+    keys with or without `module.` and `_orig_mod.`, saved on any device, in any floating-point type.
 
     Raises:
-        CheckpointError: missing, empty, torn, no checkpoint, a pickle that would have to run code, or sizes that the
-            file cannot hold.
+        CheckpointError: the file is missing, empty, torn, not a checkpoint, a pickle that would run code, or claims
+            sizes that it cannot hold.
     """
     path = Path(path)
     if is_folder(path):
@@ -71,11 +71,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: the ending '{path.suffix}' is not one of a file of weights ({' '.join(SUFFIXES)})."
         )
-    return Checkpoint(path, sha256_of(path), _normalised(weights, path), spec)
+    return Checkpoint(path, sha256_of(path), _normalized(weights, path), spec)
 
 
 def write_checkpoint(path: Path, weights: Mapping[str, Tensor], spec: NetworkSpec) -> str:
-    """Writes `.safetensors` whose header rebuilds the network. Returns the file's SHA-256. Raises as `write_whole`."""
+    """Write `.safetensors` with a header that rebuilds the network; return its SHA-256. Raises as `write_whole`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -83,13 +83,13 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], spec: NetworkSpe
     with write_whole(path) as temporary:
         try:
             save_file(tensors, temporary, {"format": "pt", _METADATA_KEY: spec.model_dump_json()})
-        except SafetensorError as error:  # of the disk, which it tells in words
+        except SafetensorError as error:  # a disk error, of which safetensors gives only the text
             raise OSError(errno.EIO, str(error)) from error
     return sha256_of(path)
 
 
 def load_weights(module: Any, weights: Mapping[str, Tensor], source: str, network: str) -> None:
-    """Loads `weights` into `module`, all of them or none.
+    """Load `weights` into `module`, all of them or none.
 
     Raises:
         CheckpointError: names the missing and unexpected keys and the shapes that differ.
@@ -114,18 +114,18 @@ def load_weights(module: Any, weights: Mapping[str, Tensor], source: str, networ
 
 
 def _some(keys: list[str]) -> str:
-    return ", ".join(map(told, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    return ", ".join(map(shown, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
     from safetensors import safe_open
 
     try:
-        # Its header is held against the file's length there, before a tensor is made.
+        # It checks the header against the file's length before it makes a tensor.
         with safe_open(path, framework="pt", device="cpu") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
-    except Exception as error:  # SafetensorError, and what torch says of a type that it does not have
+    except Exception as error:  # SafetensorError, and torch's error for a type that it lacks
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({first_line(error)}). Copy or save it again."
         ) from None
@@ -140,20 +140,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
         ) from None
 
 
-def _normalised(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Names without the prefixes of wrappers; floating-point numbers in float32.
+def _normalized(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Names without the prefixes of wrappers, floating-point values in float32.
 
     Raises:
-        CheckpointError: there are none, or names that are no text, or they would take far more memory than the file.
+        CheckpointError: there are no tensors, a name is not text, or they would take far more memory than the file.
     """
     if not weights:
         raise CheckpointError(f"{path}: holds no tensors.")
     for name, tensor in weights.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: a tensor is named by {told(name)}, and not by text. Save a state dict.")
+            raise CheckpointError(f"{path}: a tensor is named by {shown(name)}, not by text. Save a state dict.")
         if tensor.is_meta:
-            raise CheckpointError(f"{path}: tensor '{told(name)}' has a shape and no values. Save the weights.")
-    # Many tensors may be views of the same few bytes, of which each would be converted into memory of its own.
+            raise CheckpointError(f"{path}: tensor '{shown(name)}' has a shape and no values. Save the weights.")
+    # Many tensors may be views of the same few bytes; each would be converted into memory of its own.
     needed, length = sum(tensor.numel() * _FLOAT32_BYTES for tensor in weights.values()), path.stat().st_size
     if needed > _MOST_TIMES_FILE * length + _ALWAYS_ALLOWED:
         raise CheckpointError(
@@ -169,7 +169,7 @@ def _normalised(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in zip(names, weights.values(), strict=True)
         }
-    except RuntimeError as error:  # a type that torch has and does not convert
+    except RuntimeError as error:  # a type that torch does not convert
         raise CheckpointError(
-            f"{path}: not all of its tensors can be had in float32 ({first_line(error)}). Save them in float32."
+            f"{path}: not all of its tensors can be converted to float32 ({first_line(error)}). Save them in float32."
         ) from None

@@ -1,4 +1,4 @@
-"""Weights in pickles, as PyTorch saves them: read without running their code or believing what they claim."""
+"""Read weights from pickles, the format of torch.save, without running their code or trusting their sizes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from litdeploy.errors import CheckpointError
+from litdeploy.errors import CheckpointError, first_line
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema")
-# As a pickle writes it: the reader takes names in this form only.
+# The name in a pickle; the reader accepts names in this form only.
 _BYTEARRAY = b"\nbytearray\n"
 _ZIP = b"PK\x03\x04"
 _DEEPEST_WRAPPER = 8
@@ -31,12 +31,12 @@ _MOST_TIMES_PICKLE, _ALWAYS_ALLOWED = 16, 2**20
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
-    """The state dict in a PyTorch file, by the weights-only reader.
+    """Read the state dict in a PyTorch file, with the weights-only reader.
 
-    What it claims is read first, without memory for it: a few bytes of pickle may ask for any number of them.
+    The sizes are read first, without allocating memory: a few bytes of pickle may claim any size.
 
     Raises:
-        CheckpointError: a torn file, no checkpoint, one that would have to run code, or sizes that it cannot hold.
+        CheckpointError: the file is torn, not a checkpoint, would run code, or claims sizes that it cannot hold.
     """
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
@@ -64,7 +64,7 @@ def _torch_load(path: Path, device: str) -> object:
 
     try:
         with warnings.catch_warnings():
-            # torch warns of pickles that it did not write itself; whether it could read them is what counts here.
+            # torch warns of pickles that it did not write itself.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -76,7 +76,7 @@ def _torch_load(path: Path, device: str) -> object:
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Any]:
-    """Finds the state dict in what the file holds; a wrapper inside a wrapper too."""
+    """Find the state dict in the file's content, also in a wrapper inside a wrapper."""
     import torch
 
     held = f"a {type(content).__name__}"
@@ -90,7 +90,7 @@ def _state_dict(content: object, path: Path) -> dict[str, Any]:
             tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
             if tensors and all(isinstance(key, str) and "." in key for key in tensors):
                 return tensors
-        held = ", ".join(map(told, list(content)[:6])) or "nothing"
+        held = ", ".join(map(shown, list(content)[:6])) or "nothing"
         content = inner
     raise CheckpointError(
         f"{path}: no state dict in it (it holds {held}). Looked for tensors by name, bare or under "
@@ -99,7 +99,7 @@ def _state_dict(content: object, path: Path) -> dict[str, Any]:
 
 
 def _not_weights(path: Path, reason: str) -> CheckpointError:
-    """What to say of a file that the weights-only reader refused, for the reason it gave."""
+    """The error for a file that the weights-only reader refused, from its reason."""
     named = re.search(r"(?:GLOBAL|class) ([\w.]+)", reason)
     if named or "Unsupported operand" in reason:
         held = f" ({named[1][:_LONGEST_NAME]})" if named else ""
@@ -114,17 +114,17 @@ def _not_weights(path: Path, reason: str) -> CheckpointError:
 
 
 def _check_archive(path: Path) -> None:
-    """Holds the zip archive's table of contents against the file's length.
+    """Check the zip archive's table of contents against the file's length.
 
     Raises:
-        CheckpointError: no whole archive, TorchScript, or one that unpacks to more than it is.
+        CheckpointError: the archive is torn, is TorchScript, or unpacks to more than its size.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
             unpacked, length = sum(entry.file_size for entry in entries), path.stat().st_size
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            # A comment may hold a second table of contents, which another reader would take for the first.
+            # A comment may hold a second table of contents, which another reader would use.
             whole = not packed and not comment and unpacked <= length
             script = any(entry.filename.endswith("constants.pkl") for entry in entries)
             for entry in entries if whole and not script else ():
@@ -152,14 +152,14 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_globals(content: bytes | mmap.mmap, path: Path) -> None:
-    """The weights-only reader takes `bytearray`, which a pickle may ask for in any size.
+    """Refuse a pickle that makes a `bytearray`: the weights-only reader accepts it, in any size.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: the pickle makes one.
     """
     if content.find(_BYTEARRAY) >= 0:
         raise CheckpointError(
-            f"{path}: its pickle makes a bytearray, which weights have no use for. Save the weights alone: "
+            f"{path}: its pickle makes a bytearray, which weights do not need. Save the weights alone: "
             'torch.save(model.state_dict(), "teacher.pt").'
         )
 
@@ -230,19 +230,19 @@ def _size(value: list[int] | None) -> list[int]:
 
 
 def _check_claims(claimed: Mapping[str, Any], path: Path) -> None:
-    """Holds the tensors' sizes, as the pickle tells them, against the file's length.
+    """Check the tensors' sizes, as the pickle claims them, against the file's length.
 
     Raises:
-        CheckpointError: a tensor larger than the file, or of a kind that weights are not.
+        CheckpointError: a tensor is larger than the file, or is not dense.
     """
     import torch
 
     length = path.stat().st_size
     for name, tensor in claimed.items():
-        named = told(name)
+        named = shown(name)
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
             raise CheckpointError(
-                f"{path}: tensor '{named}' is sparse, quantised or nested. litdeploy takes dense weights; save "
+                f"{path}: tensor '{named}' is sparse, quantized or nested. litdeploy reads dense weights; save "
                 "tensor.to_dense() or tensor.dequantize()."
             )
         claim = tensor.numel() * tensor.element_size()
@@ -253,12 +253,6 @@ def _check_claims(claimed: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def first_line(error: Exception) -> str:
-    """Of an error, as a message shows it."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def told(key: object) -> str:
-    """A tensor's name, as a message shows it."""
+def shown(key: object) -> str:
+    """A tensor's name for messages, shortened."""
     return key[:_LONGEST_NAME] if isinstance(key, str) else f"a {type(key).__name__}"

@@ -178,7 +178,7 @@ CASES = {
     ),
     "a student that is wider": Case(
         ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,width=8"),
-        "'layer1' of the student gives (8, 8, 8), and the teacher's 'layer1' (4, 8, 8)",
+        "'layer1' of the student has outputs (8, 8, 8), and the teacher's 'layer1' (4, 8, 8)",
     ),
     "a student for other images": Case(
         ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,in_channels=3"),
@@ -186,7 +186,7 @@ CASES = {
     ),
     "a student of other classes": Case(
         ("TEACHER", "--data", "digits", "--method", "indistill", "--student-network", "resnet8,width=2,classes=5"),
-        "tells 5 classes apart",
+        "has 5 classes, and",
     ),
     "a student of another method": Case(("TEACHER", *DIGITS, "--student-network", "resnet8"), "--method indistill"),
     "fewer epochs than sections": Case(

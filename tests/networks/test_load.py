@@ -232,7 +232,7 @@ def test_shapes_without_values_are_no_network(tmp_path: Path) -> None:
     weights = {name: torch.zeros(0, 3) for name in resnet(8).state_dict()}
     weights["linear.weight"] = torch.zeros(10**12, 0)
     save_file(weights, tmp_path / "a.safetensors")
-    with pytest.raises(NetworkError, match="not a network that litdeploy recognises"):
+    with pytest.raises(NetworkError, match="not a network that litdeploy recognizes"):
         load(tmp_path / "a.safetensors")
 
 

@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -
         ("resnet,deepth=8", "deepth"),
         ("no.such.module:build", "no module 'no'"),
         ("json:no_such_function", "has no function"),
-        ("json:dumps,obj=1", "gives a str"),
+        ("json:dumps,obj=1", "returns a str"),
     ],
 )
 def test_what_is_no_network_is_refused(name: str, message: str) -> None:
@@ -127,15 +127,15 @@ CANARY = "from pathlib import Path\nPath('evil-was-here').touch()\ndef build(**a
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("evil_module:build", {}, "run only when you name it: --network evil_module:build"),
-        ("os:system", {"command": "touch evil-was-here"}, "run only when you name it"),
+        ("evil_module:build", {}, "run only if you name it: --network evil_module:build"),
+        ("os:system", {"command": "touch evil-was-here"}, "run only if you name it"),
         ("timm:hf-hub:some/model", {}, "timm reads from elsewhere"),
         ("timm:local-dir:/tmp", {}, "timm reads from elsewhere"),
         ("timm:resnet18", {"checkpoint_path": "evil.pth"}, "checkpoint_path='evil.pth'"),
         ("timm:resnet18", {"norm_layer": "../../evil"}, "norm_layer"),
         ("hf:some/model", {"trust_remote_code": True}, "trust_remote_code=True"),
         ("hf:some/model", {"attn_implementation": "evil/kernel"}, "attn_implementation"),
-        ("resnet,depth=8", {}, "no name of one"),
+        ("resnet,depth=8", {}, "not a name"),
     ],
 )
 def test_a_file_names_no_code_and_no_other_file(
@@ -258,7 +258,7 @@ def test_two_readings_are_told_and_network_decides() -> None:
     ],
 )
 def test_what_is_not_recognised_says_what_to_type(weights: dict[str, Tensor], hint: str) -> None:
-    with pytest.raises(NetworkError, match="not a network that litdeploy recognises") as caught:
+    with pytest.raises(NetworkError, match="not a network that litdeploy recognizes") as caught:
         identify(weights, "teacher.pt")
     assert hint in str(caught.value)
 

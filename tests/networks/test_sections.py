@@ -96,13 +96,13 @@ class Unused(nn.Module):
         (nn.Linear(4, 4), torch.zeros(2, 4), "no nn.Sequential or nn.ModuleList"),
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), torch.zeros(2, 3, 4, 4), "not built alike (Conv2d, ReLU)"),
         (nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(2, 3), "no parameters"),
-        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5)), torch.zeros(2, 4), "different output shapes"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5)), torch.zeros(2, 4), "have different output shapes"),
         (Branching(), torch.zeros(2, 4), "not each run on the output of the one before"),
         (Unused(), torch.zeros(2, 4), "were not run"),
     ],
 )
 def test_no_repeated_blocks_says_what_was_looked_for(module: nn.Module, example: Tensor, reason: str) -> None:
-    with pytest.raises(NetworkError, match="built alike, run in order and all give the same output shape") as caught:
+    with pytest.raises(NetworkError, match="built alike, run in order and all have the same output shape") as caught:
         find_sections(module, example)
     assert reason in str(caught.value)
 

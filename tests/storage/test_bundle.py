@@ -54,7 +54,7 @@ def test_what_is_no_bundle_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="litdeploy compress"):
         Bundle(tmp_path / "absent").read()
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         Bundle(tmp_path).read()
 
 

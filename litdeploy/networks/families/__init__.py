@@ -1,1 +1,1 @@
-"""Network families that are recognized from their weights. One file a family."""
+"""Network families that are recognized from their weights. One file per family."""

@@ -1,4 +1,4 @@
-"""What litdeploy knows of a family of networks that it builds itself: one `FAMILY` in each network's file."""
+"""A family of networks that litdeploy builds itself: one `FAMILY` in each network's file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reading:
     Attributes:
         arguments: of the family's builder.
         weights: under the family's own names.
-        because: what in the file spoke for it.
+        because: the evidence for it in the file.
     """
 
     arguments: Arguments
@@ -34,15 +34,15 @@ class Family:
     """A family of networks.
 
     Attributes:
-        title: as people call it.
-        build: arguments → newly initialised module.
-        read: state dict → the readings that fit; empty where it is of another family.
+        title: its usual name.
+        build: arguments → newly initialized module.
+        read: state dict → the readings that fit; empty if it belongs to another family.
         input: arguments → input spec that its published checkpoints take.
         layers_per_block: weighted layers in one block; the depth is this times the blocks, plus `layers_around`.
-        layers_around: those counted outside the blocks; two where stem and head count.
-        published: depth → blocks of each section, where a table says it; empty where all sections are shortened alike.
-        sections: their names, by which they are known where each has a single block; empty where that does not occur.
-        classes: the builder's argument for how many classes there are.
+        layers_around: the layers counted outside the blocks; two if stem and head count.
+        published: depth → blocks of each section, from a published table; empty if all sections are shortened alike.
+        sections: their names, needed if each may have a single block; empty otherwise.
+        classes: the builder's argument for the number of classes.
     """
 
     title: str
@@ -56,12 +56,12 @@ class Family:
     classes: str = "classes"
 
     def depth(self, blocks: int) -> int:
-        """Weighted layers of a network with that many blocks in all sections together."""
+        """Number of weighted layers of a network with this many blocks in all sections together."""
         return self.layers_per_block * blocks + self.layers_around
 
 
 def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """The weights with each name rewritten by the rules (regular expressions), in order."""
+    """Rewrite the names of weights by the rules (regular expressions), in order."""
     result = {}
     for name, tensor in weights.items():
         for pattern, replacement in rules:
@@ -71,7 +71,7 @@ def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Ten
 
 
 def fits(weights: Weights, dimensions: Mapping[str, int]) -> bool:
-    """Whether these weights are there, with as many dimensions, none of them empty."""
+    """Whether these weights exist, each with this number of dimensions and none of them empty."""
     return all(
         name in weights and weights[name].dim() == count and weights[name].numel() > 0
         for name, count in dimensions.items()
@@ -79,7 +79,7 @@ def fits(weights: Weights, dimensions: Mapping[str, int]) -> bool:
 
 
 def block_counts(weights: Weights) -> list[int]:
-    """Numbers of blocks in `layer1`, `layer2`, …, by the names; empty where they are not numbered without gaps."""
+    """Numbers of blocks in `layer1`, `layer2`, …, by the names; empty if the numbers have gaps."""
     found: dict[int, set[int]] = {}
     for name in weights:
         if match := re.match(r"layer([0-9]{1,5})\.([0-9]{1,5})\.", name):

@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
 
 
 class ZeroPadding(nn.Module):
-    """Every `stride`-th pixel, and `channels` further channels of zeros."""
+    """Take every `stride`-th pixel and add `channels` channels of zeros."""
 
     def __init__(self, channels: int, stride: int, at_end: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ZeroPadding(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, three sections of n blocks, head. Names of the parameters are those most published checkpoints use."""
+    """Stem, three sections of n blocks, head. The parameters have the names of most published checkpoints."""
 
     def __init__(self, n: int, classes: int, shortcut: Shortcut, width: int, in_channels: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def _section(n: int, in_channels: int, channels: int, stride: int, shortcut: Sho
 def resnet(
     depth: int = 56, classes: int = 10, shortcut: Shortcut = "A", width: int = 16, in_channels: int = 3
 ) -> ResNet:
-    """Builds a newly initialised CIFAR ResNet for images of any size.
+    """Build a newly initialized CIFAR ResNet for images of any size.
 
     Args:
         depth: 6n+2.
@@ -105,7 +105,7 @@ def resnet(
     return ResNet((depth - 2) // 6, classes, shortcut, width, in_channels)
 
 
-# Other people's names for the same parameters.
+# Names of the same parameters in other code bases.
 _OTHER_NAMES = (
     (r"^(conv_1_3x3|stem\.conv|conv0)\.", "conv1."),
     (r"^(bn_1|stem\.bn|bn0)\.", "bn1."),
@@ -137,10 +137,10 @@ def _read(weights: Weights) -> list[Reading]:
     symmetric = Reading(
         {**arguments, "shortcut": "A"},
         own,
-        "no weights in the shortcuts; zeros padded on both sides, as `linear` tells",
+        "no weights in the shortcuts; zeros padded on both sides, as the name `linear` suggests",
     )
     at_end = Reading({**arguments, "shortcut": "A-end"}, own, "no weights in the shortcuts; zeros padded at the end")
-    # Weights cannot tell the two paddings apart; the names of the two code bases that most of them come from can.
+    # The two paddings have the same weights; the names of the two code bases that most checkpoints come from differ.
     if "linear.weight" in weights:
         return [symmetric]
     if any(".conv_a." in name for name in weights):

@@ -79,7 +79,7 @@ def resnext(
     stem_width: int = 64,
     in_channels: int = 3,
 ) -> ResNeXt:
-    """Builds a newly initialised CIFAR ResNeXt for images of any size.
+    """Build a newly initialized CIFAR ResNeXt for images of any size.
 
     Args:
         depth: 9n+2.
@@ -100,7 +100,7 @@ def resnext(
     return ResNeXt((depth - 2) // 9, classes, cardinality, width, out_width, stem_width, in_channels)
 
 
-# Other people's names for the same parameters.
+# Names of the same parameters in other code bases.
 _OTHER_NAMES = (
     (r"^conv_1_3x3\.", "conv1."),
     (r"^bn_1\.", "bn1."),

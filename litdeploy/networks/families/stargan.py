@@ -18,9 +18,9 @@ from litdeploy.networks.families.family import Arguments, Family, Reading, Weigh
 
 _STEM_LAYERS = 9  # three times convolution, instance norm, ReLU
 _LEAK = 0.01
-_MOST_LAYERS = 12  # that halve the largest image that there can be down to one pixel
+_MOST_LAYERS = 12  # they halve the largest possible image down to one pixel
 _NUMBER = "[0-9]{1,5}"  # in the name of a weight
-_IMAGE_SIZE = 128  # of the published checkpoints; the weights do not tell
+_IMAGE_SIZE = 128  # as in the published checkpoints; the weights do not show it
 
 
 class ResidualBlock(nn.Module):
@@ -92,7 +92,7 @@ class Discriminator(nn.Module):
         self.conv2 = nn.Conv2d(widths[-1], domains, kernel, bias=False)
 
     def forward(self, images: Tensor) -> Judgement:
-        """Judges images (N, C, H, W) in [−1, 1]."""
+        """Score images (N, C, H, W) in [−1, 1]."""
         hidden_NCHW = self.main(images)
         return Judgement(self.conv1(hidden_NCHW), self.conv2(hidden_NCHW).flatten(1))
 
@@ -112,7 +112,7 @@ def _up(in_channels: int, channels: int) -> tuple[nn.Module, ...]:
 
 
 def stargan(blocks: int = 6, domains: int = 5, width: int = 64, in_channels: int = 3) -> StarGAN:
-    """Builds a newly initialised generator for images of any size that is a multiple of four.
+    """Build a newly initialized generator for images of any size that is a multiple of four.
 
     Args:
         blocks: residual blocks.
@@ -131,7 +131,7 @@ def stargan(blocks: int = 6, domains: int = 5, width: int = 64, in_channels: int
 def discriminator(
     layers: int = 6, domains: int = 5, width: int = 64, image_size: int = 128, in_channels: int = 3
 ) -> Discriminator:
-    """Builds a newly initialised discriminator.
+    """Build a newly initialized discriminator.
 
     Args:
         layers: convolutions, each of which halves the size and all but the first of which double the width.

@@ -101,7 +101,7 @@ def vdcnn(
     hidden: int = 2048,
     vocabulary: int = CharacterInput().vocabulary,
 ) -> VDCNN:
-    """Builds a newly initialised VDCNN for texts of any length from 64 characters on.
+    """Build a newly initialized VDCNN for texts of any length from 64 characters on.
 
     Args:
         depth: 9, 17, 29 or 49.

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from litdeploy.batch import Batch, moved, size_of
 from litdeploy.config.formats import FORMATS, format_of_runner, imported
 from litdeploy.config.target import Target, Timing
-from litdeploy.errors import BundleError, LitdeployError, RunnerError
+from litdeploy.errors import BundleError, LitdeployError, RunnerError, first_line
 from litdeploy.exporter.build import IdentityFunction, Job, build_artefact
 from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_file, sha256_of
@@ -33,7 +33,6 @@ from litdeploy.profiler.schema import Failure, Measurement, RawSamples, Samples,
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.engine import BatchProfile
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar
-from litdeploy.storage.pickled import first_line
 from litdeploy.storage.records import Artefact, Manifest
 from litdeploy.storage.staging import keep, staged
 

@@ -106,5 +106,5 @@ def test_what_is_no_such_network_is_refused(build: Any, arguments: dict[str, int
 def test_an_ordinary_network_with_a_main_is_not_taken_for_one() -> None:
     other = nn.Module()
     other.main = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
-    with pytest.raises(NetworkError, match="not a network that litdeploy recognises"):
+    with pytest.raises(NetworkError, match="not a network that litdeploy recognizes"):
         identify(other.state_dict(), "here")
