@@ -264,7 +264,7 @@ def test_what_is_not_recognised_says_what_to_type(weights: dict[str, Tensor], hi
 
 
 def test_a_family_that_was_asked_for_and_does_not_fit() -> None:
-    with pytest.raises(NetworkError, match="recognises"):
+    with pytest.raises(NetworkError, match="recognizes"):
         identify(resnet(20).state_dict(), "teacher.pt", request("resnext29"))
 
 
