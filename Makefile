@@ -17,6 +17,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m tests.house
 
 # On a machine with a GPU, with the Python that has torch for it: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(PYTHON)

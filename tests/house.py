@@ -75,7 +75,7 @@ BRITISH = (
     r"behaviours?|colou?rs?(?<!colors)(?<!color)|coloured|favours?|neighbours?|grey|centres?|licences?|modell(?:ed|ing)|"
     r"labell(?:ed|ing)|cancell(?:ed|ing)|learnt|analys(?:e|ed|ing)|artefacts?"
 )
-KEYS = {"normalise", "optimiser", "synchronised", "artefact", "artefacts"}
+KEYS = {"normalise", "optimiser", "synchronised", "artefact", "artefacts", "neighbour", "quantised"}
 # How the docstring of a function must not begin; the imperative does.
 THIRD_PERSON = re.compile(
     r"(?:Add|Allow|Answer|Appli?e|Ask|Begin|Bring|Build|Call|Capture|Check|Choose|Close|Collect|Compare|Compile|Complete|"

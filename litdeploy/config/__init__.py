@@ -1,1 +1,1 @@
-"""What a run is told: the recipe, the target and the network's spec, checked as they are read."""
+"""Settings of a run, validated when read: recipe, target, the network's spec and the table of export formats."""

@@ -1,1 +1,1 @@
-"""Files: locks, checkpoints in and out, the bundle and the records that it is made of."""
+"""Files of a run: locks, checkpoints, the bundle and its records."""
