@@ -77,7 +77,7 @@ def test_engines_for_three_architectures_and_a_triton_repository(
         assert f"export/{name}: left out of models" in answer.err
     assert "there is no CUDA GPU here" in answer.err
     assert answer.out.count("  not run here: built ahead of time for compute capability 8.6, 8.9, 12.0\n") == 2
-    assert "weights: 100.0 % fp32 (as the network demands)" in answer.out
+    assert "weights: 100.0 % fp32 (as the network requires)" in answer.out
     assert sorted(folder.name for folder in (tmp_path / "models").iterdir()) == ["student-onnx", "student.fp16-onnx"]
 
     answer = run("export", "--trt", "--target", target, "--compute-capability", "9.0")
