@@ -80,6 +80,7 @@ class Step:
         self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
         for module in (student, *self._branches.values()):
             self._hooks.enter_context(_plain_group_norms(module))
+            self._hooks.enter_context(_subsampled_convolutions(module))
         # A compiled function has its own order.
         device = next(student.parameters()).device
         side = len(self._branches) if device.type == "cuda" and not compiled else 0
@@ -223,6 +224,41 @@ def _plain_group_norms(module: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _subsampled_convolutions(module: nn.Module) -> Iterator[None]:
+    """Run strided 1×1 convolutions of few input channels on a CPU as subsampling and a convolution of stride 1.
+
+    Both compute the same function. But oneDNN's backward pass of the strided one writes past its workspace in
+    channels-last memory if there are fewer input channels than a vector has numbers: 8 with AVX2, 16 with AVX-512. The
+    process then aborts or hangs, or the weights get wrong gradients (torch 2.13,
+    https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def subsampling(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        down, across = stride
+        return lambda convolution, args: (args[0][..., ::down, ::across], *args[1:])
+
+    with ExitStack() as restored:
+        for each in module.modules():
+            if isinstance(each, nn.Conv2d) and _is_small_and_strided(each):
+                handle = each.register_forward_pre_hook(subsampling(each.stride))
+                restored.callback(handle.remove)
+                restored.callback(setattr, each, "stride", each.stride)
+                each.stride = (1, 1)
+        yield
+
+
+def _is_small_and_strided(convolution: nn.Conv2d) -> bool:
+    return (
+        convolution.weight.device.type == "cpu"
+        and convolution.kernel_size == (1, 1)
+        and convolution.padding in ((0, 0), "valid")
+        and convolution.groups == 1
+        and convolution.stride != (1, 1)
+        and convolution.in_channels < 16
+    )
 
 
 def side_by_side(
