@@ -3,6 +3,7 @@
 from litdeploy.trainer.compress import compress
 from litdeploy.trainer.progress import Progress
 from litdeploy.trainer.train import Trained, train
-from litdeploy.trainer.trainer import Trainer, evaluate
+from litdeploy.trainer.trainer import Trainer
+from litdeploy.trainer.validation import evaluate
 
 __all__ = ["Progress", "Trained", "Trainer", "compress", "evaluate", "train"]

@@ -29,6 +29,7 @@ from litdeploy.tasks import task_of
 from litdeploy.trainer.distributed import Ranks, check_recipe, launched
 from litdeploy.trainer.feature_cache import AUTO_VIEWS, FeatureCache, Layout, plan_cache
 from litdeploy.trainer.methods import TrainingPhase
+from litdeploy.trainer.optimizer import steps_per_epoch
 from litdeploy.trainer.plan import Plan, chain_of, plan_run
 from litdeploy.trainer.progress import Progress, check_tensorboard
 from litdeploy.trainer.resolve import resolve_recipe
@@ -43,7 +44,8 @@ from litdeploy.trainer.resume import (
 )
 from litdeploy.trainer.step import compiles_teacher, fallback, forward_flops, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Features, Teacher, load_student, read_teacher
-from litdeploy.trainer.trainer import Trainer, evaluate, steps_per_epoch
+from litdeploy.trainer.trainer import Trainer
+from litdeploy.trainer.validation import evaluate
 from litdeploy.version import __version__
 
 _MOST_SHOWN = 10
@@ -298,7 +300,7 @@ class _Compression:
         self.scores = dict(manifest.metrics["teacher"])
 
     def _keep_teacher(self, bundle: Bundle) -> TeacherRecord:
-        """Write a teacher that came from no file beside its student, so that later stages find it."""
+        """Write a teacher that came from no file next to its student, so that later stages find it."""
         sha256 = write_checkpoint(bundle.teacher_path, self.given.module.state_dict(), self.given.spec)
         return TeacherRecord(path=str(bundle.teacher_path.resolve()), sha256=sha256, spec=self.given.spec)
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.config.spec import Noun
-from litdeploy.data import Crops, free_memory
+from litdeploy.data import Crops, Picked, Split, free_memory, shuffled
 from litdeploy.errors import TrainingError
 from litdeploy.files import parse_json, read_small, write_whole
 from litdeploy.networks.sections import SectionCall
@@ -125,7 +125,7 @@ def plan_cache(
         noun: what messages call an image.
 
     Raises:
-        TrainingError: the user asked for a number of views, and they cannot be cached or there is no room for them.
+        TrainingError: the user gave a number of views, and they cannot be cached or there is no room for them.
     """
     if setting == "off":
         return CachePlan(0, False, "feature cache: off")
@@ -321,12 +321,18 @@ class FeatureCache:
 
         Raises:
             ValueError: these are not marks of this cache.
+            TrainingError: the features are gone, and the run did not compute all of them itself.
         """
         if cuts.shape != self._cuts.shape or filled.shape != self._filled.shape:
             raise ValueError("the cached features are of other images")
         then_S = filled.view(-1).bool()
         there = self.mapped and bool(self._filled.view(-1)[then_S].all())
         there = there and torch.equal(self._cuts[:, then_S], cuts[:, then_S])
+        if not there and not began_empty:
+            raise TrainingError(
+                "the teacher's features that the run began with are no longer in --feature-cache-dir, so it cannot be "
+                "resumed. Give the same folder as before, or start over: --overwrite"
+            )
         self._cuts.copy_(cuts)
         self._filled.copy_(filled if there else torch.zeros_like(filled))
         self.began_empty = began_empty
@@ -361,6 +367,42 @@ class FeatureCache:
         return value.permute(0, 3, 1, 2) if value.dim() == 4 else value
 
 
+@torch.no_grad()
+def refill(
+    cache: FeatureCache,
+    split: Split,
+    batch_size: int,
+    seed: int,
+    passes: Iterable[tuple[bool, int | None]],
+    draw: Callable[[torch.Generator], Crops],
+    features: Callable[[Picked, Crops], Features],
+) -> None:
+    """Fill an empty cache as an earlier run had filled it, with the teacher alone.
+
+    In the same batches: a teacher's results for an image may differ in their last bits between two batches.
+
+    Args:
+        split, batch_size, seed: of the run.
+        passes: for each, whether it used the cache, and its steps; None: all.
+        draw: generator → crops of a batch.
+        features: of a batch with these crops.
+    """
+    order, draws = (torch.Generator().manual_seed(seed) for _ in range(2))
+    for cached, steps in passes:
+        if cached:
+            cache.begin_pass()
+        new = []
+        for indices_N in shuffled(len(split), batch_size, order)[:steps]:
+            fresh = draw(draws)
+            # No image is in two batches of a pass: none of them changes the views of the others.
+            views = cache.choose(indices_N, fresh) if cached else None
+            if views is not None and not views.known:
+                new.append((indices_N, views))
+        for (_, views), picked in zip(new, split.pick([indices_N for indices_N, _ in new]), strict=True):
+            cache.write(views.slots_N.to(picked.labels_N.device), features(picked, views.crops))
+            cache.mark(views)
+
+
 def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Feature maps are stored as (height, width, channels), so that they are read in channels-last memory format."""
     return (shape[1], shape[2], shape[0]) if len(shape) == 3 else shape
@@ -387,7 +429,7 @@ class CacheFiles:
         self._names: list[str] = []
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The tensor of that name, on the CPU: as it was left, or zeros.
+        """The tensor of that name, on the CPU: with its earlier content, or zeros.
 
         Raises:
             TrainingError: its file has another size, or cannot be created.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from litdeploy.errors import TrainingError
+from litdeploy.errors import InterruptedRun, LitdeployError, TrainingError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -75,6 +75,41 @@ class Interruption:
         self.asked = True
         if self.twice or not self._held:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def resumable(
+    interruption: Interruption,
+    so_far: Callable[[], str],
+    advice: Callable[[], str],
+    interrupted: Callable[[], None] | None = None,
+    advise: bool = True,
+) -> Iterator[None]:
+    """Receive signals, and tell the user how to resume after an error.
+
+    Args:
+        so_far: how far the run is, for the message of an interruption.
+        advice: how to resume it.
+        interrupted: called after an interruption, before its error is raised.
+        advise: add the advice to other errors, as only the first rank does.
+
+    Raises:
+        InterruptedRun: the user stopped the run.
+    """
+    try:
+        try:
+            with interruption.heard():
+                yield
+        except KeyboardInterrupt:
+            if interrupted is not None:
+                interrupted()
+            raise InterruptedRun(f"{so_far()}. {advice()}") from None
+    except InterruptedRun:
+        raise
+    except LitdeployError as error:
+        if advise:
+            error.add_note(advice())
+        raise
 
 
 def refuses_memory(error: BaseException) -> bool:

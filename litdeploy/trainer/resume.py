@@ -375,6 +375,25 @@ def restore_optimizer(
             group["lr"] = float(rate)
 
 
+def random_tensors(order: Tensor, draws: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """The states of the random generators; `order`: that of the images' order."""
+    found = {"random/order": order, "random/draws": draws.get_state(), "random/torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["random/cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore_random(
+    order: torch.Generator, draws: torch.Generator, device: torch.device, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `random_tensors` returned."""
+    order.set_state(tensors["random/order"])
+    draws.set_state(tensors["random/draws"])
+    torch.set_rng_state(tensors["random/torch"])
+    if device.type == "cuda" and "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+
+
 def _trained(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Parameters that this rank trains, by names that all ranks share."""
     names = {id(parameter): f"student/{name}" for name, parameter in student.named_parameters()}

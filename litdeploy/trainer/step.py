@@ -189,7 +189,7 @@ def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
     """The branch that the student's own chain already computes: its first section, behind a frozen stem.
 
     The frozen stem is the teacher's, so the chain's first section runs on T_0 in any case: S_1(T_0) is the chain's own
-    S_1. It runs once and serves both losses.
+    S_1. It runs once, for both losses.
     """
     shared = objective.freezes and objective.needs_chain
     return tuple(name for name in sections[:1] if shared and name in objective.branches)
@@ -209,7 +209,7 @@ def outputs_needed(objective: Objective) -> set[str]:
 def _plain_group_norms(module: nn.Module) -> Iterator[None]:
     """Make channels-last inputs of group norms contiguous if they carry no gradient, as the teacher's tensors do.
 
-    On a CPU the backward pass of such a group norm otherwise reads a gradient that does not exist, and the process dies
+    On a CPU the group norm's backward pass otherwise reads a gradient that does not exist, and the process dies
     (torch 2.11 to 2.13).
     """
 

@@ -21,11 +21,13 @@ from litdeploy.tasks import task_of
 from litdeploy.trainer.compress import show_left_out
 from litdeploy.trainer.distributed import check_recipe, launched
 from litdeploy.trainer.methods import METHODS, Start
+from litdeploy.trainer.optimizer import steps_per_epoch
 from litdeploy.trainer.plan import Plan
 from litdeploy.trainer.progress import Progress
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot, identity_of_new
-from litdeploy.trainer.trainer import Trainer, evaluate, steps_per_epoch
+from litdeploy.trainer.trainer import Trainer
+from litdeploy.trainer.validation import evaluate
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def train(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Trained:
-    """Train a new network and write `out` (`.safetensors`) and its metrics beside it (`.metrics.jsonl`).
+    """Train a new network and write `out` (`.safetensors`) and its metrics next to it (`.metrics.jsonl`).
 
     Several processes of a launcher train it together, as in `compress`.
 
@@ -58,7 +60,7 @@ def train(
     Args:
         network: see `networks.registry.request`.
         recipe, device, overwrite, checkpoint_every, progress, **changes: as for `compress`.
-        resume: resume the run whose checkpoints are beside `out` (`.checkpoints`); start if there are none.
+        resume: resume the run whose checkpoints are next to `out` (`.checkpoints`); start if there are none.
 
     Raises:
         LitdeployError: one of its kinds, before anything is written.

@@ -12,11 +12,10 @@ Shape suffixes: N images of a batch, M images of the source, C channels, H heigh
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,21 +25,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch, forward, mapped, moved
-from litdeploy.config.recipe import Augmentation, Phase, Recipe
+from litdeploy.batch import Batch, mapped, moved
+from litdeploy.config.recipe import Augmentation, Recipe
 from litdeploy.config.spec import AnyInput
-from litdeploy.data import (
-    Crops,
-    Data,
-    Split,
-    draw_crops,
-    normalised_batches,
-    prepared,
-    shuffled,
-    worker_died,
-)
-from litdeploy.errors import DataError, InterruptedRun, LitdeployError, TrainingError
-from litdeploy.networks.network import logits_of
+from litdeploy.data import Crops, Data, Picked, draw_crops, prepared, shuffled, worker_died
+from litdeploy.errors import DataError, TrainingError
 from litdeploy.networks.sections import container
 from litdeploy.networks.width import narrow
 from litdeploy.storage.records import Score
@@ -48,10 +37,12 @@ from litdeploy.tasks import task_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.batch_norm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronized
 from litdeploy.trainer.distributed import ALONE, Ranks, divide
-from litdeploy.trainer.feature_cache import FeatureCache
-from litdeploy.trainer.interruption import Interruption, out_of_host_memory, out_of_memory, refuses_memory
+from litdeploy.trainer.feature_cache import FeatureCache, refill
+from litdeploy.trainer.interruption import Interruption, out_of_host_memory, out_of_memory, refuses_memory, resumable
 from litdeploy.trainer.methods import TrainingPhase
+from litdeploy.trainer.monitor import LossMonitor
 from litdeploy.trainer.objectives import LitSections
+from litdeploy.trainer.optimizer import new_optimizer, new_schedule, steps_per_epoch
 from litdeploy.trainer.plan import Plan
 from litdeploy.trainer.progress import MetricsLog, Progress, Row
 from litdeploy.trainer.resume import (
@@ -63,17 +54,14 @@ from litdeploy.trainer.resume import (
     not_finite,
     of_this_student,
     optimizer_tensors,
+    random_tensors,
     restore_optimizer,
+    restore_random,
     restore_student,
 )
 from litdeploy.trainer.step import Captured, Step, compiles_step, fallback, forward_flops, section_flops
 from litdeploy.trainer.teacher import DTYPES, Features, Teacher
-
-# Steps between two looks at the losses. Meanwhile they stay on the device: reading them waits for all queued work.
-INTERVAL = 20
-
-# A loss larger than what the phase began with (or 1) by this factor does not recover.
-_DIVERGED = 1000.0
+from litdeploy.trainer.validation import evaluate
 
 
 class Trainer:
@@ -167,7 +155,9 @@ class Trainer:
             BundleError: a checkpoint cannot be written.
             KeyboardInterrupt: the user stopped the run; a checkpoint is written.
         """
-        with self.interruption.held(), self._seeded():
+        with self.interruption.held(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            # Layers that draw by themselves, such as dropout, draw differently on each rank.
+            torch.manual_seed(self.recipe.seed + self.ranks.rank)
             if self.saved is not None:
                 self._rebuild(self.saved)
             for number, phase in enumerate(self.phases):
@@ -361,13 +351,6 @@ class Trainer:
         if not self._synchronizes:
             average_statistics(self.student, self.sharing)
 
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Seed what layers draw by themselves, such as dropout, differently on each rank."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.recipe.seed + self.ranks.rank)
-            yield
-
     @property
     def _synchronizes(self) -> bool:
         return self.ranks.size > 1 and self.recipe.batch_norm == "synchronised"
@@ -418,6 +401,12 @@ class Trainer:
         images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
         return task_of(self.input).training_inputs(images_NCHW, labels_N, self.input)
 
+    def _augmented(self, picked: Picked, crops: Crops) -> Batch:
+        """The student's inputs of a batch that is not trained on."""
+        crops = crops.to(picked.labels_N.device)
+        cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
+        return self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
+
     def _part(self, crops: Crops) -> Crops:
         """This rank's part of the crops. All ranks draw those of the whole batch."""
         part = self.sharing.part
@@ -431,43 +420,21 @@ class Trainer:
         order, draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
         split, size = self.data.train, self.recipe.batch_size
         for picked in split.pick(shuffled(len(split), size, order)[:batches]):
-            crops = draw_crops(size, self._augmentation, draws).to(picked.labels_N.device)
-            cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
-            yield self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
+            yield self._augmented(picked, draw_crops(size, self._augmentation, draws))
 
     # Stopping and resuming.
 
-    @contextmanager
-    def resumable(self, where: Path, interrupted: Callable[[], None] | None = None) -> Iterator[None]:
-        """Receive signals, and tell the user how to resume after an error.
-
-        Args:
-            where: what the message of an interruption names.
-            interrupted: called after an interruption, before its error is raised.
-
-        Raises:
-            InterruptedRun: the user stopped the run.
-        """
+    def resumable(self, where: Path, interrupted: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+        """Receive signals, and tell the user how to resume after an error. See `interruption.resumable`."""
         position = self.position
         self.checkpoints.begin(position.epochs_done, position.steps_done)
-        try:
-            try:
-                with self.interruption.heard():
-                    yield
-            except KeyboardInterrupt:
-                if interrupted is not None:
-                    interrupted()
-                raise InterruptedRun(
-                    f"{where}: interrupted after {position.epochs_done} of {self.epochs} epochs"
-                    + (f" and {position.step} steps" if position.step else "")
-                    + f". {self.checkpoints.advice()}"
-                ) from None
-        except InterruptedRun:
-            raise
-        except LitdeployError as error:
-            if self.ranks.first:
-                error.add_note(self.checkpoints.advice())
-            raise
+
+        def so_far() -> str:
+            steps = f" and {position.step} steps" if position.step else ""
+            return f"{where}: interrupted after {position.epochs_done} of {self.epochs} epochs{steps}"
+
+        advice = self.checkpoints.advice
+        return resumable(self.interruption, so_far, advice, interrupted, self.ranks.first)
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -546,13 +513,9 @@ class Trainer:
         }
         if in_phase:
             found |= optimizer_tensors(self.student, self.optimizer)
-            # Of the order, its state at the epoch's begin: the steps done are drawn again, and skipped.
+            # The order's state at the beginning of the epoch: the steps done are drawn again, and skipped.
             before = self._before_epoch
-            found["random/order"] = self.order.get_state() if before is None else before[0]
-            found["random/draws"] = self.draws.get_state()
-            found["random/torch"] = torch.get_rng_state()
-            if self.device.type == "cuda":
-                found["random/cuda"] = torch.cuda.get_rng_state(self.device)
+            found |= random_tensors(self.order.get_state() if before is None else before[0], self.draws, self.device)
             facts["learning_rates"] = [float(group["lr"]) for group in self.optimizer.param_groups]
             facts["schedule"] = self.schedule.last_epoch
         if cache is not None:
@@ -606,234 +569,29 @@ class Trainer:
             restore_student(self.student, tensors)
             if in_phase:
                 restore_optimizer(self.student, self.optimizer, self.schedule, tensors, facts)
-                self.order.set_state(tensors["random/order"])
-                self.draws.set_state(tensors["random/draws"])
-                torch.set_rng_state(tensors["random/torch"])
-                if self.device.type == "cuda" and "random/cuda" in tensors:
-                    torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+                restore_random(self.order, self.draws, self.device, tensors)
         if in_phase and self.cache is not None:
-            self._restore_cache(self.cache, tensors, facts["cache"])
+            known = facts["cache"]
+            if not self.cache.restore(tensors["cache/cuts"], tensors["cache/filled"], known["began_empty"]):
+                self.note("feature cache: computing the features again")
+                self._refill(self.cache)
+            self.cache.passes = int(known["passes"])
         self.saved = None
 
-    def _restore_cache(self, cache: FeatureCache, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        kept = cache.restore(tensors["cache/cuts"], tensors["cache/filled"], facts["began_empty"])
-        if not kept and not facts["began_empty"]:
-            raise TrainingError(
-                "the teacher's features that the run began with are no longer in --feature-cache-dir, so it cannot be "
-                "resumed. Give the same folder as before, or start over: --overwrite"
-            )
-        if not kept:
-            self.note("feature cache: computing the features again")
-            self._refill(cache)
-        cache.passes = int(facts["passes"])
-
-    @torch.no_grad()
     def _refill(self, cache: FeatureCache) -> None:
-        """Fill an empty cache as the run had filled it up to its position, with the teacher alone.
-
-        In the same batches: a teacher's results for an image may differ in their last bits between two batches.
-        """
-        order, draws = (torch.Generator().manual_seed(self.recipe.seed) for _ in range(2))
-        begun = self.phases[: self.position.phase + 1]
+        """Fill an empty cache as the run had filled it up to its position."""
+        assert self.teacher is not None
+        position, teacher = self.position, self.teacher
+        begun = self.phases[: position.phase + 1]
         # Features of earlier teachers are not kept; their passes only drew from the generators.
         new_teachers = [n for n, phase in enumerate(begun) if phase.transition and phase.transition.new_teacher]
+        passes: list[tuple[bool, int | None]] = []
         for number, phase in enumerate(begun):
             taught = phase.objective.needs_teacher and number >= max(new_teachers, default=0)
-            present = number == self.position.phase
-            for epoch in range(self.position.epoch + 1 if present else phase.settings.epochs):
-                steps = self.position.step if present and epoch == self.position.epoch else None
-                self._refill_pass(cache if taught else None, order, draws, steps)
-
-    def _refill_pass(
-        self, cache: FeatureCache | None, order: torch.Generator, draws: torch.Generator, steps: int | None
-    ) -> None:
-        """Repeat an epoch's draws and fill the cache.
-
-        Args:
-            cache: None: the epoch had none.
-            steps: of the epoch; None: all.
-        """
-        split, size = self.data.train, self.recipe.batch_size
-        if cache is not None:
-            cache.begin_pass()
-        new = []
-        for indices_N in shuffled(len(split), size, order)[:steps]:
-            fresh = draw_crops(size, self._augmentation, draws)
-            # No image is in two batches of a pass: none of them changes the views of the others.
-            views = None if cache is None else cache.choose(indices_N, fresh)
-            if views is not None and not views.known:
-                new.append((indices_N, views))
-        for (_, views), picked in zip(new, split.pick([indices_N for indices_N, _ in new]), strict=True):
-            assert cache is not None
-            assert self.teacher is not None
-            device = picked.labels_N.device
-            crops = views.crops.to(device)
-            cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
-            inputs = self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
-            cache.write(views.slots_N.to(device), self.teacher(inputs))
-            cache.mark(views)
-
-
-class LossMonitor:
-    """Sum up the losses of a phase, and stop a run that diverges. All ranks look at the same steps.
-
-    Args:
-        position: receives the sums.
-        ranks: of the run.
-        parts: number of ranks that share a batch.
-        owners: section → its rank, if sections are divided; else empty.
-    """
-
-    def __init__(
-        self,
-        position: Position,
-        phase: TrainingPhase,
-        optimizer: torch.optim.Optimizer,
-        ranks: Ranks = ALONE,
-        parts: int = 1,
-        owners: Mapping[str, int] | None = None,
-    ) -> None:
-        self._position = position
-        self._phase = phase
-        self._optimizer = optimizer
-        self._ranks = ranks
-        self._parts = parts
-        self._owners = owners or {}
-        self._names: list[str] = []
-        self._rows: list[Tensor] = []
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Add the losses of one step, on the device."""
-        self._names = list(losses)
-        self._rows.append(torch.stack(list(losses.values())))
-
-    @property
-    def full(self) -> bool:
-        """Whether it is time to look."""
-        return len(self._rows) >= INTERVAL
-
-    def look(self, *flags: bool) -> list[bool]:
-        """Read the losses and add them to the position's sums. All ranks call it at once.
-
-        Args:
-            flags: of this rank.
-
-        Returns:
-            For each flag, whether it is set on any rank.
-
-        Raises:
-            TrainingError: a loss is not finite, or diverges.
-        """
-        names = ["loss", *(f"section/{name}" for name in self._owners)] if self._owners else self._names
-        rows = torch.stack(self._rows).double().tolist() if self._rows else []
-        self._rows.clear()
-        mine = [dict(zip(self._names, row, strict=True)) for row in rows]
-        numbers = [row.get(name, 0.0) for row in mine for name in names]
-        totals = iter(self._ranks.totals([*numbers, *map(float, flags)]))
-        # Means over the parts of a batch; for divided sections each owner's loss, and the sum.
-        table = [{name: next(totals) / self._parts for name in names} for _ in mine]
-        self._check(table)
-        sums = self._position.sums
-        for row in table:
-            for name, loss in row.items():
-                sums[name] = sums.get(name, 0.0) + loss
-        return [next(totals) > 0 for _ in flags]
-
-    def _check(self, table: Sequence[Mapping[str, float]]) -> None:
-        position = self._position
-        for step, losses in enumerate(table, position.step - len(table) + 1):
-            strange = [f"{name} ({loss})" for name, loss in losses.items() if not math.isfinite(loss)]
-            if strange:
-                raise self._error(step, f"{', '.join(strange)} is not a finite number")
-        if table:
-            mean = sum(losses["loss"] for losses in table) / len(table)
-            if position.first_loss is None:
-                position.first_loss = mean
-            if mean > _DIVERGED * max(position.first_loss, 1.0):
-                parts = {name: loss for name, loss in table[-1].items() if name != "loss"}
-                largest = f"; its largest part is {max(parts, key=lambda name: parts[name])}" if parts else ""
-                raise self._error(
-                    position.step, f"the loss diverges: {mean:.3g}, and {position.first_loss:.3g} at first{largest}"
-                )
-
-    def _error(self, step: int, what: str) -> TrainingError:
-        rate = float(self._optimizer.param_groups[0]["lr"])
-        return TrainingError(
-            f"epoch {self._position.epochs_done + 1}, step {step} ({self._phase.name}): {what}, at a learning rate of "
-            f"about {rate:.3g}. Try a lower one, in a new run: --learning-rate "
-            f"{self._phase.settings.learning_rate / 3:.2g} --overwrite"
-        )
-
-
-class _AdamW(torch.optim.AdamW):
-    # A step that will be captured first runs a few times outside the graph, about which torch would warn.
-    _warned_capturable_if_run_uncaptured = True
-
-
-def new_optimizer(student: nn.Module, recipe: Recipe, phase: Phase, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of the student's parameters that require gradients."""
-    on_cuda = device.type == "cuda"
-    # A captured graph has its numbers built in; on CUDA the rate is a tensor, which the fused update reads.
-    rate = torch.tensor(phase.learning_rate, device=device) if on_cuda else phase.learning_rate
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if recipe.optimiser == "adamw":
-        return _AdamW(trained, rate, recipe.betas, weight_decay=recipe.weight_decay, fused=on_cuda, capturable=on_cuda)
-    return torch.optim.SGD(trained, rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=on_cuda)
-
-
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches in a split; an epoch skips the rest.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    steps = len(split) // batch_size
-    if steps == 0:
-        raise TrainingError(
-            f"the training split has {len(split)} samples, fewer than one batch of {batch_size}. "
-            f"Give a smaller batch: --batch-size {max(2, len(split) // 4)}"
-        )
-    return steps
-
-
-def new_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The phase's learning rate schedule, stepped once a step."""
-    if phase.schedule == "step":
-        milestones = [epoch * steps for epoch in phase.milestones]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-    total = max(1, phase.epochs * steps)
-    # One more than the steps: the schedule is stepped after the last update too.
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=phase.learning_rate, total_steps=total + 1, cycle_momentum=False
-    )
-
-
-def evaluate(
-    module: nn.Module,
-    split: Split,
-    spec: AnyInput,
-    precision: str,
-    reference: nn.Module | None = None,
-    batch_size: int = 256,
-) -> Score:
-    """Measure a module on a split, on the module's device. Leaves it in eval mode.
-
-    Args:
-        reference: the teacher, if the task's metric compares with it.
-    """
-    batches = normalised_batches(split, spec, batch_size)
-    original = None if reference is None else _answers(reference, precision)
-    score: Score = task_of(spec).evaluate(_answers(module, precision), batches, spec, original)
-    return score
-
-
-def _answers(module: nn.Module, precision: str) -> Callable[[Batch], Tensor]:
-    module.eval()
-    device = next(module.parameters()).device
-
-    @torch.no_grad()
-    def run(batch: Batch) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return logits_of(forward(module, batch)).float()
-
-    return run
+            whole = position.epoch if number == position.phase else phase.settings.epochs
+            passes += [(taught, None)] * whole
+            if number == position.phase:
+                passes.append((taught, position.step))
+        size, seed = self.recipe.batch_size, self.recipe.seed
+        draw = partial(draw_crops, size, self._augmentation)
+        refill(cache, self.data.train, size, seed, passes, draw, lambda *batch: teacher(self._augmented(*batch)))

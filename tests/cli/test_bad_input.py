@@ -275,7 +275,7 @@ CASES = {
     ),
     "a discriminator that is another network": Case(
         ("G.ckpt", *FACES, "--beta", "0", "--discriminator", "TEACHER"),
-        "is none of images of 3 × 16 × 16",
+        "is no discriminator of images of 3 × 16 × 16",
         _generator(),
     ),
     "an attribute that is none": Case(

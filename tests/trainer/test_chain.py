@@ -21,7 +21,7 @@ from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.storage.records import descent
 from litdeploy.trainer import Progress, compress
-from litdeploy.trainer.trainer import evaluate
+from litdeploy.trainer.validation import evaluate
 from tests.faults.conftest import Watching, assert_same
 from tests.trainer.test_compress import own_network
 

@@ -28,7 +28,8 @@ def test_few_frames_lead_from_the_command_to_backward(
         real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    words = ["compress", str(teacher_path), "--data", "digits", "--student-depth", "8", "--epochs", "1"]
+    # All phases of LIT: sections, all together, fine-tuning.
+    words = ["compress", str(teacher_path), "--recipe", "digits-resnet", "--student-depth", "8", "--epochs", "5"]
     words += ["--device", "cpu", "--batch-size", "512", "--compile", "off", "--out", str(tmp_path / "deploy")]
     monkeypatch.setattr("sys.argv", ["litdeploy", *words])
     with pytest.raises(SystemExit) as ended:

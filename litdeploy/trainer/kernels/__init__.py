@@ -1,16 +1,16 @@
-"""What the block trainer computes beside the networks, each fused into one Triton kernel.
+"""The trainer's computations outside the networks, each fused into one Triton kernel.
 
 | function | one pass over | instead of |
 |---|---|---|
 | `section_losses` | all S_i and T_i, in one launch | a section: cast, subtract, square, sum, and the way back |
 | `distillation_loss` | both logits | three softmaxes, their logarithms, and the way back |
-| `augmented` | the pixels of the batch | gather, pad, cut, flip, cast, subtract, divide, cast |
+| `augmented` | the pixels of the batch | gather, pad, crop, flip, cast, subtract, divide, cast |
 
-`reference.py` says in plain torch what each of them means; one file a kernel beside it. Which of the two runs is
-chosen here: the kernel on a CUDA device where Triton works, the reference everywhere else.
+`reference.py` defines each of them in plain torch; each kernel has a file of its own. This module chooses which of the
+two runs: the kernel on a CUDA device where Triton works, the reference everywhere else.
 
 The kernels are torch operators (`torch.ops.litdeploy`): `torch.compile` keeps them in its graph, autograd knows their
-gradients, and a CUDA graph captures them, since all that they take are addresses and numbers. The first call compiles
+gradients, and a CUDA graph captures them, since their arguments are addresses and numbers only. The first call compiles
 and must come before a capture.
 """
 
@@ -30,7 +30,7 @@ from litdeploy.trainer.kernels import reference
 
 __all__ = ["augmented", "distillation_loss", "fused_on", "section_losses"]
 
-# Looked for and not imported: that takes half a second, which a run on the CPU has no use for.
+# Found without importing it, which takes half a second that a run on the CPU does not need.
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -57,7 +57,7 @@ def distillation_loss(
 def augmented(
     source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A batch, cut, flipped and normalised: see `reference.augmented`."""
+    """A batch, cropped, flipped and normalized: see `reference.augmented`."""
     if fused_on(source_MCHW.device):
         from litdeploy.trainer.kernels import augmentation
 
@@ -72,8 +72,10 @@ def fused_on(device: torch.device) -> bool:
 
 @lru_cache
 def _works_on(device: torch.device) -> bool:
-    """Whether a kernel can be built and launched, tried once a device: Triton builds its launcher with a C compiler and
-    Python's headers, which not every machine with a GPU has."""
+    """Whether a kernel can be built and launched, tried once per device.
+
+    Triton builds its launcher with a C compiler and Python's headers, which not every machine with a GPU has.
+    """
     try:
         from litdeploy.trainer.kernels.scaling import scaled
 

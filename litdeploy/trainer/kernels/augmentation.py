@@ -1,4 +1,4 @@
-"""The next batch in one pass: gathered from the resident dataset, cut, flipped, normalised, cast, channels-last."""
+"""The next batch in one pass: gathered from the resident dataset, cropped, flipped, normalized, cast, channels-last."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _augment_kernel(
     PADDING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # Over what is written, so that the stores are the wide ones; the bytes read for them lie in the cache.
+    # Indexed by the output, so that the stores are the wide ones; the bytes they read are in the cache.
     size: tl.constexpr = CHANNELS * HEIGHT * WIDTH
     image = tl.program_id(1)
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -1,4 +1,4 @@
-"""The distillation loss: value and gradient by the logits in one launch, and in one pass where a row fits a block.
+"""The distillation loss: value and gradient by the logits in one launch, and in one pass if a row fits into a block.
 
 Shape suffixes: N images, K classes; in a kernel R rows and K classes of one tile.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from litdeploy.trainer.kernels.scaling import OPTIONS, scaled
 
-# The most classes that are held in registers at once; rows of more are read twice, in smaller blocks.
+# The most classes that registers hold at once; longer rows are read twice, in smaller blocks.
 MOST_CLASSES = 4096
 BLOCK = 2048
-# Logits in a tile at least: several rows where there are few classes.
+# Logits in a tile at least: several rows if the classes are few.
 TILE = 512
 
 
@@ -57,7 +57,7 @@ def _finish(
     alpha,
     temperature,
 ):
-    """Writes a tile's gradient; gives its share of each row's loss."""
+    """Write a tile's gradient; return its share of each row's loss."""
     # Beyond the last class any finite number: -inf less -inf is none.
     s_RK = tl.where(valid_1K, s_RK - s_max_R[:, None], 0.0)
     t_RK = tl.where(valid_1K, t_RK - t_max_R[:, None], 0.0)

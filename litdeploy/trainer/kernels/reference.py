@@ -1,4 +1,4 @@
-"""What is right: each fused kernel's meaning in plain torch, for every device, and what runs where there is no Triton.
+"""The definition of each fused kernel in plain torch: for every device, and for machines without Triton.
 
 Shape suffixes: N images of a batch, M images of the source, C channels, H height, W width, K classes.
 """
@@ -39,12 +39,12 @@ def distillation_loss(
 def augmented(
     source_MCHW: Tensor, rows_N: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A batch from where it lies: gathered, padded with black, cut, flipped, normalised.
+    """A batch from its source: gathered, padded with black, cropped, flipped, normalized.
 
     Args:
         source_MCHW: uint8.
         rows_N: int64, which of the source's images.
-        dtype: of the result; the arithmetic is float32 whatever it is.
+        dtype: of the result; the arithmetic is float32 in any case.
 
     Returns:
         (N, C, H, W) in channels-last memory format, on the source's device.

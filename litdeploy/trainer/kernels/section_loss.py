@@ -1,7 +1,7 @@
 """The LIT section loss: all sections in one launch, value and gradient in one pass over S and T.
 
-A CUDA graph captures it as it is: addresses and sizes are arguments of the kernel (Triton's tuples), so that there is
-no table of addresses to be copied to the device, and none to go stale.
+A CUDA graph captures it unchanged: addresses and sizes are arguments of the kernel (Triton's tuples), so that no table
+of addresses has to be copied to the device or can become stale.
 """
 
 from __future__ import annotations

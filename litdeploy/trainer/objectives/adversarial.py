@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Adversarial(Objective):
-    """A generator against a discriminator that stays as it is (Choi et al., "StarGAN", CVPR 2018, equation 6).
+    """A generator against a frozen discriminator (Choi et al., "StarGAN", CVPR 2018, equation 6).
 
     L = −mean D_src(G(x, c)) + λ_cls · L_cls(D_cls(G(x, c)), c) + λ_rec · mean |x − G(G(x, c), c')|, where x is an image
     of the domains c' and c are others. L_cls is the cross-entropy; of attributes the binary one, summed over them.
 
-    To that comes λ_teacher · mean |G(x, c) − T(x, c)|, which the paper does not have: there the discriminator learns
-    too. One that stays as it is takes images for real that nobody else does, and a generator that is held by nothing
-    finds them (benchmarks/results/amd-epyc-2-cores/stargan.json).
+    λ_teacher · mean |G(x, c) − T(x, c)| is added, which the paper does not have: there the discriminator learns too. A
+    frozen one takes some images for real that no person would, and an unconstrained generator finds them
+    (benchmarks/results/amd-epyc-2-cores/stargan.json).
 
     Args:
         discriminator: images (N, C, H, W) → how real each patch is, and logits (N, K) of the domains. Frozen.
@@ -72,10 +72,10 @@ def domain_loss(logits_NK: Tensor, wanted_NK: Tensor, exclusive: bool) -> Tensor
 
 
 def load_discriminator(path: str, generator: Network) -> nn.Module:
-    """The discriminator in a file, held against the generator's images and domains.
+    """Load a discriminator and check it against the generator's images and domains.
 
     Raises:
-        CheckpointError, NetworkError: no such file, or none that judges such images.
+        CheckpointError, NetworkError: the file is missing, or its network does not judge these images.
     """
     spec, task = generator.spec.input, task_of(generator.spec)
     if task.output != "images":
@@ -93,8 +93,8 @@ def load_discriminator(path: str, generator: Network) -> nn.Module:
         found = 0  # another number of channels, smaller images than it takes, or no discriminator at all
     if found != spec.domains:
         raise NetworkError(
-            f"--discriminator {path}: is none of images of {' × '.join(map(str, spec.images.shape))} in {spec.domains} "
-            f"domains, as {generator.source} makes them. Give the one that was trained with this generator "
-            "(of the published code: …-D.ckpt beside …-G.ckpt)."
+            f"--discriminator {path}: is no discriminator of images of {' × '.join(map(str, spec.images.shape))} in "
+            f"{spec.domains} domains, as {generator.source} makes them. Give the one that was trained with this "
+            "generator (of the published code: …-D.ckpt next to …-G.ckpt)."
         )
     return module

@@ -47,7 +47,7 @@ class ProbabilisticTransfer(Objective):
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         student_NE, teacher_NE = (embedding(output) for output in outputs.chain[self.chain[0]])
-        with torch.autocast(student_NE.device.type, enabled=False):  # bf16 cannot tell similarities near 1 apart
+        with torch.autocast(student_NE.device.type, enabled=False):  # bf16 does not resolve similarities near 1
             pairs = [(_cosine(teacher_NE), _cosine(student_NE)), (_nearness(teacher_NE), _nearness(student_NE))]
             pkt = torch.stack([_divergence(teacher, student) for teacher, student in pairs]).sum()
         losses = {"loss": self._weight * pkt, "pkt": pkt}

@@ -83,5 +83,5 @@ def test_a_discriminator_of_other_images_or_domains_is_refused(generator: Networ
     assert load_discriminator(str(path), generator).conv2.out_channels == 3
     for wrong in (_critic(domains=4), _critic(channels=1), generator.module):
         torch.save(wrong.state_dict(), path)
-        with pytest.raises(NetworkError, match=r"none of images of 3 × 16 × 16 in 3 domains"):
+        with pytest.raises(NetworkError, match=r"no discriminator of images of 3 × 16 × 16 in 3 domains"):
             load_discriminator(str(path), generator)
