@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from litdeploy.config.formats import described_suffixes
 from litdeploy.errors import SettingsError
 
 # As in storage.bundle, whose import takes longer than all else that --help needs. A test compares the two.
@@ -25,7 +26,9 @@ TeacherFile = Annotated[
 BundlePath = Annotated[Path, typer.Argument(help="The bundle.", show_default=True)]
 AnyFile = Annotated[
     Path,
-    typer.Argument(help="Weights, a folder that transformers saved, an exported file (.onnx, .pt2), or a bundle."),
+    typer.Argument(
+        help=f"Weights, a folder that transformers saved, an exported file ({described_suffixes()}), or a bundle."
+    ),
 ]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]

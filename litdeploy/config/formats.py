@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from litdeploy.errors import BundleError
@@ -58,6 +59,8 @@ class Format:
         build: `exporter.build.BuildFunction`, which writes a file.
         runners: name → a function of (source, device, precision) that returns a `Runner` of its files. The first
             verifies them.
+        describe: `runtime.runner.DescribeFunction`, which reads what a file says of itself, so that it can be evaluated
+            alone; None: it cannot.
         check: `exporter.build.CheckFunction`, called before anything is built; None: nothing to check.
         identity: `exporter.build.IdentityFunction`, which returns the details of a file that depend on the machine;
             None: it depends on nothing here.
@@ -75,6 +78,7 @@ class Format:
     libraries: tuple[str, ...]
     build: str
     runners: Mapping[str, str]
+    describe: str | None = None
     check: str | None = None
     identity: str | None = None
     alike: tuple[str, ...] = ()
@@ -108,6 +112,7 @@ FORMATS: dict[str, Format] = {
             "onnxruntime": "litdeploy.runtime.onnxruntime:OnnxRuntimeRunner",
             "onnxruntime-graph": "litdeploy.runtime.onnxruntime:graph_runner",
         },
+        describe="litdeploy.runtime.onnx_file:describe",
         alike=("opset",),
         triton="litdeploy.exporter.formats.onnx:TRITON",
     ),
@@ -119,6 +124,7 @@ FORMATS: dict[str, Format] = {
         libraries=("torch",),
         build="litdeploy.exporter.formats.inductor:build",
         runners={"inductor": "litdeploy.runtime.inductor:InductorRunner"},
+        describe="litdeploy.runtime.inductor:describe",
         check="litdeploy.exporter.formats.inductor:check",
         identity="litdeploy.exporter.formats.inductor:identity",
         triton="litdeploy.exporter.formats.inductor:TRITON",
@@ -193,6 +199,16 @@ def format_of(kind: str) -> str:
     if name not in FORMATS:
         raise BundleError(f"the manifest holds the artefact {kind!r}; known formats: {', '.join(FORMATS)}.")
     return name
+
+
+def format_of_file(path: Path) -> str | None:
+    """The key of the format of an exported file that describes itself, by its suffix; None: `path` is not one."""
+    return next((name for name, row in FORMATS.items() if row.describe and row.suffix == path.suffix), None)
+
+
+def described_suffixes() -> str:
+    """Suffixes of the files that describe themselves, for people: `.onnx, .pt2`."""
+    return ", ".join(row.suffix for row in FORMATS.values() if row.describe)
 
 
 def kind_of(name: str, precision: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from litdeploy.config.formats import FORMATS, format_of_file, imported
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.settings import parse
 from litdeploy.config.spec import (
@@ -25,8 +26,7 @@ from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.adapter import read_names
-from litdeploy.runtime.inductor import package_details
-from litdeploy.runtime.onnx_file import describe_onnx
+from litdeploy.runtime.runner import DescribeFunction, ExportedFile
 from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
@@ -123,7 +123,7 @@ def evaluate_retrieval(
     """
     path, network = published(path, network)
     path, settings, seed = what_on(path, data, seed)
-    if path.suffix in (".onnx", ".pt2"):
+    if format_of_file(path) is not None:
         raise SettingsError(f"--retrieval: {path} outputs logits only. Give the weights that it was exported from.")
     where = resolve_device(device)
     loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
@@ -181,42 +181,46 @@ def open_file(
     input_shape: tuple[int, ...] | None,
 ) -> tuple[Runner, NetworkSpec, int]:
     """A runner of weights or of an exported file, not yet entered, with its spec and number of classes."""
-    if path.suffix == ".onnx":
-        spec, classes = _onnx_spec(path, normalise, input_shape)
-        return open_runner("onnxruntime", path=path, device=device), spec, classes
-    if path.suffix == ".pt2":
-        details = package_details(path, device)
-        spec = _exported_spec(path, details["metadata"], details.get("image_shape"), normalise, input_shape)
-        return open_runner("inductor", path=path, device=device), spec, details["classes"]
-    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
-    runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
-    return runner, loaded.spec, loaded.class_count()
+    name = format_of_file(path)
+    if name is None:
+        loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+        runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
+        return runner, loaded.spec, loaded.class_count()
+    row = FORMATS[name]
+    assert row.describe is not None
+    describe: DescribeFunction = imported(row.describe)
+    described = describe(path, device)
+    spec = _spec_of(path, described, normalise, input_shape)
+    classes = _class_count(path, described, spec)
+    return open_runner(row.runner, path=path, device=device), spec, classes
 
 
-def _onnx_spec(path: Path, normalise: str | None, input_shape: tuple[int, ...] | None) -> tuple[NetworkSpec, int]:
-    """Spec and number of classes of an ONNX file, from its metadata and shapes.
+def _class_count(path: Path, described: ExportedFile, spec: NetworkSpec) -> int:
+    """Number of classes of an exported file.
 
     Raises:
+        RunnerError: its output does not have the task's shape.
+    """
+    if described.classes is not None:
+        return described.classes
+    task, output = task_of(spec), list(described.output_shape)
+    classes = task.class_count(output[1:], spec.input)
+    if classes is None:
+        wanted = ", ".join(str(size) for size in ("N", *task.output_shape(spec.input, "classes")))
+        raise RunnerError(f"{path}: outputs {output}, not {task.output} ({wanted}). Export it again.")
+    return classes
+
+
+def _spec_of(
+    path: Path, described: ExportedFile, normalise: str | None, input_shape: tuple[int, ...] | None
+) -> NetworkSpec:
+    """Spec of an exported file, from its metadata and shapes.
+
+    Raises:
+        RunnerError: the metadata is damaged.
         SettingsError: the metadata has no normalization, and none is given.
     """
-    described = describe_onnx(path)
-    metadata, shape, output = described["metadata"], described["input_shape"][1:], described["output_shape"]
-    stated = tuple(shape) if len(shape) == 3 and all(isinstance(size, int) for size in shape) else None
-    spec = _exported_spec(path, metadata, stated, normalise, input_shape)
-    classes = task_of(spec).class_count(output[1:], spec.input)
-    if classes is None:
-        wanted = ", ".join(str(size) for size in ("N", *task_of(spec).output_shape(spec.input, "classes")))
-        raise RunnerError(f"{path}: outputs {output}, not {task_of(spec).output} ({wanted}). Export it again.")
-    return spec, classes
-
-
-def _exported_spec(
-    path: Path,
-    metadata: dict[str, str],
-    stated_shape: tuple[int, ...] | None,
-    normalise: str | None,
-    input_shape: tuple[int, ...] | None,
-) -> NetworkSpec:
+    metadata, stated_shape = described.metadata, described.image_shape
     # Prefer the metadata's shape: a file that takes pixels has channels last.
     stated = {**({} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}), **metadata}
     known = input_of(stated)

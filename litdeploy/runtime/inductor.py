@@ -19,7 +19,7 @@ from litdeploy.errors import RunnerError, first_line
 from litdeploy.files import is_file, sha256_of
 from litdeploy.runtime.adapter import InputAdapter, read_adapter
 from litdeploy.runtime.device import device_name, ieee_float32
-from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.runtime.runner import Description, ExportedFile, Source, check_batch, check_precision, not_open
 from litdeploy.storage.bundle import read_sidecar, sidecar_of
 from litdeploy.storage.records import Artefact
 
@@ -169,6 +169,17 @@ def package_details(path: Path, device: torch.device) -> dict[str, Any]:
             f"{path}: built for another machine: {'; '.join(differences)}. Build it here: {_command(artefact)}"
         )
     return artefact.details
+
+
+def describe(path: Path, device: torch.device) -> ExportedFile:
+    """See `DescribeFunction`.
+
+    Raises:
+        RunnerError: as `package_details`.
+    """
+    details = package_details(path, device)
+    shape = details.get("image_shape")
+    return ExportedFile(details["metadata"], None if shape is None else tuple(shape), details["classes"])
 
 
 def inputs_of(details: Mapping[str, Any]) -> tuple[InputTensor, ...]:

@@ -8,9 +8,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
+import torch
 
 from litdeploy.errors import RunnerError
 from litdeploy.files import is_file, is_inside
+from litdeploy.runtime.runner import ExportedFile
 
 # Protobuf's limit for a message. Larger weights are stored in external files.
 _MOST_BYTES = 2**31 - 1
@@ -190,6 +192,18 @@ def describe_onnx(path: Path) -> dict[str, Any]:
         **ends,
         "metadata": {each.key: each.value for each in model.metadata_props},
     }
+
+
+def describe(path: Path, device: torch.device) -> ExportedFile:
+    """See `DescribeFunction`.
+
+    Raises:
+        RunnerError: as `describe_onnx`.
+    """
+    found = describe_onnx(path)
+    sizes = tuple(found["input_shape"][1:])
+    fixed = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
+    return ExportedFile(found["metadata"], sizes if fixed else None, output_shape=tuple(found["output_shape"]))
 
 
 def ends_of(graph: Any) -> dict[str, Any]:

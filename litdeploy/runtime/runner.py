@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,27 @@ class Description:
     mode: str
     versions: dict[str, str]
     build_seconds: float
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """What an exported file says of itself.
+
+    Attributes:
+        metadata: the keys that `litdeploy export` writes: precision, input, normalization, class names.
+        image_shape: (channels, height, width), if known apart from the metadata.
+        classes: their number; None: the output's shape has it.
+        output_shape: with the batch; empty: unknown.
+    """
+
+    metadata: dict[str, str]
+    image_shape: tuple[int, ...] | None = None
+    classes: int | None = None
+    output_shape: tuple[int | str, ...] = ()
+
+
+# Describe a file that is to run on a device.
+DescribeFunction = Callable[[Path, torch.device], ExportedFile]
 
 
 class Runner(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from pydantic import ValidationError
 import litdeploy
 from litdeploy.config.formats import FORMATS, file_of, format_of, imported, kind_of, runners
 from litdeploy.config.target import Target, Timing
-from litdeploy.errors import BundleError, ParityError, RunnerError, SettingsError
+from litdeploy.errors import BundleError, CheckpointError, ParityError, RunnerError, SettingsError
+from litdeploy.evaluation.evaluate import evaluate, evaluate_retrieval
 from litdeploy.evaluation.verify import verify
 from litdeploy.networks import new
 from litdeploy.profiler import predict, profile
@@ -85,6 +87,22 @@ def test_it_is_exported_verified_profiled_and_predicted(taught: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("toy")
+def test_its_file_is_evaluated_alone(bundle: Bundle, tmp_path: Path) -> None:
+    target = Target(device="cpu", batch_sizes=(1,))
+    artefact = litdeploy.export(bundle, onnx=False, toy=True, target=target).artefacts["toy"]
+    alone = shutil.copy(bundle.artefact_path(artefact), tmp_path / "alone.toy")
+    assert evaluate(alone, data="digits", device="cpu") == evaluate(bundle.path, data="digits", device="cpu")
+    with pytest.raises(SettingsError, match=r"alone\.toy outputs logits only"):
+        evaluate_retrieval(alone, data="digits")
+
+
+def test_an_engine_is_not_evaluated_alone(tmp_path: Path) -> None:
+    (tmp_path / "student.engine").write_bytes(b"engine")
+    with pytest.raises(CheckpointError, match=r"the ending '\.engine' is not one of a file of weights"):
+        evaluate(tmp_path / "student.engine", data="digits", device="cpu")
+
+
+@pytest.mark.usefixtures("toy")
 def test_its_options_are_arguments_and_in_the_command(bundle: Bundle) -> None:
     with pytest.raises(ParityError, match=r"student\.toy does not compute"):
         litdeploy.export(bundle, onnx=False, toy=True, toy_shift="1", target=Target(device="cpu", batch_sizes=(1,)))
@@ -127,7 +145,7 @@ def test_an_unknown_format_or_option_is_a_programming_error(bundle: Bundle, argu
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_row_is_complete_and_has_names_of_its_own(name: str) -> None:
     row = FORMATS[name]
-    for reference in (row.build, row.check, row.identity, row.triton, *row.runners.values()):
+    for reference in (row.build, row.describe, row.check, row.identity, row.triton, *row.runners.values()):
         assert reference is None or imported(reference)
     assert row.runners.keys() <= runners().keys()
     assert row.versions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from litdeploy.batch import Batch
 from litdeploy.config.formats import Format, Option
 from litdeploy.exporter.build import Built, ExportWrapper, Job
-from litdeploy.runtime.runner import Description, Source
+from litdeploy.runtime.runner import Description, ExportedFile, Source
 
 ROW = Format(
     title="Toy",
@@ -22,6 +23,7 @@ ROW = Format(
     libraries=("torch",),
     build="tests.exporter.toy_format:build",
     runners={"toy": "tests.exporter.toy_format:ToyRunner"},
+    describe="tests.exporter.toy_format:describe",
     options=(
         Option("toy_shift", "--toy-shift", "Add a number to every logit.", "0"),
         Option("toy_words", "--toy-word", "Words.", (), metavar="A,B", from_target="compute_capability"),
@@ -35,8 +37,20 @@ def build(job: Job, path: Path) -> Built:
     program = torch.export.export(wrapper, call.args, call.kwargs, dynamic_shapes=call.dynamic_shapes)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    torch.save({"program": buffer.getvalue(), "shift": float(job.options["toy_shift"])}, path)
+    spec = job.network.spec
+    stored = {
+        "program": buffer.getvalue(),
+        "shift": float(job.options["toy_shift"]),
+        "metadata": {**spec.input.metadata(), "classes": json.dumps(spec.classes)},
+        "classes": job.network.class_count(),
+    }
+    torch.save(stored, path)
     return Built({"bytes": path.stat().st_size, "shift": job.options["toy_shift"]}, {"toy": "1.0"})
+
+
+def describe(path: Path, device: torch.device) -> ExportedFile:
+    stored: dict[str, Any] = torch.load(path, weights_only=True)
+    return ExportedFile(stored["metadata"], classes=stored["classes"])
 
 
 class ToyRunner:
