@@ -41,7 +41,7 @@ def test_the_quality_of_made_images(
     assert "makes none. Leave it out" in refused.err
     refused = run("evaluate", generator_bundle.path, "--quality", teacher_path)
     assert (refused.code, refused.out) == (2, "")
-    assert "takes images of 1 × 8 × 8, and those to judge are of 3 × 16 × 16" in refused.err
+    assert "takes images of 1 × 8 × 8, but the generated ones have 3 × 16 × 16" in refused.err
     refused = run("evaluate", generator_bundle.path, "--quality", judge, "--min-accuracy", "5")
     assert refused.code == 2
     assert "Leave --retrieval and --min-accuracy out" in refused.err
