@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from litdeploy.evaluation.evaluate import evaluate_retrieval as evaluate_retrieval
     from litdeploy.evaluation.quality import evaluate_quality as evaluate_quality
     from litdeploy.evaluation.verify import verify as verify
-    from litdeploy.exporter.exporter import export as export
+    from litdeploy.exporter.export import export as export
     from litdeploy.inspection import inspect as inspect
     from litdeploy.networks.load import load as load
     from litdeploy.pipeline import demo as demo

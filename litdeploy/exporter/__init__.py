@@ -1,5 +1,5 @@
 """The student in production form: exported, verified against PyTorch, entered in the bundle."""
 
-from litdeploy.exporter.exporter import export
+from litdeploy.exporter.export import export
 
 __all__ = ["export"]

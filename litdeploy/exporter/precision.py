@@ -105,7 +105,7 @@ def convert(network: Network, precision: Precision, batches: Iterable[Batch]) ->
     """Convert a copy of a network, its batch norms folded.
 
     The last layer with weights stays in fp32 and gives the logits: at 16, a step of bfloat16 is 1/8, in which classes
-    that lie near to one another become one.
+    with nearly equal logits become one.
 
     Args:
         precision: `fp16` or `bf16`.
@@ -426,7 +426,7 @@ _MOST = 0.5
 
 
 def network_precisions(network: Any, onnx_path: Path) -> Precisions:
-    """What a strongly typed network demands of every engine that is built from it.
+    """Precisions that a strongly typed network requires of every engine that is built from it.
 
     A layer all of whose inputs are dequantized counts as the quantized type: it is fused with what surrounds it.
 
@@ -469,13 +469,13 @@ def onnx_weights(onnx_path: Path) -> Counter[str]:
     return counts
 
 
-def engine_precisions(information: str, demanded: Precisions) -> Precisions:
-    """What an engine's inspector says was built.
+def engine_precisions(information: str, required: Precisions) -> Precisions:
+    """Precisions that were built, as an engine's inspector reports them.
 
     Args:
         information: its JSON about the whole engine, for definite shapes, of an engine built with detailed profiling
             information.
-        demanded: of the network; used where the inspector reports nothing, as for the weights of layers that the
+        required: of the network; used if the inspector reports nothing, as for the weights of layers that the
             library has fused into its own kernels.
     """
     layers: Counter[str] = Counter()
@@ -495,9 +495,9 @@ def engine_precisions(information: str, demanded: Precisions) -> Precisions:
         if kind:
             layers[kind] += 1
     if not layers:
-        return demanded
+        return required
     return Precisions(
-        source="engine", layers=_shares(layers), weights=_shares(weights) if weights else demanded.weights
+        source="engine", layers=_shares(layers), weights=_shares(weights) if weights else required.weights
     )
 
 
@@ -518,8 +518,8 @@ def check_precision_share(precision: str, found: Precisions, onnx_path: Path) ->
     Raises:
         GateError: half or less of the weights, or of the layers that compute, is in the precision (exit code 3).
     """
-    asked = {"weights": found.weights} if precision == "int8" else {"layers": found.layers, "weights": found.weights}
-    for what, shares in asked.items():
+    measured = {"weights": found.weights} if precision == "int8" else {"layers": found.layers, "weights": found.weights}
+    for what, shares in measured.items():
         if shares and shares.get(precision, 0.0) <= _MOST:
             raise GateError(
                 f"{onnx_path}: {precision} was requested, and only {shares.get(precision, 0.0):.0%} of the {what} "

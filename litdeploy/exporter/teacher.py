@@ -37,8 +37,8 @@ def load_teacher(bundle: Bundle, manifest: Manifest, path: str | Path | None, ne
             f"{record.sha256[:12]}…). Say where that one is: --teacher FILE"
         )
     spec = record.spec
-    asked = None if network is None else request(network)
-    check_stored(spec.name, spec.arguments, asked, str(bundle.manifest_path))
+    requested = None if network is None else request(network)
+    check_stored(spec.name, spec.arguments, requested, str(bundle.manifest_path))
     return load(
         found,
         network=network if is_code(spec.name) else describe(spec.name, spec.arguments),

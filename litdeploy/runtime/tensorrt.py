@@ -202,7 +202,7 @@ class TensorRTRunner:
     def _failed(self, what: str) -> RunnerError:
         assert self._built is not None
         log = logger_of(self._built.details.library)
-        reasons = "\n".join(f"  {error}" for error in log.errors) or "  (it gives no reason)"
+        reasons = "\n".join(f"  {error}" for error in log.errors) or "  (no reason given)"
         log.errors.clear()
         return RunnerError(f"{self._path}: {self._built.details.library} {what}:\n{reasons}")
 

@@ -230,8 +230,8 @@ def _strip(model: Any, depth: int) -> None:
 def _describe(model: Any, spec: NetworkSpec, texts: dict[str, str]) -> None:
     from onnx.helper import set_model_props
 
-    told = {"litdeploy": __version__, **texts, **spec.input.metadata(), "classes": json.dumps(spec.classes)}
-    set_model_props(model, told)
+    metadata = {"litdeploy": __version__, **texts, **spec.input.metadata(), "classes": json.dumps(spec.classes)}
+    set_model_props(model, metadata)
 
 
 def _written(model: Any, network: Network, path: Path, opset: int | None) -> dict[str, Any]:
@@ -255,14 +255,14 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
                 f"PyTorch {torch.__version__} writes it in {reached}. Set the target's `opset` to {reached}, or "
                 "leave it out."
             )
-        told = ends_of(saved.graph)
-        shapes = [*told["inputs"].values(), told["output_shape"]]
+        ends = ends_of(saved.graph)
+        shapes = [*ends["inputs"].values(), ends["output_shape"]]
         names = [each.name for each in network.spec.input.tensors]
-        if list(told["inputs"]) != names or len(saved.graph.output) != 1 or any(shape[0] != BATCH for shape in shapes):
+        if list(ends["inputs"]) != names or len(saved.graph.output) != 1 or any(shape[0] != BATCH for shape in shapes):
             raise _not_exportable(network, f"the shapes in the file are {shapes}")
         return {
             "opset": reached,
-            **told,
+            **ends,
             "nodes": len(saved.graph.node),
             "unfolded_batch_norms": _unfolded(saved.graph),
             "bytes": temporary.stat().st_size,

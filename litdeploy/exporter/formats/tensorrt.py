@@ -160,9 +160,9 @@ def _check_inputs(onnx_path: Path, inputs: dict[str, list[int | str]], batches: 
     shape = next(iter(inputs.values()))
     fixed = all(isinstance(size, int) for each in inputs.values() for size in each[1:])
     if len(shape) != 4 or not fixed:
-        told = " and ".join(f"{name} {sizes}" for name, sizes in inputs.items())
+        found = " and ".join(f"{name} {sizes}" for name, sizes in inputs.items())
         raise RunnerError(
-            f"{onnx_path}: takes {told}; images of one size, in batches, are needed. Make one: "
+            f"{onnx_path}: takes {found}; images of one size, in batches, are needed. Make one: "
             "litdeploy export --onnx. Networks with other inputs run in onnxruntime on a GPU: leave --trt out"
         )
     if isinstance(shape[0], int) and {batches.min, batches.opt, batches.max} != {shape[0]}:
@@ -191,14 +191,14 @@ def _parse(trt: Any, network: Any, onnx_path: Path, choice: Builder, precision: 
 
 
 def _refused(onnx_path: Path, choice: Builder, what: str, errors: Sequence[str], precision: str) -> RunnerError:
-    told = "\n".join(f"  {error}" for error in errors) or "  (it gives no reason)"
+    reasons = "\n".join(f"  {error}" for error in errors) or "  (no reason given)"
     advice = "Export the file again (litdeploy export --onnx), or leave --trt out."
     if precision == "int8":
         advice = (
             "TensorRT takes quantized files whose biases stay in floating point and whose quantized weights "
             "go straight to their DequantizeLinear: litdeploy export --onnx --precision int8"
         )
-    return RunnerError(f"{onnx_path}: {choice.library} {choice.version} {what}:\n{told}\n{advice}")
+    return RunnerError(f"{onnx_path}: {choice.library} {choice.version} {what}:\n{reasons}\n{advice}")
 
 
 def _config(trt: Any, builder: Any, network: Any, choice: Builder, options: EngineOptions) -> Any:
@@ -276,7 +276,7 @@ def _inspected(
     plan: Any,
     inputs: Sequence[str],
     options: EngineOptions,
-    demanded: Precisions,
+    required: Precisions,
     choice: Builder,
     onnx_path: Path,
 ) -> Precisions:
@@ -292,7 +292,7 @@ def _inspected(
         context.set_input_shape(name, (options.batches.opt, *engine.get_tensor_shape(name)[1:]))
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
-    return engine_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON), demanded)
+    return engine_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON), required)
 
 
 def _written(path: Path, content: memoryview, details: EngineDetails, choice: Builder, precision: str) -> Artefact:
@@ -349,27 +349,27 @@ def choose_library(device: torch.device, compute_capabilities: Sequence[str] = (
     """
     here = capability_of(device) if device.type == "cuda" else None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    asked = tuple(dict.fromkeys(compute_capabilities)) or ((here,) if here else ())
+    requested = tuple(dict.fromkeys(compute_capabilities)) or ((here,) if here else ())
     version, missing = _version("tensorrt")
     if here is None:
         reason = "there is no CUDA GPU here, and tensorrt builds only on the GPU that runs the engine"
-    elif asked != (here,):
+    elif requested != (here,):
         reason = f"tensorrt builds only for the GPU at hand, of compute capability {here}"
     elif version is not None:
-        return Builder("tensorrt", version, asked, gpu, f"the library and a GPU ({gpu}) are here")
+        return Builder("tensorrt", version, requested, gpu, f"the library and a GPU ({gpu}) are here")
     else:
         reason = "tensorrt is not installed"
     rtx_version, rtx_missing = _version("tensorrt_rtx")
     if rtx_version is None:
         needed = f"Install one: {INSTALL['tensorrt_rtx']}" if here is None or version is not None else missing
         raise DependencyError(f"{reason}, and tensorrt_rtx is unavailable too: {rtx_missing}\n{needed}")
-    if not asked:
+    if not requested:
         raise SettingsError(
             f"{reason}; tensorrt_rtx {rtx_version} builds ahead of time, for GPUs that are named. Name them: "
             "litdeploy export --trt --compute-capability 8.6,8.9,12.0"
         )
-    _check_capabilities(asked, rtx_version)
-    return Builder("tensorrt_rtx", rtx_version, asked, gpu if asked == (here,) else None, reason)
+    _check_capabilities(requested, rtx_version)
+    return Builder("tensorrt_rtx", rtx_version, requested, gpu if requested == (here,) else None, reason)
 
 
 def _version(name: Library) -> tuple[str | None, str]:
@@ -380,9 +380,9 @@ def _version(name: Library) -> tuple[str | None, str]:
         return None, str(error)
 
 
-def _check_capabilities(asked: Sequence[str], version: str) -> None:
+def _check_capabilities(requested: Sequence[str], version: str) -> None:
     known = rtx_capabilities()
-    for each in asked:
+    for each in requested:
         if each not in known:
             raise SettingsError(
                 f"--compute-capability {each}: tensorrt_rtx {version} does not build for it; it builds for "

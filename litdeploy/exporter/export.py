@@ -114,7 +114,7 @@ def export(
                 manifest = _export_one(bundle, name, one, evidence)
                 written.append(manifest.artefacts[kind_of(name, precision)])
         if triton_repository is not None:
-            _serve(bundle, written, Path(triton_repository), student, job, say)
+            _write_triton(bundle, written, Path(triton_repository), student, job, say)
         return manifest
 
 
@@ -165,12 +165,12 @@ def _check_precisions(
     precisions: Sequence[str],
     io_precision: str,
     target: Target,
-    asked: Target | str | None,
+    given: Target | str | None,
 ) -> None:
     """Check that each format and the target have each precision.
 
     Args:
-        asked: the target as the user gave it.
+        given: the target as the user gave it.
 
     Raises:
         SettingsError: one of them lacks one; or there is none to export in.
@@ -187,7 +187,7 @@ def _check_precisions(
         if precision not in target.precisions:
             gpu = f" (compute capability {target.compute_capability})" if target.compute_capability else ""
             raise SettingsError(
-                f"--precision {precision}: the target{f' {asked}' if isinstance(asked, str) else ''}{gpu} lacks it. "
+                f"--precision {precision}: the target{f' {given}' if isinstance(given, str) else ''}{gpu} lacks it. "
                 f"It has {', '.join(target.precisions)}."
             )
         for name in names:
@@ -242,7 +242,7 @@ def _parity(name: str, job: Job, path: Path, evidence: Evidence) -> Parity:
         return compare_runners(reference, candidate, taken.inputs, sizes, tolerance, spec.input, taken.labels_N)
 
 
-def _serve(
+def _write_triton(
     bundle: Bundle,
     artefacts: Sequence[Artefact],
     folder: Path,
