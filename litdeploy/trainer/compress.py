@@ -30,7 +30,7 @@ from litdeploy.trainer.distributed import Ranks, check_recipe, launched
 from litdeploy.trainer.feature_cache import AUTO_VIEWS, FeatureCache, Layout, plan_cache
 from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.optimizer import steps_per_epoch
-from litdeploy.trainer.plan import Plan, chain_of, plan_run
+from litdeploy.trainer.plan import Plan, chain_of, check_objectives, plan_run
 from litdeploy.trainer.progress import Progress, check_tensorboard
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import (
@@ -117,7 +117,7 @@ def compress(
     compression = _Compression(
         given=loaded,
         record=record,
-        data=_open(resolved, loaded, place, progress if progress is not None and ranks.first else Progress()),
+        data=_open(plan, loaded, place, progress if progress is not None and ranks.first else Progress()),
         device=place,
         precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
@@ -157,12 +157,14 @@ def compress(
     return bundle
 
 
-def _open(recipe: Recipe, teacher: Network, device: torch.device, progress: Progress) -> Data:
-    """Open the data and check it against teacher and recipe, before anything is written."""
+def _open(plan: Plan, teacher: Network, device: torch.device, progress: Progress) -> Data:
+    """Open the data and check it against teacher and plan, before anything is written."""
+    recipe = plan.recipe
     data = open_data(recipe.data, device, recipe.seed, teacher.spec)
     check_against(data, teacher.spec, teacher.class_count())
     show_left_out(data, progress)
     steps_per_epoch(data.train, recipe.batch_size)
+    check_objectives(plan, teacher)
     return data
 
 

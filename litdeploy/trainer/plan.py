@@ -68,9 +68,7 @@ def plan_run(teacher: Network, recipe: Recipe, network: NetworkName | None, devi
         student, start = _own_student(teacher, recipe, device)
     else:
         student, start = _twin(teacher, recipe, network)
-    plan = Plan(recipe, student, method.phases(recipe, start), tuple(start.sections), tuple(start.matches))
-    _check_objectives(plan, teacher)
-    return plan
+    return Plan(recipe, student, method.phases(recipe, start), tuple(start.sections), tuple(start.matches))
 
 
 def chain_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
@@ -218,8 +216,8 @@ def _copies_nothing(recipe: Recipe) -> StudentError:
     )
 
 
-def _check_objectives(plan: Plan, teacher: Network) -> None:
-    """Check that the objectives can learn from the teacher's outputs."""
+def check_objectives(plan: Plan, teacher: Network) -> None:
+    """Raise StudentError if an objective cannot learn from the teacher's outputs."""
     for phase in plan.phases:
         if phase.settings.epochs:
             what = f"--method {plan.recipe.method}: its phase '{phase.name}'"
