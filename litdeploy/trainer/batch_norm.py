@@ -53,13 +53,13 @@ class SynchronizedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, …) → the same shape and type; the arithmetic is at least float32."""
-        normalised = self._normalised if self.training and torch.is_grad_enabled() else super().forward
-        y = normalised(input)
+        normalized = self._normalized if self.training and torch.is_grad_enabled() else super().forward
+        y = normalized(input)
         for name in self._tail:
             y = self.get_submodule(name)(y)
         return y
 
-    def _normalised(self, input: Tensor) -> Tensor:
+    def _normalized(self, input: Tensor) -> Tensor:
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var_C, mean_C = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
         means_RC, vars_RC = _of_all_ranks(torch.cat([mean_C, var_C]), self._ranks).chunk(2, dim=1)

@@ -502,5 +502,5 @@ def _claim(folder: Path, key: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise TrainingError(f"{folder}: is no feature cache, and not empty. Give --feature-cache-dir another folder.")
-    with write_whole(path) as beside:
-        beside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")

@@ -161,8 +161,7 @@ def test_the_gradients_do_not_depend_on_the_memory_format(
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("channels", [3, 7, 12])
+@pytest.mark.parametrize(("channels", "compiled"), [(3, False), (7, False), (12, False), (4, True)])
 def test_strided_convolutions_of_few_channels_get_their_gradients(channels: int, compiled: bool) -> None:
     """oneDNN's own backward pass would end the process, or be wrong, with AVX2 (8 channels) or AVX-512 (16)."""
     torch.manual_seed(0)

@@ -104,7 +104,7 @@ def augmented(
 ) -> Tensor:
     """`reference.augmented` by Triton, with the same roundings.
 
-    Rows are not checked. The source is read where it lies if it is contiguous, and copied whole if it is not.
+    Rows are not checked. The source is read in place if it is contiguous, else copied whole.
     """
     mean_C11, std_C11 = pixel_scale(spec, source_MCHW.device)
     batch_NCHW: Tensor = augmented_op(
