@@ -103,6 +103,7 @@ def compress(
     launch = launched()
     place = launch.device(device)
     ranks = launch.join(place)
+    progress = progress if progress is not None and ranks.first else Progress()
     if tensorboard:
         check_tensorboard()
     loaded, record = read_teacher(teacher, resolved, network)
@@ -117,11 +118,11 @@ def compress(
     compression = _Compression(
         given=loaded,
         record=record,
-        data=_open(plan, loaded, place, progress if progress is not None and ranks.first else Progress()),
+        data=_open(plan, loaded, place, progress),
         device=place,
         precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
-        progress=progress if progress is not None and ranks.first else Progress(),
+        progress=progress,
         every=every,
         resume=resume,
         tensorboard=tensorboard,
