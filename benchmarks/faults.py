@@ -90,7 +90,7 @@ class Bench:
         self._must(self._prepare)
 
     def compress(self, scenario: str, number: int) -> None:
-        """One run: killed, gone on with, and compared."""
+        """One run: killed, resumed and compared."""
         if scenario not in self._expected:
             self._expected[scenario] = self._reference(scenario, self._folder / f"reference-{scenario}")
         out = self._folder / f"{scenario}-{number}"

@@ -32,7 +32,7 @@ def _digest(weights: dict[str, Any]) -> str:
 
 
 def exported(out: Path) -> dict[str, Any]:
-    """The exported files and their hashes; each is held against its own."""
+    """The exported files and their hashes, each checked against the manifest."""
     from litdeploy.storage.bundle import Bundle
 
     bundle = Bundle(out)
