@@ -78,6 +78,9 @@ class Classification(Task[Accuracy]):
         )
         return alpha * hard + (1 - alpha) * temperature**2 * soft
 
+    def key(self, score: Accuracy) -> float:
+        return score.top1
+
     def chance(self, score: Accuracy, classes: int) -> float | None:
         chance = 1 / classes
         return chance if score.top1 < chance + _HARDLY_BETTER * (1 - chance) else None

@@ -10,7 +10,7 @@ Code outside this package never asks which task a network has; it asks the task:
 | who asks | what |
 |---|---|
 | data | `check_classes`, `inputs`, `any_size` |
-| trainer | `loss`, `check_objective`, `training_inputs`, `repeats`, `evaluate`, `chance`, `write_samples` |
+| trainer | `loss`, `check_objective`, `training_inputs`, `repeats`, `evaluate`, `key`, `chance`, `write_samples` |
 | exporter, runtime | `output_name`, `output_shape`, `output_labels`, `class_count` |
 | parity, verify, fidelity | `compare`, `compare_scores`, `agreeing`, `evaluate` |
 | reports | `split`, `figure`, `rows`, `headline`, `verdict`, `points`, `interval`, `curve`, and words |
@@ -181,6 +181,10 @@ class Task(ABC, Generic[S]):
         if learns_by not in ("sections", self.output):
             outputs = {"logits": "logits of classes"}.get(learns_by, learns_by)
             raise StudentError(f"{what} learns by {outputs}, and {network} {self.makes}. {self.advice}")
+
+    @abstractmethod
+    def key(self, score: S) -> float:
+        """The number to compare scores by: of two, the larger is the better. NaN is the worst."""
 
     def chance(self, score: S, classes: int) -> float | None:
         """The score that guessing reaches, if this one is hardly better; else None."""

@@ -85,6 +85,9 @@ class Translation(Task[Likeness]):
         """None: a generator learns by its sections and by a discriminator. See `check_objective`."""
         raise StudentError(f"images have no logits to distil. {self.advice}")
 
+    def key(self, score: Likeness) -> float:
+        return score.psnr
+
     def write_samples(
         self,
         path: Path,

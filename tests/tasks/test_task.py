@@ -64,3 +64,15 @@ def test_an_objective_learns_by_sections_or_by_the_output() -> None:
         translation.check_objective("logits", "--method kd", "G")
     with pytest.raises(StudentError, match="learns by images, and resnet classifies"):
         classification.check_objective("images", "--method lit", "resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "worse"),
+    [
+        ("classification", Accuracy(top1=0.8, loss=2.0, images=5), Accuracy(top1=0.6, loss=0.1, images=5)),
+        ("translation", Likeness(psnr=30.0, ssim=0.5, images=5), Likeness(psnr=20.0, ssim=0.9, images=5)),
+    ],
+)
+def test_the_better_of_two_scores_has_the_larger_key(name: str, better: object, worse: object) -> None:
+    task = TASKS[name]
+    assert task.key(better) > task.key(worse)
