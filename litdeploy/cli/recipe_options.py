@@ -29,7 +29,7 @@ def _blocks(text: str) -> dict[str, int]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return o.whole_numbers(text, "--input-shape", "3,32,32 (a text: 128)", 1 if text.isdecimal() else 3)
+    return o.whole_numbers(text, "--input-shape", "3,32,32 (a text: 128; a signal: 1,16000)")
 
 
 def _size(text: str) -> list[int]:

@@ -164,8 +164,8 @@ class Recipe(Settings):
     )
     input_shape: tuple[int, ...] | None = Field(
         None,
-        description="Channels, height and width of an image, as in 3,32,32, or the length of a text, if the file does "
-        "not give it.",
+        description="Channels, height and width of an image, as in 3,32,32, the length of a text, or the shape of "
+        "another sample, as in 1,16000, if the file does not give it.",
     )
     normalise: str | None = Field(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
@@ -26,6 +26,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 # 3 × 2364 × 2364: a file may claim any size, and a network is run on one image of it.
 MOST_VALUES = 2**24
 MOST_DOMAINS = 2**16
+MOST_TENSORS = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class InputTensor:
 
 
 # What a network takes and a dataset holds, in messages.
-Noun = Literal["image", "text"]
+Noun = Literal["image", "text", "sample"]
 
 
 class _Input(Settings):
@@ -267,6 +268,71 @@ class TranslationInput(_Input):
         return self.model_copy(update={"images": self.images.override(normalise, input_shape, source)})
 
 
+class TensorInput(_Input):
+    """Tensors of any shape, as they are: signals, volumes, tables, or several inputs by name.
+
+    Attributes:
+        tensors: what the network takes; a single one is forward's first argument, several are keyword arguments.
+    """
+
+    noun: ClassVar[Noun] = "sample"
+    task: ClassVar[str] = "classification"
+    domains: ClassVar[int] = 0
+    images: ClassVar[None] = None
+    kind: Literal["tensors"] = "tensors"
+    tensors: tuple[InputTensor, ...] = Field(min_length=1, max_length=MOST_TENSORS)
+
+    @model_validator(mode="after")
+    def _check(self) -> TensorInput:
+        names = [each.name for each in self.tensors]
+        if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+            raise ValueError("tensors have different names, each one of a parameter of forward")
+        sizes = [size for each in self.tensors for size in each.shape]
+        if any(isinstance(size, Free) or size < 1 for size in sizes):
+            raise ValueError("every size of a tensor is fixed, and at least 1")
+        if any(math.prod(_fixed(each)) > MOST_VALUES for each in self.tensors):
+            raise ValueError(f"a tensor has at most {MOST_VALUES:,} values")
+        return self
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], name: str = "inputs") -> TensorInput:
+        """The input of a network that takes one float32 tensor.
+
+        Args:
+            shape: of one sample, without the batch.
+            name: of the input in an exported file.
+        """
+        return cls(tensors=(InputTensor(name, "float32", shape),))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample of the first tensor."""
+        return _fixed(self.tensors[0])
+
+    def summary(self) -> str:
+        """The input in a few words."""
+        shapes = (" × ".join(map(str, each.shape)) or "a number" for each in self.tensors)
+        return ", ".join(f"{each.dtype} {each.name} ({of})" for each, of in zip(self.tensors, shapes, strict=True))
+
+    def override(self, normalise: str | None, input_shape: tuple[int, ...] | None, source: str) -> TensorInput:
+        """The input with the user's `--input-shape` applied. See `InputSpec.override`."""
+        if normalise is not None:
+            raise SettingsError(f"{source}: takes {self.summary()}, which is not normalized. Leave --normalise out.")
+        if input_shape is None:
+            return self
+        first = self.tensors[0]
+        if len(self.tensors) > 1 or len(input_shape) != len(first.shape) or min(input_shape) < 1:
+            raise SettingsError(
+                f"{source}: takes {self.summary()}, and --input-shape {','.join(map(str, input_shape))} is not of "
+                + ("one tensor of several. Leave it out." if len(self.tensors) > 1 else "such a tensor.")
+            )
+        return TensorInput(tensors=(replace(first, shape=input_shape),))
+
+
+def _fixed(tensor: InputTensor) -> tuple[int, ...]:
+    return tuple(size for size in tensor.shape if isinstance(size, int))
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("kind", "image"))
@@ -280,11 +346,12 @@ AnyInput = Annotated[
     Annotated[InputSpec, Tag("image")]
     | Annotated[TokenInput, Tag("tokens")]
     | Annotated[CharacterInput, Tag("characters")]
-    | Annotated[TranslationInput, Tag("translation")],
+    | Annotated[TranslationInput, Tag("translation")]
+    | Annotated[TensorInput, Tag("tensors")],
     Discriminator(_kind),
 ]
 _ANY_INPUT: TypeAdapter[AnyInput] = TypeAdapter(AnyInput)
-INPUTS = (InputSpec, TokenInput, CharacterInput, TranslationInput)
+INPUTS = (InputSpec, TokenInput, CharacterInput, TranslationInput, TensorInput)
 
 
 def input_of(metadata: Mapping[str, str]) -> AnyInput | None:

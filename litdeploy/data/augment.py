@@ -14,7 +14,7 @@ from torch import Tensor
 
 from litdeploy.batch import Batch
 from litdeploy.config.recipe import Augmentation
-from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TokenInput
+from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, TensorInput, TokenInput
 from litdeploy.tasks import task_of
 
 # Stored for a character that is not ASCII.
@@ -90,6 +90,8 @@ def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first
         labels: of the batch; some tasks need them, see `Task.inputs`.
         first: position of the first sample in its split.
     """
+    if isinstance(spec, TensorInput):
+        return stored
     if isinstance(spec, CharacterInput):
         return _character_ids(spec, stored.device)[stored.long()]
     if isinstance(spec, TokenInput):

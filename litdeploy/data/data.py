@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import MOST_VALUES, CharacterInput, NetworkSpec, Noun, TokenInput
+from litdeploy.config.spec import MOST_VALUES, CharacterInput, NetworkSpec, Noun, TensorInput, TokenInput
 from litdeploy.data import sources
 from litdeploy.data.packed import PackedStore
 from litdeploy.data.split import SPLITS, Resident, Split, free_memory
@@ -334,6 +334,11 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
                 if data.has_attributes
                 else f"Label the {data.noun}s by number, in the network's order."
             )
+        )
+    if isinstance(spec.input, TensorInput):
+        raise DataError(
+            f"{data.source} has {data.noun}s, and {spec.name} takes tensors as they are ({spec.input.summary()}). Give "
+            "them in Python, as a Dataset or DataLoader: litdeploy.compress(…, data=loader)."
         )
     if len(data.shape) == 1:
         _check_texts(data, spec)

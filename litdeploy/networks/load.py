@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litdeploy.config.spec import (
+    MOST_VALUES,
     AnyInput,
     InputSpec,
     NetworkSpec,
+    TensorInput,
     TokenInput,
     image_shape,
     parse_normalisation,
 )
-from litdeploy.errors import NetworkError
+from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.networks.hub import declared_classes, hub_weights, is_hub, published
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, check_stored, describe, identify, is_code, request
@@ -42,22 +45,38 @@ class _Said:
     input_shape: tuple[int, ...] | None = None
     input: AnyInput | None = None
 
-    def over(self, known: AnyInput | None, name: str, source: str) -> AnyInput:
-        """The input with these settings. Raises as `load`."""
+    def over(self, known: AnyInput | None, name: str, source: str, tensor: str = "inputs") -> AnyInput:
+        """The input with these settings. Raises as `load`.
+
+        Args:
+            tensor: name of forward's first parameter, if nothing is known of the input.
+        """
         known = self.input or known
-        if known is None:
-            if self.input_shape is None or self.normalise is None:
-                given = {"input_shape": self.input_shape, "normalise": self.normalise}
-                lacking = " and ".join(key for key, value in given.items() if value is None)
-                raise NetworkError(
-                    f"{source}: nothing says what images the network {name} takes; {lacking} must be given, as in "
-                    "--input-shape 3,32,32 --normalise imagenet. Where it takes something else, its module says so in "
-                    "an attribute `input_spec` (litdeploy.config.spec.TokenInput, for one)."
+        if known is not None:
+            return known.override(self.normalise, self.input_shape, source)
+        shape = self.input_shape
+        if shape is None or (len(shape) == 3 and self.normalise is None):
+            raise NetworkError(
+                f"{source}: nothing says what the network {name} takes. "
+                + (
+                    "Give the shape of one sample, and of images their normalization"
+                    if shape is None
+                    else f"--input-shape {','.join(map(str, shape))} is of an image: give its normalization too"
                 )
-            shape = image_shape(self.input_shape, source)
-            mean, std = parse_normalisation(self.normalise, shape[0])
-            return InputSpec(shape=shape, mean=mean, std=std)
-        return known.override(self.normalise, self.input_shape, source)
+                + ", as in --input-shape 3,32,32 --normalise imagenet for images, or --input-shape 1,16000 for a "
+                "signal. In Python, describe it: input=TensorInput.of((3, 32, 32)), or an attribute `input_spec` of "
+                "the module (see litdeploy.config.spec)."
+            )
+        if len(shape) != 3 and self.normalise is None:
+            if not shape or min(shape) < 1 or math.prod(shape) > MOST_VALUES:
+                raise SettingsError(
+                    f"{source}: --input-shape {','.join(map(str, shape))}: every size is at least 1, and a sample "
+                    f"has at most {MOST_VALUES:,} values."
+                )
+            return TensorInput.of(shape, tensor)
+        shape = image_shape(shape, source)
+        mean, std = parse_normalisation(self.normalise or "", shape[0])
+        return InputSpec(shape=shape, mean=mean, std=std)
 
 
 def load(
@@ -77,7 +96,8 @@ def load(
         network: the network, needed if the file fits none or several: see `registry.request`.
         normalise: normalization of images: `imagenet`, `cifar10`, …, or `m1,m2,m3:s1,s2,s3`; None: as in the file or
             the family.
-        input_shape: (channels, height, width) of one image, or (length,) of a text; None: likewise.
+        input_shape: of one sample: (channels, height, width) of an image, (length,) of a text, any of another tensor;
+            None: likewise.
         input: the complete input, in place of all that is known of it.
         folder: the folder of an `hf:` network's configuration, in place of the one in its name; None: for weights in a
             bundle, the bundle's own, unless a network is named.
@@ -246,7 +266,7 @@ def _spec(
     return NetworkSpec(
         name=asked.name,
         arguments=dict(arguments),
-        input=said.over(known, asked.name, source),
+        input=said.over(known, asked.name, source, next(iter(inspect.signature(module.forward).parameters), "inputs")),
         classes=declared_classes(module),
     )
 

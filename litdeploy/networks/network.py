@@ -85,6 +85,14 @@ def _mask(n: int, length: int) -> Tensor:
     return (torch.arange(length) < kept_N[:, None]).long()
 
 
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay out a module's tensors of images, and no others, in channels-last memory format, in place; return it."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module
+
+
 def logits_of(output: object) -> Tensor:
     """The logits (N, classes) in a classifier's output: a tensor, a tuple that starts with one, or `.logits`."""
     if isinstance(output, Tensor):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward
 from litdeploy.networks import Network, logits_of
+from litdeploy.networks.network import channels_last
 from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
 
@@ -65,8 +66,4 @@ def placed(network: Network, device: torch.device, precision: str) -> nn.Module:
     Always a copy: the device, dtype, memory format and eval mode would each alter the caller's module.
     """
     module = copy.deepcopy(network.module).eval().requires_grad_(False)
-    # torch's type stubs omit memory_format.
-    result: nn.Module = module.to(  # type: ignore[call-overload]
-        device=device, dtype=DTYPES[precision], memory_format=torch.channels_last
-    )
-    return result
+    return channels_last(module.to(device=device, dtype=DTYPES[precision]))

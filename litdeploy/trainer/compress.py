@@ -20,6 +20,7 @@ from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, is_hub, sections_of
+from litdeploy.networks.network import channels_last
 from litdeploy.networks.student import depth_of
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
@@ -269,7 +270,7 @@ class _Compression:
             write = partial(self._write, bundle, trainer, record, discriminator, scores)
             with trainer.resumable(bundle.path, partial(self._keep_interrupted, trainer, write)):
                 # Not the trainer's teacher, which may be in bf16 and whose batch norms are folded.
-                given = copy.deepcopy(self.given.module).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                given = channels_last(copy.deepcopy(self.given.module).to(self.device))
                 if task_of(self.given.spec).needs_reference:
                     trainer.reference = given.eval()
                 elif not self.lineage:

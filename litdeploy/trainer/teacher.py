@@ -17,7 +17,7 @@ from litdeploy.config.recipe import Recipe
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.networks.folding import fold_batch_norms
-from litdeploy.networks.network import logits_of
+from litdeploy.networks.network import channels_last, logits_of
 from litdeploy.networks.registry import is_code
 from litdeploy.networks.sections import SectionCall, recording
 from litdeploy.runtime import compilation
@@ -75,7 +75,7 @@ class Teacher:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, moved(example, next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]
-        self.module.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.module.to(device, self._dtype))
         self._hooks = ExitStack()  # open as long as this object lives: the copy is its own
         self._calls = self._hooks.enter_context(recording(self.module, sections))
         self.template = self.eager(moved(picked(example, slice(1)), device))

@@ -30,6 +30,7 @@ from litdeploy.config.recipe import Augmentation, Recipe
 from litdeploy.config.spec import AnyInput
 from litdeploy.data import Crops, Data, Picked, draw_crops, prepared, shuffled, worker_died
 from litdeploy.errors import DataError, TrainingError
+from litdeploy.networks.network import channels_last
 from litdeploy.networks.sections import container
 from litdeploy.networks.width import narrow
 from litdeploy.storage.records import Score
@@ -101,7 +102,7 @@ class Trainer:
         checkpoints: Checkpoints,
         saved: Snapshot | None = None,
     ) -> None:
-        self.student: nn.Module = plan.student.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student: nn.Module = channels_last(plan.student.module.to(device))
         self.spec = plan.student.spec.with_(classes=data.classes)
         self.input: AnyInput = plan.student.spec.input
         self.example = moved(plan.student.example(), device)
@@ -549,7 +550,7 @@ class Trainer:
         self.spec = saved.spec()
         with of_this_student():
             narrow(self.student, self.spec.widths)
-        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.student)
         for phase in self.phases[: self.position.phase + 1]:
             if phase.transition is not None:
                 phase.transition.restore(self)

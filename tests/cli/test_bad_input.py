@@ -212,7 +212,7 @@ CASES = {
     ),
     "slimming's settings elsewhere": Case(("TEACHER", *DIGITS, "--sparsity", "0.1"), "or give --method slimming"),
     "no such normalization": Case(("TEACHER", *DIGITS, "--normalise", "imagnet"), "imagenet"),
-    "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "3 whole numbers"),
+    "a shape that is none": Case(("TEACHER", *DIGITS, "--input-shape", "8,8"), "is not of one"),
     "too large a batch": Case(("TEACHER", *DIGITS, "--batch-size", "9999"), "--batch-size"),
     "no data": Case(("TEACHER", "--student-depth", "8"), "--data"),
     "no depth": Case(("TEACHER", "--data", "digits"), "--student-depth"),

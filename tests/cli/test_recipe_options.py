@@ -116,7 +116,7 @@ def test_options_that_were_not_given_change_nothing() -> None:
     [
         ("student_depth", "8,", "--student-depth 8,: whole numbers of at least 1 are needed, as in 20, or 17,9"),
         ("student_blocks", "layer1", "--student-blocks layer1: write section=blocks, as in layer1=3"),
-        ("input_shape", "8,8", "--input-shape 8,8: 3 whole numbers"),
+        ("input_shape", "8,x", "--input-shape 8,x: whole numbers"),
         ("image_size", "8", "--image-size 8: 2 whole numbers"),
     ],
 )

@@ -4,9 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from litdeploy.config.spec import (
+    AnyInput,
     Free,
     InputSpec,
+    InputTensor,
     NetworkSpec,
+    TensorInput,
     TokenInput,
     input_of,
     parse_normalisation,
@@ -68,9 +71,11 @@ def test_a_spec_that_was_written_before_there_were_kinds_is_an_images() -> None:
         InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,)),
         TokenInput(length=64, vocabulary=100),
         TokenInput(length=64, vocabulary=100, fixed=True),
+        TensorInput.of((1, 16000), "waveform"),
+        TensorInput(tensors=(InputTensor("x", "float32", (2, 3, 4, 5)), InputTensor("kind", "int64", (), below=7))),
     ],
 )
-def test_every_kind_of_input_survives_json_and_the_metadata_of_a_file(spec: InputSpec | TokenInput) -> None:
+def test_every_kind_of_input_survives_json_and_the_metadata_of_a_file(spec: AnyInput) -> None:
     network = NetworkSpec(name="any", input=spec)
     assert NetworkSpec.model_validate_json(network.model_dump_json()) == network
     assert input_of(spec.metadata()) == spec
@@ -115,3 +120,27 @@ def test_what_is_said_of_images_does_not_fit_texts(
 def test_a_length_does_not_fit_images() -> None:
     with pytest.raises(SettingsError, match="--input-shape 3,32,32"):
         InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,)).override(None, (128,), "resnet")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ((), "at least 1"),
+        ((InputTensor("x", "float32", (3,)), InputTensor("x", "float32", (3,))), "different names"),
+        ((InputTensor("not a name", "float32", (3,)),), "parameter of forward"),
+        ((InputTensor("x", "float32", (0, 3)),), "at least 1"),
+        ((InputTensor("x", "float32", (Free("length"),)),), "fixed"),
+        ((InputTensor("x", "float32", (2**13, 2**13)),), "at most"),
+    ],
+)
+def test_tensors_that_no_network_takes_are_refused(tensors: tuple[InputTensor, ...], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        TensorInput(tensors=tensors)
+
+
+def test_the_shape_of_a_single_tensor_is_overridden() -> None:
+    signal = TensorInput.of((1, 16000), "waveform")
+    assert signal.override(None, (1, 8000), "net") == TensorInput.of((1, 8000), "waveform")
+    for normalise, shape in (("imagenet", None), (None, (8000,))):
+        with pytest.raises(SettingsError, match="waveform"):
+            signal.override(normalise, shape, "net")

@@ -11,9 +11,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from torch import Tensor, nn
 
 from litdeploy.config.formats import FORMATS
-from litdeploy.config.spec import InputSpec, TokenInput, TranslationInput
+from litdeploy.config.spec import InputSpec, InputTensor, TensorInput, TokenInput, TranslationInput
 from litdeploy.config.target import Precision, Target, Tolerance
 from litdeploy.errors import RunnerError, SettingsError
 from litdeploy.evaluation import evaluate
@@ -36,13 +37,34 @@ CPU = torch.device("cpu")
 OWN_NETWORK = Path(__file__).parents[2] / "examples" / "own_network.py"
 
 
-@pytest.fixture(scope="module", params=["vit", "bert", "example"])
+class Pair(nn.Module):
+    """A volume and a table of its patient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2 * 4 * 4, 8))
+        self.age = nn.Linear(3, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, volume: Tensor, age: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.volume(volume) + self.age(age)))
+        return result
+
+
+@pytest.fixture(scope="module", params=["vit", "bert", "example", "signal", "pair"])
 def network(request: pytest.FixtureRequest) -> Network:
     torch.manual_seed(0)
     if request.param == "bert":
         return bert()
     if request.param == "example":
         return load(runpy.run_path(str(OWN_NETWORK))["network"](), input_shape=(1, 8, 8), normalise="half")
+    if request.param == "signal":
+        module = nn.Sequential(nn.Conv1d(1, 8, 9, 4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+        module(torch.zeros(1, 1, 64))
+        return load(module, input_shape=(1, 64))
+    if request.param == "pair":
+        takes = InputTensor("volume", "float32", (1, 4, 6, 6)), InputTensor("age", "float32", (3,))
+        return load(Pair(), input=TensorInput(tensors=takes))
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=32,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from litdeploy.config.spec import InputSpec, NetworkSpec, TokenInput
+from litdeploy.config.spec import InputSpec, NetworkSpec, TensorInput, TokenInput
 from litdeploy.errors import CheckpointError, NetworkError, SettingsError
 from litdeploy.inspection import inspect
 from litdeploy.networks import find_sections, load, new
@@ -78,10 +78,21 @@ def test_a_users_network_runs_only_when_it_is_named(tmp_path: Path) -> None:
 
 def test_an_input_that_nothing_tells_must_be_given(tmp_path: Path) -> None:
     torch.save(mlp().state_dict(), tmp_path / "t.pt")
-    with pytest.raises(NetworkError, match="input_shape and normalise must be given"):
+    with pytest.raises(NetworkError, match="nothing says what the network"):
         load(tmp_path / "t.pt", network=mlp)
     found = load(tmp_path / "t.pt", network=mlp, input_shape=(1, 8, 8), normalise="half")
     assert found.spec.input.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(("convolution", "shape"), [(nn.Conv1d(1, 4, 3), (1, 16)), (nn.Conv3d(1, 4, 3), (1, 4, 5, 6))])
+def test_a_shape_of_another_rank_is_of_a_tensor_as_it_is(convolution: nn.Module, shape: tuple[int, ...]) -> None:
+    module = nn.Sequential(convolution, nn.Flatten(), nn.LazyLinear(3))
+    module(torch.zeros(1, *shape))
+    found = load(module, input_shape=shape)
+    assert found.spec.input == TensorInput.of(shape, "input")
+    assert found.class_count() == 3
+    with pytest.raises(SettingsError, match="is not of one"):
+        load(module, input_shape=shape, normalise="half")
 
 
 def test_a_module_of_the_callers_is_taken_as_it_is() -> None:

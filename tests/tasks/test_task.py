@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from litdeploy.config.spec import AnyInput, CharacterInput, InputSpec, NetworkSpec, TokenInput, TranslationInput
+from litdeploy.config.spec import (
+    AnyInput,
+    CharacterInput,
+    InputSpec,
+    NetworkSpec,
+    TensorInput,
+    TokenInput,
+    TranslationInput,
+)
 from litdeploy.errors import StudentError
 from litdeploy.storage.records import Accuracy, Likeness, ScoredRecord
 from litdeploy.tasks import TASKS, task_of, task_of_scores
@@ -14,6 +22,7 @@ INPUTS: list[tuple[AnyInput, str]] = [
     (TokenInput(length=8, vocabulary=9), "classification"),
     (CharacterInput(length=8), "classification"),
     (TRANSLATED, "translation"),
+    (TensorInput.of((1, 64)), "classification"),
 ]
 
 

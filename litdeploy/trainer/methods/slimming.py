@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from litdeploy.config.recipe import Recipe, SlimmingSettings
 from litdeploy.errors import SettingsError
+from litdeploy.networks.network import channels_last
 from litdeploy.networks.sections import container
 from litdeploy.networks.width import scales_of, slim, widths_of
 from litdeploy.trainer.methods.method import Start, Training, TrainingPhase
@@ -55,7 +55,7 @@ class Removal:
         student.requires_grad_(True)
         assert isinstance(training.example, Tensor)  # networks with several inputs do not learn by logits
         slimmed = slim(student, training.example, self.ratio)
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(student)
         plan = {name: tuple(range(len(container(student, name)))) for name in training.sections}
         training.spec = training.spec.with_(plan=plan, widths=widths_of(student, wide))
         after = sum(parameter.numel() for parameter in student.parameters())
