@@ -27,7 +27,7 @@ from litdeploy.data.texts import Tokens
 from litdeploy.evaluation.evaluate import evaluate
 from litdeploy.exporter import export
 from litdeploy.exporter.formats.onnx import export_onnx
-from litdeploy.exporter.teacher import load_teacher
+from litdeploy.exporter.teacher import load_exported, load_teacher
 from litdeploy.files import sha256_of
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network, load, new
@@ -40,6 +40,7 @@ from litdeploy.runtime.engine import read_engine
 from litdeploy.runtime.inductor import built_for, package_details
 from litdeploy.storage.bundle import Bundle, sidecar_of
 from litdeploy.storage.checkpoint import write_checkpoint
+from litdeploy.storage.exports import ExportFolder
 from litdeploy.storage.records import Artefact
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives.adversarial import load_discriminator
@@ -316,6 +317,19 @@ def _open_bundle(folder: Path) -> None:
     load_teacher(bundle, manifest, None, None)
 
 
+def _exports(folder: Path) -> None:
+    """A network exported uncompressed: made anew, since its manifest has its folder's path."""
+    source = new("resnet8,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=3)
+    export(source, out=folder, target=Target(device="cpu", batch_sizes=(1,)))
+
+
+def _open_exports(folder: Path) -> None:
+    exports = ExportFolder(folder)
+    for artefact in exports.read().artefacts.values():
+        exports.artefact_path(artefact)
+    load_exported(exports, exports.weights_path, None)
+
+
 def _tokeniser(folder: Path) -> None:
     import tokenizers
     import transformers
@@ -388,6 +402,7 @@ KINDS: dict[str, Kind] = {
         ("manifest.json", "student.safetensors", "samples.png", "profile/report.json"),
         _open_generator_bundle,
     ),
+    "exports": Kind(_exports, ("exports.json", "network.safetensors", "network.onnx"), _open_exports),
     "tokeniser": Kind(_tokeniser, ("tokenizer.json", "tokenizer_config.json", "config.json"), _open_tokeniser),
     "metrics": Kind(_metrics, ("metrics.jsonl",), _open_metrics),
     "report": Kind(_report, ("report.json",), _open_report),

@@ -6,6 +6,7 @@ The public functions, imported on first use; each command of the command line ca
     train(network, ...)             → Trained           a teacher, from new weights
     compress(teacher, ...)          → Bundle            a shallower student, trained
     export(bundle, ...)             → Manifest          ONNX, AOTInductor, TensorRT, compared with PyTorch
+    export(network, out=..., ...)   → Exports           the same of a network that nobody compressed
     verify(bundle, ...)             → Verification      exported files and student, each compared with its origin
     profile(bundle, ...)            → Report            teacher and student timed in every runner
     deploy(teacher, ...)            → (Bundle, Report)  compress, export and profile

@@ -1,4 +1,4 @@
-"""`litdeploy export`: from a bundle to artefacts that other people's servers load."""
+"""`litdeploy export`: from a bundle, or any network, to artefacts that other people's servers load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_json
-from litdeploy.cli.recipe_options import recipe_options
+from litdeploy.cli.recipe_options import OF_DATA, changes, recipe_options
 from litdeploy.config.formats import FORMATS
 from litdeploy.errors import SettingsError
 
@@ -42,9 +42,15 @@ def _read(formats: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(FORMATS, False) | given
 
 
-@recipe_options({"data", "network"})
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape"})
 def command(
-    bundle: o.BundlePath = o.DEFAULT_BUNDLE,
+    source: Annotated[
+        Path,
+        typer.Argument(help="A bundle; or the weights of any network, or a folder that transformers saved."),
+    ] = o.DEFAULT_BUNDLE,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for the files of an uncompressed network.", metavar="DIR")
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, bf16, int8, or several of them.", metavar="NAME,…")
     ] = "fp32",
@@ -62,12 +68,16 @@ def command(
     json: o.Json = False,
     **given: Any,
 ) -> None:
-    """Export the student, and verify that each file computes the same."""
+    """Export a bundle's student, or a network uncompressed, and verify that each file computes the same."""
+    from litdeploy.storage.exports import DEFAULT_EXPORTS
+    from litdeploy.storage.records import Manifest
+
     formats = _read({name: given.pop(name) for name in _format_options() if name in given})
     if not any(formats[name] for name in FORMATS):
         raise SettingsError(f"say what to export: {', '.join(f'--{name}' for name in FORMATS)}")
     manifest = litdeploy.export(
-        bundle,
+        source,
+        out=out,
         # Other words are refused by `export`.
         precisions=cast("list[Precision]", o.words(precision)),
         io_precision=cast("Precision", io_precision),
@@ -77,14 +87,19 @@ def command(
         target=target,
         progress=note,
         **formats,
-        **given,
+        **changes(given),
     )
     if json:
         print_json({kind: artefact.model_dump(mode="json") for kind, artefact in manifest.artefacts.items()})
         return
     for artefact in manifest.artefacts.values():
         show(artefact)
-    note(f"Next: litdeploy profile{'' if bundle == o.DEFAULT_BUNDLE else f' {bundle}'}")
+    if isinstance(manifest, Manifest):
+        note(f"Next: litdeploy profile{'' if source == o.DEFAULT_BUNDLE else f' {source}'}")
+    else:
+        if manifest.data is None:
+            note("compared on noise; with --data, on the samples that the network is for")
+        note(f"The files are in {out or DEFAULT_EXPORTS}. Again later: litdeploy verify {out or DEFAULT_EXPORTS}")
 
 
 command = o.with_options(command, _format_options())

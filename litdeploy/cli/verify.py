@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,8 @@ import typer
 import litdeploy
 from litdeploy.cli import options as o
 from litdeploy.cli.console import note, output, print_table, scored
-from litdeploy.cli.recipe_options import recipe_options
+from litdeploy.cli.recipe_options import OF_DATA, changes, recipe_options
+from litdeploy.config.formats import described_suffixes
 from litdeploy.errors import ParityError
 
 if TYPE_CHECKING:
@@ -17,9 +19,17 @@ if TYPE_CHECKING:
     from litdeploy.storage.records import Difference
 
 
-@recipe_options({"data", "network"})
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape"})
 def command(
-    bundle: o.BundlePath = o.DEFAULT_BUNDLE,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help=f"A bundle, a folder that a network was exported to, or one exported file ({described_suffixes()})."
+        ),
+    ] = o.DEFAULT_BUNDLE,
+    against: Annotated[
+        Path | None, typer.Option(help="The weights of the network that one file is compared with.", metavar="FILE")
+    ] = None,
     artefact: Annotated[
         list[str] | None,
         typer.Option(help="Verify only this artefact: onnx, onnx-fp16, aoti, …; may be repeated."),
@@ -33,9 +43,16 @@ def command(
     json: o.Json = False,
     **given: Any,
 ) -> None:
-    """Compare every exported file with the student, and the student with its teacher."""
+    """Compare every exported file with its network, and a bundle's student with its teacher."""
     found = litdeploy.verify(
-        bundle, artefacts=artefact, teacher=teacher, target=target, bisect=bisect, progress=note, **given
+        source,
+        against=against,
+        artefacts=artefact,
+        teacher=teacher,
+        target=target,
+        bisect=bisect,
+        progress=note,
+        **changes(given),
     )
     if json:
         typer.echo(found.model_dump_json(indent=2))
@@ -43,11 +60,11 @@ def command(
         _show(found, bisect)
     if not found.within:
         beyond = [
-            f"{each.candidate}:\n{each.parity.summary()}\n  kept as {found.rejected[each.candidate]}"
-            for each in found.differences
-            if each.parity is not None and each.candidate in found.rejected
+            f"{kind}:\n{parity.summary()}" + (f"\n  kept as {found.rejected[kind]}" if kind in found.rejected else "")
+            for kind, parity in found.beyond.items()
         ]
-        raise ParityError("beyond the tolerance and set aside:\n" + "\n".join(beyond))
+        aside = " and set aside" if found.rejected else ""
+        raise ParityError(f"beyond the tolerance{aside}:\n" + "\n".join(beyond))
 
 
 def _show(found: Verification, bisect: bool) -> None:
@@ -56,7 +73,7 @@ def _show(found: Verification, bisect: bool) -> None:
     score = "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness"
     print_table(
         TextTable(
-            "compression: teacher → student; conversion: student → artefact",
+            "compression: teacher → student; conversion: student or network → artefact",
             cells("error of", "artefact", "largest", "relative", "same class", score, "points", ""),
             (tuple(cells(*_cells(each)) for each in found.differences),),
         )

@@ -216,9 +216,9 @@ def kind_of(name: str, precision: str) -> str:
     return name if precision == "fp32" else f"{name}-{precision}"
 
 
-def file_of(name: str, precision: str) -> str:
-    """An artefact's file name: `student.onnx`, `student.fp16.onnx`, `student.pt2`."""
-    return f"student{'' if precision == 'fp32' else f'.{precision}'}{FORMATS[name].suffix}"
+def file_of(name: str, precision: str, role: str = "student") -> str:
+    """An artefact's file name: `student.onnx`, `student.fp16.onnx`, `network.pt2`."""
+    return f"{role}{'' if precision == 'fp32' else f'.{precision}'}{FORMATS[name].suffix}"
 
 
 def imported(reference: str) -> Any:

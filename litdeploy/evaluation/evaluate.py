@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from litdeploy.config.formats import FORMATS, format_of_file, imported
+from litdeploy.config.formats import FORMATS, format_of_file
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.settings import parse
 from litdeploy.config.spec import (
@@ -26,7 +26,7 @@ from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_precision
 from litdeploy.runtime.adapter import read_names
-from litdeploy.runtime.runner import DescribeFunction, ExportedFile
+from litdeploy.runtime.runner import ExportedFile, described
 from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
@@ -186,24 +186,21 @@ def open_file(
         loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
         runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
         return runner, loaded.spec, loaded.class_count()
-    row = FORMATS[name]
-    assert row.describe is not None
-    describe: DescribeFunction = imported(row.describe)
-    described = describe(path, device)
-    spec = _spec_of(path, described, normalise, input_shape)
-    classes = _class_count(path, described, spec)
-    return open_runner(row.runner, path=path, device=device), spec, classes
+    found = described(path, device)
+    spec = _spec_of(path, found, normalise, input_shape)
+    classes = _class_count(path, found, spec)
+    return open_runner(FORMATS[name].runner, path=path, device=device), spec, classes
 
 
-def _class_count(path: Path, described: ExportedFile, spec: NetworkSpec) -> int:
+def _class_count(path: Path, file: ExportedFile, spec: NetworkSpec) -> int:
     """Number of classes of an exported file.
 
     Raises:
         RunnerError: its output does not have the task's shape.
     """
-    if described.classes is not None:
-        return described.classes
-    task, output = task_of(spec), list(described.output_shape)
+    if file.classes is not None:
+        return file.classes
+    task, output = task_of(spec), list(file.output_shape)
     classes = task.class_count(output[1:], spec.input)
     if classes is None:
         wanted = ", ".join(str(size) for size in ("N", *task.output_shape(spec.input, "classes")))
@@ -211,16 +208,14 @@ def _class_count(path: Path, described: ExportedFile, spec: NetworkSpec) -> int:
     return classes
 
 
-def _spec_of(
-    path: Path, described: ExportedFile, normalise: str | None, input_shape: tuple[int, ...] | None
-) -> NetworkSpec:
+def _spec_of(path: Path, file: ExportedFile, normalise: str | None, input_shape: tuple[int, ...] | None) -> NetworkSpec:
     """Spec of an exported file, from its metadata and shapes.
 
     Raises:
         RunnerError: the metadata is damaged.
         SettingsError: the metadata has no normalization, and none is given.
     """
-    metadata, stated_shape = described.metadata, described.image_shape
+    metadata, stated_shape = file.metadata, file.image_shape
     # Prefer the metadata's shape: a file that takes pixels has channels last.
     stated = {**({} if stated_shape is None else {"input_shape": json.dumps(stated_shape)}), **metadata}
     known = input_of(stated)

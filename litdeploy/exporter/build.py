@@ -40,10 +40,11 @@ class Calibration:
     They are drawn once, the same in every run, and only if a precision needs them.
 
     Args:
+        data: None: there are none, and fp32 alone can be built.
         count: how many.
     """
 
-    def __init__(self, data: Data, network: Network, count: int) -> None:
+    def __init__(self, data: Data | None, network: Network, count: int) -> None:
         self._data, self._network, self._count = data, network, count
 
     @cached_property
@@ -51,8 +52,13 @@ class Calibration:
         """The images as the network takes them, on the CPU.
 
         Raises:
-            DataError: the training split has fewer.
+            DataError: there are no data, or the training split has fewer.
         """
+        if self._data is None:
+            raise DataError(
+                "no samples to measure activations on, which every precision but fp32 needs. Give the kind of data "
+                "that the network was trained on: --data (a folder, a file, a hub id, or digits)"
+            )
         train = self._data.train
         if len(train) < self._count:
             raise DataError(

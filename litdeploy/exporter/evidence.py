@@ -1,14 +1,16 @@
-"""The test images on which an artefact is compared with the student."""
+"""What an artefact is compared with its network on: samples of a test split, or noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from litdeploy.batch import Batch, picked, size_of
+from litdeploy.batch import Batch, moved, picked, size_of
 from litdeploy.config.recipe import DataSettings
+from litdeploy.config.settings import parse
 from litdeploy.data import Data, check_against, open_data, prepared
 from litdeploy.errors import DataError
 from litdeploy.networks import Network
@@ -17,22 +19,29 @@ from litdeploy.storage.records import Manifest
 
 # At least as many are compared; more if the largest batch takes more.
 LEAST_IMAGES = 1024
+_LEAST_NOISE = 64
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Test images as a network takes them, and their labels (N)."""
+    """Samples as a network takes them, and their labels (N); None: noise, which has none."""
 
     inputs: Batch
-    labels_N: Tensor
+    labels_N: Tensor | None
 
     @classmethod
-    def of(cls, data: Data, network: Network, count: int) -> Evidence:
-        """Take `count` images of the test split, evenly spaced; all of them if it has fewer.
+    def of(cls, data: Data | None, network: Network, most: int, device: torch.device) -> Evidence:
+        """Take samples of the test split, evenly spaced, or all of them if it has fewer; without data, noise.
+
+        Args:
+            most: the largest batch.
 
         Raises:
-            DataError: it is empty.
+            DataError: the split is empty.
         """
+        if data is None:
+            return cls(moved(network.example(max(_LEAST_NOISE, most)), device), None)
+        count = max(LEAST_IMAGES, most)
         total = len(data.test)
         if not total:
             raise DataError(f"{data.source}: its test split is empty; give --data a dataset with a test split.")
@@ -46,28 +55,55 @@ class Evidence:
         total = size_of(self.inputs)
         rest = total % most
         count = total - rest if rest < least < total else total
-        return Evidence(picked(self.inputs, slice(count)), self.labels_N[:count])
+        labels_N = None if self.labels_N is None else self.labels_N[:count]
+        return Evidence(picked(self.inputs, slice(count)), labels_N)
 
 
-def open_test_data(manifest: Manifest, data: DataSettings | str | None, student: Network, device: torch.device) -> Data:
-    """Open the dataset that the student learned on, or another, and check that it fits the student.
+def settings_of(
+    data: DataSettings | dict[str, Any] | str | None, learned: DataSettings | None = None
+) -> DataSettings | None:
+    """The settings of a dataset that the caller named, or else those that a student learned on.
 
-    Texts are tokenized by the bundle's tokenizer if no other is named.
+    Args:
+        data: settings, some of their fields, or the source.
+
+    Raises:
+        SettingsError: a field has another value than it can have.
+    """
+    if data is None or isinstance(data, DataSettings):
+        return data or learned
+    given = {"source": data} if isinstance(data, str) else data
+    base = {} if learned is None else learned.model_dump(mode="json", exclude_defaults=True)
+    if "source" in given:  # the size is the network's, for any data
+        base = {key: base[key] for key in ("image_size", "text_length") if key in base}
+    return parse(DataSettings, {**base, **given}, "command line")
+
+
+def open_for(
+    network: Network, settings: DataSettings, device: torch.device, seed: int = 0, learned: DataSettings | None = None
+) -> Data:
+    """Open a dataset and check that it fits a network.
+
+    Texts are tokenized by the tokenizer next to the network's file if no other is named.
+
+    Args:
+        learned: of the student; its tokenizer may have moved.
 
     Raises:
         DataError: it is unavailable, or does not fit this network.
     """
-    learned = manifest.recipe.data
-    if data is None:
-        settings = learned
-    elif isinstance(data, str):
-        # The size is the network's, for any data.
-        settings = DataSettings(source=data, image_size=learned.image_size, text_length=learned.text_length)
-    else:
-        settings = data
-    own = carried_by(student.source, TOKENIZER)
-    if own is not None and settings.tokenizer in (None, learned.tokenizer):
+    own = carried_by(network.source, TOKENIZER)
+    if own is not None and settings.tokenizer in (None, learned.tokenizer if learned else None):
         settings = settings.model_copy(update={"tokenizer": str(own)})
-    opened = open_data(settings, device, manifest.recipe.seed, student.spec)
-    check_against(opened, student.spec, student.class_count())
+    opened = open_data(settings, device, seed, network.spec)
+    check_against(opened, network.spec, network.class_count())
     return opened
+
+
+def open_test_data(
+    manifest: Manifest, data: DataSettings | dict[str, Any] | str | None, student: Network, device: torch.device
+) -> Data:
+    """Open the dataset that the student learned on, or another. Raises as `open_for`."""
+    learned = manifest.recipe.data
+    settings = settings_of(data, learned) or learned
+    return open_for(student, settings, device, manifest.recipe.seed, learned)

@@ -1,4 +1,4 @@
-"""The verb `export`: from a bundle to verified artefacts in it."""
+"""The verb `export`: from a bundle's student, or any network, to verified artefacts."""
 
 from __future__ import annotations
 
@@ -9,48 +9,61 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch import nn
 
 from litdeploy.config.formats import FORMATS, Option, file_of, imported, kind_of
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Precision, Target
+from litdeploy.data import Data
 from litdeploy.errors import ParityError, SettingsError
 from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact
-from litdeploy.exporter.evidence import LEAST_IMAGES, Evidence, open_test_data
+from litdeploy.exporter.evidence import Evidence, open_for, open_test_data, settings_of
 from litdeploy.exporter.parity import compare_runners
+from litdeploy.exporter.teacher import read_network
 from litdeploy.exporter.triton_repository import backend_of
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
-from litdeploy.networks import Network, NetworkName, load
+from litdeploy.files import is_file
+from litdeploy.networks import Network, NetworkName, is_hub, load, published
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
-from litdeploy.storage.records import Artefact, Manifest, Parity
+from litdeploy.storage.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
+from litdeploy.storage.exports import DEFAULT_EXPORTS, ExportFolder
+from litdeploy.storage.records import Artefact, Exports, Manifest, Parity, TeacherRecord
 from litdeploy.storage.staging import keep, reject, staged, tidy
 from litdeploy.tasks import task_of
+from litdeploy.version import __version__
 
 _IO_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def export(
-    bundle: Bundle | str | Path = "deploy",
+    source: Bundle | Network | nn.Module | str | Path = "deploy",
     *,
+    out: str | Path | None = None,
     precisions: Sequence[Precision] = ("fp32",),
     io_precision: Precision = "fp32",
     embed_preprocessing: bool = False,
     calibration_images: int = 512,
     triton_repository: str | Path | None = None,
     target: Target | str | None = None,
-    data: DataSettings | str | None = None,
+    data: DataSettings | dict[str, Any] | str | None = None,
     network: NetworkName | None = None,
+    normalise: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
     progress: Callable[[str], None] | None = None,
     **formats: Any,
-) -> Manifest:
-    """Export a bundle's student in each format and precision, and verify each file on test images against PyTorch.
+) -> Manifest | Exports:
+    """Export a student or any network in each format and precision, and verify each file against PyTorch.
 
-    The files are `export/student.onnx`, `student.fp16.onnx`, `student.pt2`, `student.engine`, …, each with a sidecar.
-    A file beyond the target's tolerance is kept as `student.onnx.rejected`, and the artefact it would have replaced
-    stays. An engine built ahead of time for GPUs elsewhere is not run; `parity` in its details is None.
+    The files are `export/student.onnx`, `student.fp16.onnx`, `student.pt2`, `student.engine`, … in the bundle, or
+    `network.onnx`, … in `out`, each with a sidecar. A file beyond the target's tolerance is kept as
+    `student.onnx.rejected`, and the artefact it would have replaced stays. An engine built ahead of time for GPUs
+    elsewhere is not run; `parity` in its details is None.
 
     Args:
-        bundle: a bundle, or its folder.
+        source: a bundle or its folder; or a network that is exported uncompressed: a file of weights, a folder that
+            transformers saved, a loaded network or a module.
+        out: the folder for an uncompressed network's files; None: `exported`.
         precisions: of weights and arithmetic.
         io_precision: of images and logits.
         embed_preprocessing: whether the files take pixels, uint8 (N, H, W, C), and normalize them.
@@ -58,8 +71,10 @@ def export(
         triton_repository: a folder for a model repository of Triton Inference Server with the files of this call.
         target: where the student will run, or that target's name or path; None: `cuda` if CUDA is available, else
             `cpu`.
-        data: the dataset, or its source, whose test images are compared; None: the one that the student learned on.
-        network: needed if the student's network is the user's code.
+        data: the dataset, or its source, whose test images are compared; None: the one that the student learned on; an
+            uncompressed network is then compared on noise, and in fp32 alone.
+        network: needed if the network is the user's code, or if its file does not identify it.
+        normalise, input_shape: of an uncompressed network, if not known: see `networks.load`.
         progress: called with a line about what was chosen, or left out.
         **formats: True or False for each format by its key in `FORMATS` (`onnx`, on by default; `aoti`; `trt`), and the
             options of formats by name: of `trt` `compute_capabilities` (default: the target's, or the GPU at hand),
@@ -70,6 +85,7 @@ def export(
 
     Raises:
         BundleError: the bundle is incomplete, another process is working on it, or no space is left.
+        CheckpointError: the file is no whole checkpoint, or does not fit its network.
         NetworkError: the network cannot be exported, or is the user's code and was not named.
         SettingsError: an unknown target, a precision that it lacks, an operator set that does not exist, or nothing to
             export.
@@ -81,8 +97,16 @@ def export(
     """
     names, options = _chosen(formats)
     say = progress or (lambda line: None)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    bundle.read_complete()
+    bundle = _bundle_of(source)
+    folder: Bundle | ExportFolder
+    if bundle is not None:
+        bundle.read_complete()
+        _check_compressed(bundle, out=out, normalise=normalise, input_shape=input_shape)
+        folder = bundle
+    else:
+        assert not isinstance(source, Bundle)
+        loaded, record = read_network(source, network, normalise, input_shape)
+        folder = ExportFolder(DEFAULT_EXPORTS if out is None else out)
     chosen = resolve_target(target)
     _check_precisions(names, precisions, io_precision, chosen, target)
     device = _device_for(names, chosen)
@@ -92,30 +116,129 @@ def export(
             check: CheckFunction = imported(reference)
             if line := check(chosen, device, resolved[name]):
                 say(line)
-    with bundle.lock():
-        manifest = bundle.read_complete()
-        tidy(bundle.export_path)
-        student = load(bundle.student_path, network=network)
-        opened = open_test_data(manifest, data, student, device)
-        evidence = Evidence.of(opened, student, max(LEAST_IMAGES, chosen.batch_sizes[-1]))
+    with folder.lock():
+        tidy(folder.export_path)
+        opened: Data | None
+        if isinstance(folder, Bundle):
+            loaded = load(folder.student_path, network=network)
+            opened = open_test_data(folder.read_complete(), data, loaded, device)
+        else:
+            opened = _claim(folder, loaded, record, settings_of(data), device)
+        words = _words(folder, network, normalise, input_shape, data)
+        calibration = Calibration(opened, loaded, calibration_images)
+        if opened is None and any(precision != "fp32" for precision in precisions):
+            _ = calibration.inputs  # refused before a file is written
+        evidence = Evidence.of(opened, loaded, chosen.batch_sizes[-1], device)
         job = Job(
-            student,
+            loaded,
             chosen,
             device,
             io_precision=io_precision,
             embed_preprocessing=embed_preprocessing,
-            calibration=Calibration(opened, student, calibration_images),
+            calibration=calibration,
         )
         written: list[Artefact] = []
         for name in names:
             for precision in dict.fromkeys(precisions):
                 one = replace(job, precision=precision, options=resolved[name])
-                one = replace(one, command=_command(bundle, name, one, target))
-                manifest = _export_one(bundle, name, one, evidence)
+                one = replace(one, command=_command(words, name, one, target))
+                manifest = _export_one(folder, name, one, evidence)
                 written.append(manifest.artefacts[kind_of(name, precision)])
         if triton_repository is not None:
-            _write_triton(bundle, written, Path(triton_repository), student, job, say)
+            _write_triton(folder, written, Path(triton_repository), loaded, job, say)
         return manifest
+
+
+def _bundle_of(source: Bundle | Network | nn.Module | str | Path) -> Bundle | None:
+    """The bundle whose student is exported; None if the source is a network."""
+    if isinstance(source, Bundle):
+        return source
+    if isinstance(source, Network | nn.Module):
+        return None
+    path, _ = published(source)
+    return None if is_file(path) or path.suffix in SUFFIXES else Bundle(path)
+
+
+def _check_compressed(bundle: Bundle, **given: Any) -> None:
+    """Check that no argument is given that only an uncompressed network takes.
+
+    Raises:
+        SettingsError: one is.
+    """
+    for key, value in given.items():
+        if value is not None:
+            raise SettingsError(
+                f"--{key.replace('_', '-')}: {bundle.path} is a bundle, whose student has an input, and whose files "
+                f"go to {bundle.export_path}. Leave it out, or name a network's weights: litdeploy export teacher.pt"
+            )
+
+
+def _claim(
+    folder: ExportFolder,
+    network: Network,
+    record: TeacherRecord | None,
+    settings: DataSettings | None,
+    device: torch.device,
+) -> Data | None:
+    """Make a folder ready for a network's files, and open the data that they are compared on.
+
+    Args:
+        record: None: the network came from no file, and its weights are written into the folder.
+    """
+    opened = None if settings is None else open_for(network, settings, device)
+    if settings is not None and settings.source is not None and Path(settings.source).exists():
+        settings = settings.model_copy(update={"source": str(Path(settings.source).resolve())})
+
+    def carry(folder: Path) -> None:
+        if is_hub(network.spec.name):
+            config: Any = network.module.config
+            config.save_pretrained(folder)
+        if opened is not None and opened.tokens is not None:
+            opened.tokens.save(folder)
+
+    record = record or _kept(folder, network)
+    with staged(folder.weights_path) as weights:
+        if record is None:
+            sha256 = write_checkpoint(weights, network.module.state_dict(), network.spec)
+            record = TeacherRecord(path=str(folder.weights_path.resolve()), sha256=sha256, spec=network.spec)
+        folder.claim(Exports(litdeploy=__version__, network=record, data=settings))
+        if is_file(weights):
+            weights.replace(folder.weights_path)
+    carried = folder.carry(carry)
+    folder.write(folder.read().model_copy(update={"carried": carried}))
+    return opened
+
+
+def _kept(folder: ExportFolder, network: Network) -> TeacherRecord | None:
+    """The record of the weights that an earlier export of this network in memory left; None if there are none."""
+    if not is_file(folder.weights_path) or not is_file(folder.manifest_path):
+        return None
+    record, kept = folder.read().network, read_checkpoint(folder.weights_path)
+    own = network.module.state_dict()
+    same = kept.sha256 == record.sha256 and kept.spec == network.spec and kept.weights.keys() == own.keys()
+    return record if same and all(torch.equal(kept.weights[name], own[name].cpu()) for name in own) else None
+
+
+def _words(
+    folder: Bundle | ExportFolder,
+    network: NetworkName | None,
+    normalise: str | None,
+    input_shape: tuple[int, ...] | None,
+    data: DataSettings | dict[str, Any] | str | None,
+) -> list[str]:
+    """What to type after `litdeploy export` to export the same network; what was made in Python has no name to type."""
+    if isinstance(folder, Bundle):
+        return [] if folder.path == DEFAULT_PATH else [str(folder.path)]
+    settings = settings_of(data)
+    options = {
+        "--out": None if folder.path == DEFAULT_EXPORTS else str(folder.path),
+        "--network": network if isinstance(network, str) else None,
+        "--normalise": normalise,
+        "--input-shape": None if input_shape is None else ",".join(map(str, input_shape)),
+        "--data": None if settings is None else settings.source,
+    }
+    given = [word for option, value in options.items() if value is not None for word in (option, value)]
+    return [folder.read().network.path, *given]
 
 
 def _chosen(formats: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -212,20 +335,20 @@ def _device_for(names: Sequence[str], target: Target) -> torch.device:
     return resolve_device(target.device)
 
 
-def _export_one(bundle: Bundle, name: str, job: Job, evidence: Evidence) -> Manifest:
+def _export_one(folder: Bundle | ExportFolder, name: str, job: Job, evidence: Evidence) -> Manifest | Exports:
     """Build, verify and enter one file."""
-    path = bundle.export_path / file_of(name, job.precision)
+    path = folder.export_path / file_of(name, job.precision, folder.role)
     with staged(path) as candidate:
-        artefact = build_artefact(name, job, candidate, path.relative_to(bundle.path).as_posix())
+        artefact = build_artefact(name, job, candidate, path.relative_to(folder.path).as_posix())
         parity = _parity(name, job, candidate, evidence) if artefact.runs_here else None
         details = {**artefact.details, "parity": parity and parity.model_dump(mode="json")}
         artefact = artefact.model_copy(update={"details": details})
         if parity is not None and not parity.within:
-            raise beyond_tolerance(path, reject(candidate, path, artefact), parity)
+            raise beyond_tolerance(folder, path, reject(candidate, path, artefact), parity)
         # Before the file is another one: a manifest never names one that is missing.
-        bundle.drop_artefact(kind_of(name, job.precision))
+        folder.drop_artefact(kind_of(name, job.precision))
         keep(candidate, path, artefact)
-    return bundle.add_artefact(kind_of(name, job.precision), artefact)
+    return folder.add_artefact(kind_of(name, job.precision), artefact)
 
 
 def _parity(name: str, job: Job, path: Path, evidence: Evidence) -> Parity:
@@ -243,7 +366,7 @@ def _parity(name: str, job: Job, path: Path, evidence: Evidence) -> Parity:
 
 
 def _write_triton(
-    bundle: Bundle,
+    source: Bundle | ExportFolder,
     artefacts: Sequence[Artefact],
     folder: Path,
     student: Network,
@@ -253,7 +376,7 @@ def _write_triton(
     """Write a model repository of the files that Triton serves."""
     served = []
     for artefact in artefacts:
-        path = bundle.artefact_path(artefact)
+        path = source.artefact_path(artefact)
         backend = backend_of(path)
         refusal = f"Triton has no backend for {path.suffix}" if backend is None else backend.refusal(artefact.details)
         if refusal:
@@ -271,19 +394,19 @@ def _write_triton(
         say(f"{model}: a model for tritonserver --model-repository {folder}")
 
 
-def beyond_tolerance(path: Path, kept: Path, parity: Parity) -> ParityError:
-    """The error of an artefact that does not compute what the student computes."""
+def beyond_tolerance(folder: Bundle | ExportFolder, path: Path, kept: Path, parity: Parity) -> ParityError:
+    """The error of an artefact that does not compute what its network computes."""
     return ParityError(
-        f"{path.name} does not compute what the student computes:\n{parity.summary()}\n"
-        f"The file is kept as {kept}. Find the layer that differs: litdeploy verify {path.parent.parent} --bisect. "
+        f"{path.name} does not compute what the {folder.role} computes:\n{parity.summary()}\n"
+        f"The file is kept as {kept}. Find the layer that differs: litdeploy verify {folder.path} --bisect. "
         "If the difference does not matter to you, raise `tolerance` in your own target: litdeploy export "
         "--target my-target.yaml"
     )
 
 
-def _command(bundle: Bundle, name: str, job: Job, target: Target | str | None) -> str:
+def _command(source: Sequence[str], name: str, job: Job, target: Target | str | None) -> str:
     """What to type for one artefact; a target made in Python has no name to type."""
-    words = ["litdeploy", "export", *([] if bundle.path == DEFAULT_PATH else [str(bundle.path)]), f"--{name}"]
+    words = ["litdeploy", "export", *source, f"--{name}"]
     words += ["--precision", job.precision]
     if job.io_precision != "fp32":
         words += ["--io-precision", job.io_precision]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from litdeploy.batch import Batch, tensors_of
-from litdeploy.config.formats import FORMATS, format_of_runner
+from litdeploy.config.formats import FORMATS, format_of_file, format_of_runner, imported
 from litdeploy.config.spec import Free, InputTensor
 from litdeploy.config.target import CompileMode
 from litdeploy.errors import RunnerError
@@ -62,6 +62,24 @@ class ExportedFile:
 
 # Describe a file that is to run on a device.
 DescribeFunction = Callable[[Path, torch.device], ExportedFile]
+
+
+def described(path: Path, device: torch.device) -> ExportedFile:
+    """What an exported file says of itself.
+
+    Args:
+        path: of a format that describes itself: `format_of_file` returns its key.
+        device: where it is to run.
+
+    Raises:
+        RunnerError: no such file, a damaged one, or one that does not run there.
+    """
+    name = format_of_file(path)
+    assert name is not None
+    reference = FORMATS[name].describe
+    assert reference is not None
+    describe: DescribeFunction = imported(reference)
+    return describe(path, device)
 
 
 class Runner(Protocol):

@@ -17,37 +17,21 @@ profile/               report.json, report.html, samples.json
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from litdeploy.errors import BundleError
-from litdeploy.files import (
-    is_file,
-    is_inside,
-    is_partial,
-    parse_json,
-    read_small,
-    remove,
-    remove_matching,
-    remove_partial,
-    sha256_of,
-    sync_folder,
-    write_text,
-)
-from litdeploy.storage.lock import locked
+from litdeploy.files import is_file, is_inside, is_partial, read_small, remove, remove_matching, sha256_of
+from litdeploy.storage.folder import EXPORTS, KEPT, MARKER, TRANSFORMERS, Folder
 from litdeploy.storage.records import SCHEMA_VERSION, Artefact, Manifest
-from litdeploy.version import __version__
 
 DEFAULT_PATH = Path("deploy")
 SAMPLES = "samples.png"
-# A folder, and the files in it by which transformers finds a network and a tokenizer.
-TRANSFORMERS, CONFIG, TOKENIZER = "transformers", "config.json", "tokenizer_config.json"
-_MARKER = ".litdeploy"
+# Files by which transformers finds a network and a tokenizer.
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 # Everything that litdeploy writes into a bundle: files, and folders with the names of the files in them. A claim
 # removes these and nothing else.
 _FILES = ("manifest.json", "student.safetensors", "metrics.jsonl", SAMPLES)
@@ -62,15 +46,14 @@ _FOLDERS: dict[str, tuple[str, ...]] = {
     "profile": ("report.*", "samples.json", "teacher.*", ".partial-*"),
 }
 _OURS = (*_FILES, *_FOLDERS)
-# Never removed: a lock that is held, and a teacher that may be the input of the next run.
-_KEPT = (".lock", ".lock.json", "teacher.safetensors")
 
 
-class Bundle:
-    """A folder with a student and everything made from it. Paths are properties; only `read…` methods read files."""
+class Bundle(Folder[Manifest]):
+    """A folder with a student and everything made from it."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    kind = "bundle"
+    role = "student"
+    manifest_keys = frozenset({"litdeploy", "student_sha256"})
 
     @property
     def manifest_path(self) -> Path:
@@ -83,10 +66,6 @@ class Bundle:
     @property
     def teacher_path(self) -> Path:
         return self.path / "teacher.safetensors"
-
-    @property
-    def transformers_path(self) -> Path:
-        return self.path / TRANSFORMERS
 
     @property
     def metrics_path(self) -> Path:
@@ -132,6 +111,11 @@ class Bundle:
                 + ("" if self.path == DEFAULT_PATH else f" --out {self.path}")
             )
         if not is_file(self.manifest_path):
+            if is_file(self.path / EXPORTS):
+                raise BundleError(
+                    f"{self.path}: holds exported files of a network that was not compressed, and no student. "
+                    f"`litdeploy verify {self.path}` checks them; other commands take one of the files."
+                )
             unfinished = "holds a run that did not finish" if self.exists() else "is not a bundle"
             raise BundleError(
                 f"{self.path}: {unfinished} (there is no manifest.json). Run `litdeploy compress … --out {self.path}"
@@ -167,50 +151,9 @@ class Bundle:
                 )
         return manifest
 
-    def carry(self, write: Callable[[Path], None]) -> dict[str, str]:
-        """Replace the files for transformers, the whole folder at once.
-
-        Args:
-            write: writes files into an existing folder; none if the network needs none.
-
-        Returns:
-            Name → SHA-256 of each file.
-
-        Raises:
-            BundleError: they cannot be written.
-        """
-        temporary = self.path / f".{TRANSFORMERS}.{os.getpid()}.partial"
-        remove(temporary)
-        try:
-            temporary.mkdir(parents=True)
-            write(temporary)
-            written = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-            for path in temporary.iterdir():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            remove(self.transformers_path)
-            if written:
-                temporary.replace(self.transformers_path)
-                sync_folder(self.path)
-        except OSError as error:
-            raise BundleError(
-                f"{self.transformers_path}: cannot be written ({error.strerror or error}). Make room there, or choose "
-                "another folder with --out."
-            ) from error
-        finally:
-            remove(temporary)
-        return written
-
-    def _check_links(self) -> None:
-        """Check that no link leaves the bundle: a stranger may have packed one, and files would be written through it.
-
-        Raises:
-            BundleError: a link does.
-        """
+    def _entries(self) -> list[Path]:
         chain = sorted(self.chain_path.iterdir()) if self.chain_path.is_dir() else []
-        for path in (*(self.path / name for name in (*_OURS, _MARKER)), *chain):
-            if not is_inside(path, self.path):
-                raise BundleError(f"{path}: is a link that leaves the bundle. Put the file or folder itself there.")
+        return [*(self.path / name for name in _OURS), *chain]
 
     def read_complete(self) -> Manifest:
         """Read the manifest of a completed training, for the stages after it.
@@ -226,19 +169,6 @@ class Bundle:
                 f"measured: `litdeploy evaluate {self.student_path}`."
             )
         return manifest
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep all other processes from writing here; the folder is made if it is missing.
-
-        Raises:
-            BundleError: another process is at work here, the folder cannot be written, or it is not a bundle.
-        """
-        self._check_ours()
-        self._make()
-        with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
-            self.tidy()
-            yield
 
     def claim(self, overwrite: bool, keep: str | None = None) -> None:
         """Make the folder ready for a new run: remove the previous run if `overwrite`, and mark the folder.
@@ -268,7 +198,7 @@ class Bundle:
             )
         self._make()
         # First, so that a run that is killed from here on finds its folder again.
-        write_text(self.path / _MARKER, f'{{"bundle": {SCHEMA_VERSION}, "litdeploy": "{__version__}"}}\n')
+        self._mark()
         for name in names:
             remove(self.path / name)
         self.tidy()
@@ -304,46 +234,6 @@ class Bundle:
         except BundleError:
             return False
 
-    def tidy(self) -> None:
-        """Remove unfinished files of killed processes. Call this under the lock: then no process is writing."""
-        remove_partial(self.path)
-
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BundleError(f"{self.path}: the folder cannot be made ({error.strerror}).") from None
-
-    def _is_ours(self) -> bool:
-        """Whether litdeploy made this folder: by its marker, or by the manifest of a version that wrote no marker.
-
-        Folders named `checkpoints` or `export` say nothing: any project has them.
-        """
-        for path, keys in ((self.path / _MARKER, {"bundle"}), (self.manifest_path, {"litdeploy", "student_sha256"})):
-            try:
-                found = None if path.is_symlink() else parse_json(read_small(path))
-            except (OSError, ValueError):
-                continue
-            if isinstance(found, dict) and keys <= found.keys():
-                return True
-        return False
-
-    def _check_ours(self) -> None:
-        """Check that the folder is a bundle, empty, or absent."""
-        if self._is_ours():
-            self._check_links()
-        elif self.path.is_dir():
-            foreign = sorted(
-                path.name for path in self.path.iterdir() if path.name not in _KEPT and not is_partial(path.name)
-            )
-            if foreign:
-                raise BundleError(
-                    f"{self.path}: holds files that are not litdeploy's ({', '.join(foreign[:3])}). "
-                    "Choose another folder with --out."
-                )
-        elif self.path.exists():
-            raise BundleError(f"{self.path}: is a file; --out names a folder.")
-
     def _foreign(self, name: str) -> list[Path]:
         """Files below an entry of this folder that litdeploy did not write."""
         path = self.path / name
@@ -364,43 +254,9 @@ class Bundle:
         """Files in this folder that litdeploy did not write, for a folder that is removed as a whole."""
         if self.path.is_symlink() or not self._is_ours():
             return [self.path]
-        known = {*_OURS, *_KEPT, _MARKER}
+        known = {*_OURS, *KEPT, MARKER}
         others = [path for path in sorted(self.path.iterdir()) if path.name not in known and not is_partial(path.name)]
         return [*others, *(found for name in _OURS for found in self._foreign(name))]
-
-    def write(self, manifest: Manifest) -> None:
-        """Write the manifest, after every file that it names."""
-        write_text(self.manifest_path, manifest.model_dump_json(indent=2) + "\n")
-
-    def add_artefact(self, kind: str, artefact: Artefact) -> Manifest:
-        """Add an exported file to the manifest and return the new manifest."""
-        manifest = self.read()
-        manifest = manifest.model_copy(update={"artefacts": {**manifest.artefacts, kind: artefact}})
-        self.write(manifest)
-        return manifest
-
-    def drop_artefact(self, kind: str) -> None:
-        """Remove an exported file from the manifest, if it is listed; the caller handles the file itself."""
-        manifest = self.read()
-        if kind not in manifest.artefacts:
-            return
-        left = {name: artefact for name, artefact in manifest.artefacts.items() if name != kind}
-        self.write(manifest.model_copy(update={"artefacts": left}))
-
-    def artefact_path(self, artefact: Artefact) -> Path:
-        """The path of an exported file whose hash was checked.
-
-        Raises:
-            BundleError: the file is missing, was altered, or is outside the bundle.
-        """
-        path = self.path / artefact.path
-        if not is_inside(path, self.path):
-            raise BundleError(f"{self.manifest_path}: names {artefact.path!r}, which is outside the bundle.")
-        if not is_file(path) or sha256_of(path) != artefact.sha256:
-            raise BundleError(
-                f"{path}: missing, or altered since it was exported (its SHA-256 differs). Export it again."
-            )
-        return path
 
 
 def read_sidecar(path: Path) -> Artefact:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from litdeploy.config.recipe import Recipe
+from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.config.spec import NetworkSpec, Noun
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import BundleError
@@ -411,4 +411,21 @@ class Manifest(Record):
     data: DataRecord
     run: RunRecord
     metrics: dict[str, dict[str, Score]]
+    artefacts: dict[str, Artefact] = {}
+
+
+class Exports(Record):
+    """All about the exported files of a network that was not compressed.
+
+    Attributes:
+        network: where its weights are.
+        carried: file name in `transformers/` → SHA-256.
+        data: whose samples the newest files were compared on; None: random inputs.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    litdeploy: str
+    network: TeacherRecord
+    carried: dict[str, str] = {}
+    data: DataSettings | None = None
     artefacts: dict[str, Artefact] = {}

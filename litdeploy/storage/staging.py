@@ -58,7 +58,7 @@ def reject(candidate: Path, path: Path, artefact: Artefact) -> Path:
     """Keep a file that failed under a name that is no artefact's, and return its path."""
     kept = rejected_path(path)
     candidate.replace(kept)
-    write_sidecar(kept, artefact.model_copy(update={"path": f"{path.parent.name}/{kept.name}"}))
+    write_sidecar(kept, artefact.model_copy(update={"path": f"{artefact.path}.rejected"}))
     return kept
 
 

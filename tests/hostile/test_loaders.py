@@ -29,6 +29,7 @@ _SLOW = {
     "checkpoint, old format",
     "bundle",
     "bundle of a generator",
+    "exports",
     "metrics",
     "report",
 }
