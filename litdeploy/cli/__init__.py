@@ -28,8 +28,11 @@ COMMANDS = {
     "deploy": (_FROM_TEACHER_TO_STUDENT, "Compress, export and profile; finished stages are not repeated."),
     "train": (_FROM_TEACHER_TO_STUDENT, "Train a network from new weights: a teacher, or the from-scratch baseline."),
     "compress": (_FROM_TEACHER_TO_STUDENT, "Make a trained network shallower, by LIT."),
-    "export": (_FROM_TEACHER_TO_STUDENT, "Export the student, and verify that each file computes the same."),
-    "verify": (_MEASURE, "Compare every exported file with the student, and the student with its teacher."),
+    "export": (
+        _FROM_TEACHER_TO_STUDENT,
+        "Export a bundle's student, or a network uncompressed, and verify that each file computes the same.",
+    ),
+    "verify": (_MEASURE, "Compare every exported file with its network, and a bundle's student with its teacher."),
     "profile": (_MEASURE, "Measure teacher and student in every runner of the target."),
     "predict": (_MEASURE, "Measure students of several depths before any is trained."),
     "diff": (_MEASURE, "Compare two reports."),

@@ -269,7 +269,9 @@ def _asked(folder: Bundle | ExportFolder, asked: Sequence[str] | None) -> dict[s
     """The artefacts to verify, by their keys."""
     there = folder.read().artefacts
     if not there:
-        raise BundleError(f"{folder.path}: has no exported file. Run `litdeploy export {folder.path} --onnx` first.")
+        raise BundleError(
+            f"{folder.path}: has no exported {folder.role}. Run `litdeploy export {folder.path} --onnx` first."
+        )
     for kind in asked or ():
         if kind not in there:
             raise BundleError(
