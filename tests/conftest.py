@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
+import os
 import random
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+# Of what AOTInductor writes around its kernels, for this process and those that it starts: it is called a few times
+# here, and compiling it takes longer than all calls.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -27,6 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_runtest_setup() -> None:
+    """torch reads its table of ONNX operators anew for each export, which takes a second, and changes nothing in it:
+    once it is imported, one is kept."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry = getattr(exporter, "ONNXRegistry", None)
+    if registry is not None and not isinstance(vars(registry)["from_torchlib"], staticmethod):
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from litdeploy.storage.bundle import Bundle
+from litdeploy.trainer import compress
 from tests.cli.conftest import Run
 
 COMPRESS = ("--recipe", "digits-resnet", "--student-depth", "8", "--epochs", "1")
@@ -25,6 +27,19 @@ def target(tmp_path: Path) -> Path:
     path = tmp_path / "quick.yaml"
     path.write_text(TARGET)
     return path
+
+
+@pytest.fixture(scope="module")
+def once(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `COMPRESS` makes of the teacher. Nothing is written into it."""
+    out = tmp_path_factory.mktemp("once") / "deploy"
+    return compress(teacher_path, recipe="digits-resnet", student_depth=8, epochs=1, out=out).path
+
+
+@pytest.fixture
+def compressed(once: Path, tmp_path: Path) -> Bundle:
+    """A copy in the default folder."""
+    return Bundle(shutil.copytree(once, tmp_path / "deploy"))
 
 
 def test_compress_export_profile_with_the_default_folder(
@@ -60,20 +75,19 @@ def test_compress_export_profile_with_the_default_folder(
 
 @pytest.mark.tensorrt
 def test_engines_for_three_architectures_and_a_triton_repository(
-    run: Run, teacher_path: Path, tmp_path: Path, target: Path
+    run: Run, compressed: Bundle, tmp_path: Path, target: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    assert run("compress", teacher_path, *COMPRESS).code == 0
     options = ("--precision", "fp32,fp16", "--target", target, "--triton-repository", "models")
     answer = run("export", "--onnx", "--trt", *options)
     assert answer.code == 2
     assert "Name them: litdeploy export --trt --compute-capability 8.6,8.9,12.0" in answer.err
-    assert not (tmp_path / "deploy" / "export").exists()
+    assert not compressed.export_path.exists()
 
     answer = run("export", "--onnx", "--trt", *options, "--compute-capability", "8.6,8.9,12.0")
     assert answer.code == 0, answer.err
     for name in ("student.engine", "student.fp16.engine"):
-        assert (tmp_path / "deploy" / "export" / name).is_file()
+        assert (compressed.export_path / name).is_file()
         assert f"export/{name}: left out of models" in answer.err
     assert "there is no CUDA GPU here" in answer.err
     assert answer.out.count("  not run here: built ahead of time for compute capability 8.6, 8.9, 12.0\n") == 2
@@ -86,13 +100,12 @@ def test_engines_for_three_architectures_and_a_triton_repository(
     answer = run("export", "--trt", "--target", target, "--compute-capability", "8.6", "--version-compatible")
     assert answer.code == 2
     assert "--version-compatible: tensorrt_rtx does not have it" in answer.err
-    assert len(list((tmp_path / "deploy" / "export").iterdir())) == 8
+    assert len(list(compressed.export_path.iterdir())) == 8
 
 
 def test_each_precision_is_exported_verified_and_evaluated(
-    run: Run, teacher_path: Path, tmp_path: Path, target: Path
+    run: Run, compressed: Bundle, tmp_path: Path, target: Path
 ) -> None:
-    assert run("compress", teacher_path, *COMPRESS).code == 0
     options = ("--precision", "fp32, fp16,bf16,int8", "--embed-preprocessing", "--calibration-images", "64")
     answer = run("export", "--onnx", *options, "--target", target)
     assert answer.code == 0, answer.err
@@ -117,7 +130,7 @@ def test_each_precision_is_exported_verified_and_evaluated(
     assert answer.code == 3
     assert "student.int8.onnx.rejected: differs from " in answer.out
     assert "onnx-int8:" in answer.err
-    assert "onnx-int8" not in Bundle(tmp_path / "deploy").read().artefacts
+    assert "onnx-int8" not in compressed.read().artefacts
 
 
 def test_deploy_goes_on_after_the_last_whole_stage(run: Run, teacher_path: Path, tmp_path: Path, target: Path) -> None:

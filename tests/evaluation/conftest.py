@@ -1,7 +1,7 @@
-"""The exporter's small student and bundle."""
+"""The exporter's small student."""
 
 from __future__ import annotations
 
-from tests.exporter.conftest import bundle, student
+from tests.exporter.conftest import student
 
-__all__ = ["bundle", "student"]
+__all__ = ["student"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +16,39 @@ from litdeploy.errors import BundleError
 from litdeploy.evaluation.verify import verify
 from litdeploy.exporter import export
 from litdeploy.files import sha256_of
-from litdeploy.networks import new
+from litdeploy.networks import Network, new
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.storage.staging import sidecar_of
+from tests.exporter.conftest import bundle_of
 
 TARGET = Target(device="cpu", batch_sizes=(1, 16))
 
 
-@pytest.fixture
-def exported(bundle: Bundle, tmp_path: Path) -> Bundle:
+@pytest.fixture(scope="module")
+def once(student: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher and a bundle of a student that was exported. Nothing is written into it."""
+    place = tmp_path_factory.mktemp("once")
     made = new("resnet,depth=14,width=4", normalise="half", input_shape=(1, 8, 8), classes=10, seed=1)
-    path = tmp_path / "teacher.safetensors"
+    path = place / "teacher.safetensors"
     spec = made.spec.with_(classes=tuple("0123456789"))
     sha256 = write_checkpoint(path, made.module.state_dict(), spec)
+    bundle = bundle_of(student, place / "deploy")
     teacher = TeacherRecord(path=str(path), sha256=sha256, spec=spec)
     bundle.write(bundle.read().model_copy(update={"teacher": teacher}))
     export(bundle, precisions=("fp32", "fp16"), target=TARGET)
+    return place
+
+
+@pytest.fixture
+def exported(once: Path, tmp_path: Path) -> Bundle:
+    """A copy, with a teacher of its own."""
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    bundle = Bundle(tmp_path / "deploy")
+    manifest = bundle.read()
+    teacher = manifest.teacher.model_copy(update={"path": str(tmp_path / "teacher.safetensors")})
+    bundle.write(manifest.model_copy(update={"teacher": teacher}))
     return bundle
 
 

@@ -29,7 +29,11 @@ def student() -> Network:
 
 @pytest.fixture
 def bundle(tmp_path: Path, student: Network) -> Bundle:
-    bundle = Bundle(tmp_path / "deploy")
+    return bundle_of(student, tmp_path / "deploy")
+
+
+def bundle_of(student: Network, path: Path) -> Bundle:
+    bundle = Bundle(path)
     bundle.claim(overwrite=False)
     sha256 = write_checkpoint(bundle.student_path, student.module.state_dict(), student.spec)
     bundle.write(
