@@ -31,7 +31,10 @@ _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only, no tags; and `1e-4` is a number as in YAML 1.2 and Python, not a string as in YAML 1.1."""
+    """Plain data only: no tags, no key twice, and scalars as in YAML 1.2's core schema, which is what a reader expects.
+
+    YAML 1.1, which PyYAML reads, makes 8 of `010`, 64 of `1:04`, False of `off` and a string of `1e-4`.
+    """
 
     _levels = 0
 
@@ -44,16 +47,39 @@ class _Loader(yaml.SafeLoader):
         self._levels -= 1
         return node
 
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                why = f"the key '{key.value}' is given twice; keep one"
+                raise yaml.composer.ComposerError(None, None, why, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
+
     def fetch_tag(self) -> None:
         raise yaml.scanner.ScannerError(
             None, None, "tags (!…) are not allowed: settings are plain data", self.get_mark()
         )
 
 
-_Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+# YAML 1.2.2, section 10.3.2: tag → form of a plain scalar, and the characters that it may begin with.
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_form, _firsts) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), _firsts)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def folder(kind: str) -> Path:
@@ -137,7 +163,7 @@ def _compose(path: Path) -> yaml.MappingNode:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
     except RecursionError:
         raise SettingsError(f"{path}: nested too deeply; settings are {_DEEPEST} levels deep at most.") from None
-    except ValueError as error:  # an impossible date, a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits
         raise SettingsError(f"{path}: holds a value that cannot be read ({error}).") from None
     if values is None:
         return yaml.MappingNode("tag:yaml.org,2002:map", [])

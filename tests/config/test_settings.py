@@ -44,6 +44,11 @@ def test_recipes_and_targets_ship() -> None:
         ("seed: 0\nalpha: 2\n", 2, "less than or equal to 1"),
         ("method: lot\n", 1, "'lit', 'kd', 'hint', 'scratch'"),
         ("alpha: [\n", 2, "not valid YAML"),
+        ("seed: 1\nseed: 2\n", 2, "the key 'seed' is given twice"),
+        ("main: {epochs: 1, learning_rate: 0.1, epochs: 2}\n", 1, "the key 'epochs' is given twice"),
+        ("alpha: 0.5\nseed: 1:04\n", 2, "valid integer (found '1:04')"),
+        ("batch_size: 1_000\n", 1, "valid integer (found '1_000')"),
+        ("network: 2026-11-24\nseed: yes\n", 2, "valid integer (found 'yes')"),
         ("epochs: !!python/object/apply:os.system ['true']\n", 1, "not valid YAML"),
     ],
 )
@@ -60,6 +65,14 @@ def test_exponents_are_numbers(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("weight_decay: 1e-4\n")
     assert read_recipe(path).weight_decay == 1e-4
+
+
+def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 010\nbatch_size: 0x20\nbeta: .5\nfeature_cache: off\nnetwork: ~\n")
+    recipe = read_recipe(path)
+    assert (recipe.seed, recipe.batch_size, recipe.beta, recipe.feature_cache) == (10, 32, 0.5, "off")
+    assert recipe.network is None
 
 
 def test_a_list_is_no_recipe(tmp_path: Path) -> None:
@@ -204,7 +217,7 @@ _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
         ("seed: !!int 3", "tags"),
         ("#" * 2**21, "larger than"),
         ("seed: " + "9" * 5000, "cannot be read"),
-        ("seed: 2026-99-99", "cannot be read"),
+        ("seed: 2026-99-99", "valid integer"),
         ('data: {source: "a\\0b"}', "no file, folder or dataset"),
         (f"data: {{source: {'a' * 300}}}", "no file, folder or dataset"),
     ],
