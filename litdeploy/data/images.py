@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from litdeploy.data.split import Split, Streamed
 from litdeploy.data.table import find_columns, row_name
 from litdeploy.errors import DataError
 from litdeploy.files import read_small
+from litdeploy.limits import usable_cores
 
 _ROWS_AT_ONCE = 256
 _GRAY_MODES = {"1", "L", "LA", "La"}
@@ -103,7 +103,7 @@ class Images:
             images_NCHW[start : start + len(some)] = self.decode(some)
 
         # Threads suffice: Pillow decodes outside Python's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             running = [pool.submit(fill, start) for start in range(0, len(rows), _ROWS_AT_ONCE)]
             try:
                 for future in running:
@@ -123,7 +123,7 @@ class Images:
                 return str(error)
             return None
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             faults = zip(rows.tolist(), pool.map(fault, rows.tolist()), strict=True)
             return {row: why for row, why in faults if why is not None}
 

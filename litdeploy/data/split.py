@@ -6,11 +6,9 @@ Shape suffixes: N images or texts of a batch, M of the whole source, C channels,
 from __future__ import annotations
 
 import multiprocessing
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from litdeploy.batch import Batch
 from litdeploy.config.spec import AnyInput
 from litdeploy.data.augment import prepared
 from litdeploy.errors import DataError, first_line
+from litdeploy.limits import free_host_memory
 
 SPLITS = ("train", "validation", "test")
 
@@ -248,12 +247,7 @@ def normalised_batches(split: Split, spec: AnyInput, batch_size: int) -> Iterato
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes available on the device."""
+    """Bytes available on the device; on a CPU see `limits.free_host_memory`."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        # Not SC_AVPHYS_PAGES: it leaves out what the page cache would give up, which is most of it on a busy machine.
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free_host_memory()

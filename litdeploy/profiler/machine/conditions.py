@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 
+from litdeploy.limits import usable_cores
 from litdeploy.profiler.machine import cores as processor
 from litdeploy.profiler.schema import Conditions, Environment, Gpu
 from litdeploy.runtime import device_name
@@ -47,7 +48,7 @@ def current_environment(device: torch.device) -> Environment:
     return Environment(
         device=str(device),
         device_name=device_name(device),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         threads=torch.get_num_threads(),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         system=platform.platform(),
