@@ -23,6 +23,7 @@ resume a run that was stopped.
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import Any, ClassVar
 
 
@@ -86,6 +87,14 @@ class ParityError(GateError):
 
 class InterruptedRun(LitdeployError):
     exit_code = 130
+
+
+def interrupting_signals() -> tuple[signal.Signals, ...]:
+    """Signals that interrupt a run: Ctrl-C's, SIGTERM, and SIGHUP of a terminal that is closed, unless the process
+    ignores it, as under nohup, to outlive the terminal."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    ignored = hangup is None or signal.getsignal(hangup) is signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (hangup,)))
 
 
 def first_line(error: BaseException) -> str:

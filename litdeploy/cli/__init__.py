@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from litdeploy.cli.console import errors, note
-from litdeploy.errors import LitdeployError
+from litdeploy.cli.console import errors, note, output
+from litdeploy.errors import LitdeployError, interrupting_signals
+from litdeploy.limits import usable_cores
 from litdeploy.version import __version__
 
 _FROM_TEACHER_TO_STUDENT = "From teacher to student"
@@ -113,11 +115,23 @@ def main() -> None:
         _main()
 
 
+def _discard_output() -> None:
+    """Send standard output nowhere from now on: what is still in its buffer cannot be written either."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _main() -> None:
-    # SIGTERM as Ctrl-C: the work under way ends the same way, with the same exit code.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # All as Ctrl-C: the work under way ends the same way, with the same exit code.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in interrupting_signals()}
+    # A container's quota of processor time limits no thread count by itself: 64 threads would share the time of two.
+    if (cores := usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     try:
-        app(prog_name="litdeploy")
+        try:
+            app(prog_name="litdeploy")
+        finally:
+            output.file.flush()  # here, where a failure gets its message, and not when Python exits
     except LitdeployError as error:
         process = f" (rank {rank})" if (rank := os.environ.get("RANK", "0")) != "0" else ""
         message = "\n".join([f"litdeploy{process}: {error}", *getattr(error, "__notes__", ())])
@@ -129,7 +143,15 @@ def _main() -> None:
     except MemoryError:
         errors.print("litdeploy: out of memory on this machine. End other programs, and run it again.", style="red")
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+    except OSError as error:
+        # Every file that litdeploy opens has an error of its own; what is left is where the output goes.
+        _discard_output()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT):
+            raise
+        errors.print(f"litdeploy: the output cannot be written ({error.strerror}).", style="red")
+        sys.exit(2)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,7 +9,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, print_table, scored, training_progress
+from litdeploy.cli.console import note, output, print_json, print_table, scored, training_progress
 from litdeploy.cli.recipe_options import OF_A_GRID, changes, recipe_options
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def command(
         return
     result = litdeploy.compare(teacher, train=not gather, **grid)
     if json:
-        typer.echo(result.model_dump_json(indent=2))
+        print_json(result)
     else:
         show(result, out)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,19 +23,32 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 class _Plain(Console):
     """Prints text without interpreting it: names and messages may come from an untrusted file."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text), **options)
+        return super().render_str(_escaped(text), **options)
 
 
-output = _Plain(soft_wrap=True, markup=False, emoji=False)
-errors = _Plain(stderr=True, soft_wrap=True, markup=False, emoji=False)
+def _escaped(text: str) -> str:
+    """Text from an untrusted file as a terminal may show it: its control characters written out."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+output = _Plain(soft_wrap=True)
+errors = _Plain(stderr=True, soft_wrap=True)
 
 _WIDEST = 1_000
 
 
 def print_json(content: Any) -> None:
-    """Print one JSON document to standard output, and nothing else."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Print one JSON document, of a record or of plain data, to standard output, and nothing else."""
+    if hasattr(content, "model_dump_json"):
+        text: str = content.model_dump_json(indent=2)
+    else:
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    # All are inside strings: JSON's own escapes of them.
+    output.file.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def note(text: str) -> None:
@@ -49,7 +61,7 @@ def print_table(table: TextTable) -> None:
     printed = _printed(table, "{} ({})")
     wide = Measurement.get(output, output.options.update(max_width=_WIDEST), printed).maximum
     if not output.is_terminal:
-        Console(width=max(wide, output.width)).print(printed)
+        _Plain(width=max(wide, output.width)).print(printed)
     elif wide > output.width:
         output.print(_printed(table, "{}\n{}"))
     else:
@@ -59,9 +71,10 @@ def print_table(table: TextTable) -> None:
 def _printed(table: TextTable, with_small: str) -> Printed:
     printed = Printed(title=table.caption, title_justify="left", title_style="bold", box=None)
     for index, head in enumerate(table.columns):
-        printed.add_column(Text(head.text), justify="right" if index else "left", overflow="fold")
+        printed.add_column(Text(_escaped(head.text)), justify="right" if index else "left", overflow="fold")
     for row in table.rows:
-        printed.add_row(*(Text(with_small.format(cell.text, cell.small) if cell.small else cell.text) for cell in row))
+        cells = (with_small.format(cell.text, cell.small) if cell.small else cell.text for cell in row)
+        printed.add_row(*(Text(_escaped(cell)) for cell in cells))
     return printed
 
 

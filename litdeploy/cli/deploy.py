@@ -10,7 +10,7 @@ import litdeploy
 from litdeploy.cli import export as export_command
 from litdeploy.cli import options as o
 from litdeploy.cli import profile as profile_command
-from litdeploy.cli.console import note, output, scored, training_progress
+from litdeploy.cli.console import note, output, print_json, scored, training_progress
 from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def command(
         **changes(given),
     )
     if json:
-        typer.echo(report.model_dump_json(indent=2))
+        print_json(report)
         return
     show(bundle, report)
     note(f"{bundle.path}: complete.")

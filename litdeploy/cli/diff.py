@@ -9,7 +9,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import output, print_table
+from litdeploy.cli.console import output, print_json, print_table
 
 _Report = Annotated[Path, typer.Argument(help="A report.json, or a profiled bundle.")]
 
@@ -37,7 +37,7 @@ def command(
     if html is not None:
         write_output(html, page.render_diff(found), "--html")
     if json:
-        typer.echo(found.model_dump_json(indent=2))
+        print_json(found)
     else:
         output.print(f"A: {a}\nB: {b}", highlight=False, markup=False)
         for table in (page.measurements(found), *page.scores(found), page.differing(found)):

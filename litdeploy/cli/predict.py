@@ -8,7 +8,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, print_table
+from litdeploy.cli.console import note, output, print_json, print_table
 from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def command(
     if html is not None:
         write_output(html, render_prediction(prediction), "--html")
     if json:
-        typer.echo(prediction.model_dump_json(indent=2))
+        print_json(prediction)
     else:
         show(prediction)
 

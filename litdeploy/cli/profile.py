@@ -9,7 +9,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, print_table
+from litdeploy.cli.console import note, output, print_json, print_table
 from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def command(
     if csv is not None:
         write_output(csv, to_csv([report]), "--csv")
     if json:
-        typer.echo(report.model_dump_json(indent=2))
+        print_json(report)
     else:
         show(report, bundle)
     check_gates(report, min_speedup=min_speedup, max_accuracy_drop=max_accuracy_drop)

@@ -9,7 +9,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, print_table, scored
+from litdeploy.cli.console import note, output, print_json, print_table, scored
 from litdeploy.cli.recipe_options import OF_DATA, changes, recipe_options
 from litdeploy.config.formats import described_suffixes
 from litdeploy.errors import ParityError
@@ -55,7 +55,7 @@ def command(
         **changes(given),
     )
     if json:
-        typer.echo(found.model_dump_json(indent=2))
+        print_json(found)
     else:
         _show(found, bisect)
     if not found.within:

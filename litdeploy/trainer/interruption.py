@@ -1,4 +1,4 @@
-"""What ends a run early: Ctrl-C and SIGTERM, and lack of memory on the device or the host."""
+"""What ends a run early: Ctrl-C, SIGTERM and SIGHUP, and lack of memory on the device or the host."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from litdeploy.errors import InterruptedRun, LitdeployError, TrainingError
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from litdeploy.errors import InterruptedRun, LitdeployError, TrainingError, interrupting_signals
 
 # Usable share of the free memory: the allocator fragments it, and libraries choose faster algorithms if they can.
 _USABLE = 0.9
@@ -43,7 +41,8 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: dict[signal.Signals, Any] = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        signals = interrupting_signals()
+        before: dict[signal.Signals, Any] = {number: signal.signal(number, self._hear) for number in signals}
         try:
             yield
         finally:

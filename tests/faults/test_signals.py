@@ -106,6 +106,19 @@ def test_a_stopped_run_ends_bit_equal(
     assert_same(found, whole[form])
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_closed_terminal_stops_a_run_unless_it_is_to_outlive_it(tiny: Compress, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRun, match="--resume"):
+        tiny(tmp_path / "deploy", progress=stop(2, signal.SIGHUP))
+    assert any(Bundle(tmp_path / "deploy").checkpoints_path.iterdir())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        found = tiny(tmp_path / "deploy", resume=True, progress=stop(2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert found.read().status == "complete"
+
+
 class Crash(Exception):
     """Nothing that a run expects."""
 
