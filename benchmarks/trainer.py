@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from benchmarks import interleaved
 from litdeploy.batch import moved
 from litdeploy.config.recipe import Phase, Recipe
-from litdeploy.config.spec import InputSpec
+from litdeploy.config.spec import DepthPlan, InputSpec
 from litdeploy.data import Data, augment, draw_crops, normalise, shuffled
 from litdeploy.data.split import Resident
 from litdeploy.networks import FAMILIES, Network, find_sections, new
-from litdeploy.networks.sections import container, recording, run_section
-from litdeploy.networks.student import make_student, plan_for_depth
+from litdeploy.networks.sections import Section, recording, run_section
+from litdeploy.networks.student import make_student, own_sections, plan_for_depth
 from litdeploy.profiler.machine.roofline import count_work, measure_rates, roof
 from litdeploy.runtime import device_name, resolve_device, resolve_precision
 from litdeploy.trainer.distributed import ALONE
@@ -73,7 +73,8 @@ class Plain:
         self,
         teacher: nn.Module,
         student: nn.Module,
-        sections: Sequence[str],
+        sections: Sequence[Section],
+        plan: DepthPlan,
         spec: InputSpec,
         recipe: Recipe,
         precision: str,
@@ -86,7 +87,9 @@ class Plain:
         self._recipe = recipe
         self._autocast = precision == "bf16"
         self._device = device
-        parameters = [p for name in sections for p in container(student, name).parameters()]
+        self._own = {each.name: each for each in own_sections(student, sections, plan)}
+        blocks = [block for each in self._own.values() for block in each.blocks_in(student)]
+        parameters = [p for block in blocks for p in block.parameters()]
         self._optimiser = torch.optim.SGD(parameters, 0.01, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
     def pass_over(self, split: Resident) -> None:
@@ -104,7 +107,9 @@ class Plain:
             logits_NK = self._student(images_NCHW)
             branches = [
                 F.mse_loss(
-                    run_section(list(container(self._student, name)), call.input, call.arguments).float(),
+                    run_section(
+                        self._own[name].blocks_in(self._student), call.input, self._own[name].own(call.arguments)
+                    ).float(),
                     call.output.float(),
                 )
                 for name, call in calls.items()
@@ -122,7 +127,8 @@ class Plain:
 def ours(
     teacher: Teacher,
     student: Network,
-    sections: Sequence[str],
+    sections: Sequence[Section],
+    plan: DepthPlan,
     recipe: Recipe,
     precision: str,
     device: torch.device,
@@ -130,10 +136,11 @@ def ours(
     cached: bool,
 ) -> Trainer:
     """Our trainer; with a cache of the teacher's features of one view of each image, if `cached`."""
-    objective = Lit(recipe, sections)
+    own = own_sections(student.module, sections, plan)
+    objective = Lit(recipe, [section.name for section in own])
     nowhere = Path(os.devnull)
     trainer = Trainer(
-        Plan(recipe, student, [], tuple(sections)),
+        Plan(recipe, student, [], tuple(own), tuple(sections)),
         cast(Data, SimpleNamespace(train=split, noun="image", classes=())),
         precision,
         device,
@@ -146,7 +153,7 @@ def ours(
     )
     trainer.teacher = teacher
     if cached:
-        layout = Layout.of(teacher.template, inputs_needed(objective, sections), outputs_needed(objective))
+        layout = Layout.of(teacher.template, inputs_needed(objective, own), outputs_needed(objective))
         assert layout is not None
         trainer.cache = FeatureCache(teacher.template, layout, 1, len(split), recipe.augmentation.padding, device)
     return trainer
@@ -168,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     assert isinstance(spec, InputSpec)
     found = find_sections(made.module, made.example())
     plan = plan_for_depth(found, arguments.student, FAMILIES.get(made.spec.name))
-    sections = [section.name for section in found if section.name in plan]
+    sections = [section for section in found if section.key in plan]
 
     def network(memory_format: torch.memory_format) -> nn.Module:
         again = new(arguments.teacher, normalise="cifar10", input_shape=(3, 32, 32), classes=10, seed=0)
@@ -186,12 +193,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         network(torch.contiguous_format),
         student(torch.contiguous_format),
         sections,
+        plan,
         spec,
         recipe.model_copy(update={"batch_size": PUBLISHED_BATCH}),
         "fp32",
         device,
     )
-    tuned = Plain(network(CHANNELS_LAST), student(CHANNELS_LAST), sections, spec, recipe, precision, device)
+    tuned = Plain(network(CHANNELS_LAST), student(CHANNELS_LAST), sections, plan, spec, recipe, precision, device)
     run_images = recipe.epochs * CIFAR_IMAGES
     teacher_compiled = compiles_teacher(
         arguments.compile, run_images * forward_flops(made.module, made.example()), device
@@ -208,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 frozen,
                 Network(student(CHANNELS_LAST), made.spec, "student"),
                 sections,
+                plan,
                 set_up,
                 precision,
                 device,
@@ -218,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
         for trainer in (fresh, kept):
             held.enter_context(trainer)
-            held.enter_context(trainer.begun(TrainingPhase("lit", constant, Lit(set_up, sections))))
+            held.enter_context(
+                trainer.begun(TrainingPhase("lit", constant, Lit(set_up, [section.name for section in sections])))
+            )
         candidates: dict[str, Callable[[], Any]] = {
             # As many images as the others, in more steps.
             "published": lambda: published.pass_over(split),

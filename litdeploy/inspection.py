@@ -103,12 +103,13 @@ def _inspect_network(network: Network, path: Path) -> FoundNetwork:
         sections = sections_of(network)
     except NetworkError:
         sections = []
-    names = [section.name for section in sections]
     repeated = spec.plan is None and any(section.blocks > 1 for section in sections)
     depths = tuple(depths_of(family, sections)) if repeated else ()
-    breakdown = break_down(network, names)
+    breakdown = break_down(network, sections)
     shortcut = f", shortcut {spec.arguments['shortcut']}" if "shortcut" in spec.arguments else ""
-    title = f"{family.title}-{breakdown.depth}{shortcut}" if family and names else family.title if family else spec.name
+    title = (
+        f"{family.title}-{breakdown.depth}{shortcut}" if family and sections else family.title if family else spec.name
+    )
     return FoundNetwork(
         title=title,
         network=describe(spec.name, spec.arguments),

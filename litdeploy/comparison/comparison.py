@@ -339,11 +339,10 @@ def _gather(
             f"{grid.path}: its cells were trained on different data ({', '.join(cell.name for cell in outcomes)}). "
             "Remove those of the wrong data, and call again."
         )
-    sections = [section.name for section in sections_of(teacher)]
     tested = [manifest.metrics["teacher"]["test"] for manifest in manifests.values()]
     result = MethodComparison(
         teacher=record,
-        teacher_name=name_of(teacher, break_down(teacher, sections)),
+        teacher_name=name_of(teacher, break_down(teacher, sections_of(teacher))),
         teacher_accuracy=tested[0] if tested else None,
         data=next(iter(data.values()), None),
         recipe=grid.recipe,

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from litdeploy.batch import Batch, forward
 from litdeploy.networks.network import Network
+from litdeploy.networks.sections import Section
 
 _Producer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 # Relative to the largest value. Float32 in another order differs by 1e-6, another function by far more.
@@ -29,7 +30,7 @@ def folded(network: Network) -> nn.Module:
     return module
 
 
-def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] = ()) -> int:
+def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[Section] = ()) -> int:
     """Fold, in place, each batch norm whose only input is a convolution or a linear layer; its `tail` stays.
 
     The module is run to trace which layer feeds which, and to check that the fused layer computes the same; so any
@@ -39,7 +40,7 @@ def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] 
     Args:
         module: in eval mode; any network.
         example: the batch to run it on.
-        sections: names of containers whose outputs must not change: nothing is folded across their borders.
+        sections: whose outputs must not change: nothing is folded across the borders of their blocks.
 
     Returns:
         The number of batch norms folded.
@@ -47,7 +48,7 @@ def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] 
     pairs = [
         (producer, norm)
         for producer, norm in _pairs(module, example)
-        if all(producer.startswith(f"{name}.") == norm.startswith(f"{name}.") for name in sections)
+        if all(_is_inside(producer, section) == _is_inside(norm, section) for section in sections)
     ]
     if not pairs:
         return 0
@@ -58,6 +59,10 @@ def fold_batch_norms(module: nn.Module, example: Batch, sections: Sequence[str] 
         module.set_submodule(producer, fused[producer, norm])
         module.set_submodule(norm, after if len(after) else nn.Identity())
     return len(same)
+
+
+def _is_inside(name: str, section: Section) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in section.paths)
 
 
 def tail(norm: nn.Module) -> nn.Sequential:

@@ -6,8 +6,8 @@ The module is run once; hooks record the input and the output of each child of e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,21 +18,58 @@ from litdeploy.errors import NetworkError
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import FAMILIES
 
+# Other positional and keyword arguments of a block: an attention mask, a rotary embedding.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Section:
-    """A chain of blocks that can be shortened.
+    """A chain of blocks that can be shortened. A student's has the name of its teacher's and paths of its own.
 
     Attributes:
-        name: of the container, as in `named_modules`: `layer1`, `bert.encoder.layer`.
-        blocks: how many blocks it has.
+        name: the container in the teacher, as in `named_modules`: `layer1`, `bert.encoder.layer`.
+        paths: of its blocks, in order, in the network that it was found in.
         input_shape, output_shape: without the batch dimension.
+        among: how many blocks its container has; None: no more than the section.
+        kept: for a student's, which of the teacher's blocks its blocks are copies of; None: of all.
     """
 
     name: str
-    blocks: int
+    paths: tuple[str, ...]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    among: int | None = None
+    kept: tuple[int, ...] | None = None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return len(self.paths)
+
+    @property
+    def key(self) -> str:
+        """What a `DepthPlan` calls it: the container's name if its blocks are in one, or else its own."""
+        return self.name.rpartition("[")[0] if self.name.endswith("]") else self.name
+
+    @property
+    def start(self) -> int:
+        """What a `DepthPlan` calls its first block."""
+        return int(self.name.rpartition("[")[2].partition(":")[0]) if self.name.endswith("]") else 0
+
+    def blocks_in(self, module: nn.Module) -> list[nn.Module]:
+        """Its blocks in a network.
+
+        Raises:
+            NetworkError: the network has no block of one of the paths.
+        """
+        try:
+            return [module.get_submodule(path) for path in self.paths]
+        except AttributeError as error:
+            raise NetworkError(f"the network has no section '{self.name}': {error}.") from None
+
+    def own(self, arguments: Sequence[Arguments]) -> Sequence[Arguments]:
+        """Of the arguments of the teacher's blocks, those for this section's blocks."""
+        return arguments if self.kept is None else [arguments[index] for index in self.kept]
 
 
 @dataclass
@@ -41,13 +78,13 @@ class SectionCall:
 
     Attributes:
         input: the first block's first argument.
-        arguments: the other positional and keyword arguments of the first block (an attention mask, for example), for
-            replay.
+        arguments: of each block, all but the first, for replay. They differ if layers alternate: ModernBERT changes its
+            mask and rotary embedding from layer to layer.
         output: the last block's output; if a block returns a tuple, its first element.
     """
 
     input: Tensor
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    arguments: Sequence[Arguments]
     output: Tensor
 
 
@@ -76,57 +113,77 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
-def run_section(
-    blocks: Sequence[nn.Module], hidden: Tensor, arguments: tuple[tuple[Any, ...], dict[str, Any]]
-) -> Tensor:
-    """Run blocks one after the other, each with the other arguments that were recorded."""
-    args, kwargs = arguments
-    for block in blocks:
+def run_section(blocks: Sequence[nn.Module], hidden: Tensor, arguments: Sequence[Arguments]) -> Tensor:
+    """Run blocks one after the other, each with its own other arguments."""
+    for block, (args, kwargs) in zip(blocks, arguments, strict=True):
         hidden = hidden_of(block(hidden, *args, **kwargs))
     return hidden
 
 
 @contextmanager
-def recording(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, SectionCall]]:
-    """Record, while open, each forward pass of `module`: a `SectionCall` for each section, by name."""
-    calls: dict[str, SectionCall] = {}
-    inputs: dict[str, tuple[Tensor, tuple[tuple[Any, ...], dict[str, Any]]]] = {}
-    handles = []
+def recording(module: nn.Module, sections: Sequence[Section]) -> Iterator[dict[str, SectionCall]]:
+    """Record, while open, each forward pass of `module`: a `SectionCall` for each section with blocks, by name.
 
-    def on_input(name: str) -> Callable[..., None]:
+    Caches of keys and values are off meanwhile: a replayed block would add to them.
+    """
+    calls: dict[str, SectionCall] = {}
+    inputs: dict[str, list[tuple[Tensor, Arguments]]] = {}
+
+    def on_input(name: str, first: bool) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, rest, named = _split_arguments(args, kwargs)
-            inputs[name] = (hidden, (rest, named))
+            if first:
+                inputs[name] = []
+            inputs[name].append(_split_arguments(args, kwargs))
 
         return hook
 
     def on_output(name: str) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            hidden, arguments = inputs[name]
-            calls[name] = SectionCall(hidden, arguments, hidden_of(output))
+            hidden = inputs[name][0][0]
+            calls[name] = SectionCall(hidden, [arguments for _, arguments in inputs[name]], hidden_of(output))
 
         return hook
 
-    for name in names:
-        blocks = container(module, name)
-        handles.append(blocks[0].register_forward_pre_hook(on_input(name), with_kwargs=True))
-        handles.append(blocks[-1].register_forward_hook(on_output(name)))
-    try:
+    with without_caches(module), ExitStack() as hooks:
+        for section in sections:
+            blocks = section.blocks_in(module)
+            for block in blocks:
+                before = on_input(section.name, first=block is blocks[0])
+                hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+            for block in blocks[-1:]:
+                hooks.callback(block.register_forward_hook(on_output(section.name)).remove)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The hidden state, which must be the first positional argument, and the other arguments.
+@contextmanager
+def without_caches(module: nn.Module) -> Iterator[None]:
+    """Switch off, while open, caches of keys and values, which the configurations of transformers' decoders ask for."""
+    configs = {id(config): config for each in module.modules() if (config := getattr(each, "config", None)) is not None}
+    with ExitStack() as restored:
+        for config in configs.values():
+            if getattr(config, "use_cache", False) is True:
+                config.use_cache = False
+                restored.callback(setattr, config, "use_cache", True)
+        yield
+
+
+def _split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
+    """The hidden state, which must be the first positional argument, and the other arguments, without caches.
 
     Raises:
         NetworkError: the block takes the hidden state by keyword.
     """
     if args:
-        return args[0], args[1:], dict(kwargs)
+        return args[0], (
+            tuple(None if _is_cache(value) else value for value in args[1:]),
+            {name: None if _is_cache(value) else value for name, value in kwargs.items()},
+        )
     raise NetworkError("a block takes its hidden state by keyword; it must be the first positional argument.")
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it is transformers' cache of keys and values, recognized without importing transformers."""
+    return any(kind.__name__ == "Cache" for kind in type(value).__mro__)
 
 
 @dataclass
@@ -167,7 +224,8 @@ def find_sections(module: nn.Module, example: Batch) -> list[Section]:
             continue
         reason = _why_not(trace)
         if reason is None:
-            sections.append(Section(name, len(trace.container), _shape(trace.inputs[0]), _shape(trace.outputs[0])))
+            paths = children_of(name, trace.container)
+            sections.append(Section(name, paths, _shape(trace.inputs[0]), _shape(trace.outputs[0])))
         else:
             reasons.append(f"  {name or '(the network itself)'}: {reason}")
     if not sections:
@@ -189,12 +247,27 @@ def named_sections(module: nn.Module, names: Sequence[str], example: Batch) -> l
     Raises:
         NetworkError: the module has no container of one of the names.
     """
-    with torch.no_grad(), recording(module, names) as calls:
+    named = [whole(module, name) for name in names]
+    with torch.no_grad(), recording(module, named) as calls:
         forward(module, example)
     return [
-        Section(name, len(container(module, name)), _shape(calls[name].input), _shape(calls[name].output))
-        for name in names
+        replace(each, input_shape=_shape(calls[each.name].input), output_shape=_shape(calls[each.name].output))
+        for each in named
     ]
+
+
+def whole(module: nn.Module, name: str) -> Section:
+    """All blocks of the container of this name, as a section; the module is not run, and the shapes are not known.
+
+    Raises:
+        NetworkError: the module has no such container.
+    """
+    return Section(name, children_of(name, container(module, name)), (), ())
+
+
+def children_of(name: str, container: nn.Module) -> tuple[str, ...]:
+    """Paths of a container's blocks."""
+    return tuple(f"{name}.{child}".removeprefix(".") for child, _ in container.named_children())
 
 
 def _run_traced(module: nn.Module, candidates: dict[str, _Trace], example: Batch) -> None:

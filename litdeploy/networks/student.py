@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from litdeploy.config.spec import DepthPlan
 from litdeploy.errors import StudentError
 from litdeploy.networks.families.family import Family
-from litdeploy.networks.sections import Section, container
+from litdeploy.networks.sections import Section, children_of, container
 
 
 def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, int]:
@@ -72,7 +73,21 @@ def make_plan(sections: Sequence[Section], kept: Mapping[str, int]) -> DepthPlan
                 f"section '{name}' has {known[name].blocks} blocks; the student can keep 1 to {known[name].blocks} "
                 f"of them, not {count}."
             )
-    return {name: spaced(count, known[name].blocks) for name, count in kept.items()}
+    return merged({known[name]: spaced(count, known[name].blocks) for name, count in kept.items()}, sections)
+
+
+def merged(kept: Mapping[Section, Sequence[int]], sections: Sequence[Section]) -> DepthPlan:
+    """The plan that keeps these blocks of each section, counted in the section, and the rest of their containers."""
+    plan: dict[str, set[int]] = {}
+    for section, indices in kept.items():
+        whole = plan.setdefault(section.key, set(range(section.among or section.blocks)))
+        whole -= {section.start + index for index in range(section.blocks)} - {section.start + each for each in indices}
+    return {section.key: tuple(sorted(plan[section.key])) for section in sections if section.key in plan}
+
+
+def whole_plan(sections: Sequence[Section]) -> DepthPlan:
+    """The plan that keeps all blocks."""
+    return merged({section: range(section.blocks) for section in sections}, sections)
 
 
 def compose(first: DepthPlan, second: DepthPlan) -> DepthPlan:
@@ -137,13 +152,15 @@ def shorten(module: nn.Module, plan: DepthPlan) -> None:
                 del blocks[index]
 
 
-def make_student(teacher: nn.Module, plan: DepthPlan, fresh: nn.Module | None = None) -> nn.Module:
+def make_student(
+    teacher: nn.Module, plan: DepthPlan, fresh: nn.Module | None = None, sections: Sequence[Section] = ()
+) -> nn.Module:
     """Make the student: stem and head are the teacher's, blocks are copies of the teacher's or new.
 
     Args:
         teacher: not changed.
         plan: the blocks that are kept.
-        fresh: a newly initialized module of the teacher's shape, for the blocks of the planned sections; None: copies.
+        fresh: a newly initialized module of the teacher's shape, for the blocks of `sections`; None: copies.
 
     Returns:
         A student that shares no tensor with the teacher. With copied blocks and a plan that keeps all, it computes
@@ -151,7 +168,41 @@ def make_student(teacher: nn.Module, plan: DepthPlan, fresh: nn.Module | None = 
     """
     student = copy.deepcopy(teacher)
     if fresh is not None:
-        for name in plan:
-            container(student, name).load_state_dict(container(fresh, name).state_dict())
+        for section in sections:
+            for copied, new in zip(section.blocks_in(student), section.blocks_in(fresh), strict=True):
+                copied.load_state_dict(new.state_dict())
     shorten(student, plan)
     return student.requires_grad_(True).train()
+
+
+def kept_of(section: Section, plan: DepthPlan) -> tuple[int, ...]:
+    """Which blocks of the teacher's section a plan keeps, counted in the section."""
+    if section.key not in plan:
+        return tuple(range(section.blocks))
+    inside = range(section.start, section.start + section.blocks)
+    return tuple(index - section.start for index in plan[section.key] if index in inside)
+
+
+def own_sections(student: nn.Module, sections: Sequence[Section], plan: DepthPlan | None) -> list[Section]:
+    """A student's sections: the teacher's names, and paths of the student's own blocks.
+
+    Args:
+        sections: the teacher's.
+        plan: the student's; None: it has all of the teacher's blocks, or is a network of its own with like containers.
+
+    Raises:
+        NetworkError: the student has no container of a section.
+    """
+    found = []
+    for section in sections:
+        children = children_of(section.key, container(student, section.key))
+        inside = range(section.start, section.start + section.blocks)
+        if plan is not None and section.key in plan:
+            places = [(place, index) for place, index in enumerate(plan[section.key]) if index in inside]
+        elif section.name == section.key:  # as a whole, however many blocks the student has of it
+            places = list(enumerate(spaced(len(children), section.blocks)))
+        else:
+            places = [(index, index) for index in inside]
+        kept = tuple(index - section.start for _, index in places)
+        found.append(replace(section, paths=tuple(children[place] for place, _ in places), kept=kept))
+    return found

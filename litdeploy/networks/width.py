@@ -19,7 +19,8 @@ from torch.nn.modules.conv import _ConvNd
 from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks.network import Network, logits_of
-from litdeploy.networks.sections import Section, container, find_sections, recording
+from litdeploy.networks.sections import Section, find_sections, recording
+from litdeploy.networks.student import own_sections
 
 
 @dataclass(frozen=True)
@@ -50,30 +51,31 @@ def match_sections(teacher: Network, student: Network) -> list[Match]:
         StudentError: the student's sections do not match, or outputs differ in more than the number of channels.
     """
     sections = find_sections(teacher.module, teacher.example())
-    names = _counterparts(sections, student)
+    own = _counterparts(sections, student)
     training = student.module.training
-    with torch.no_grad(), recording(student.module, names) as calls:
+    with torch.no_grad(), recording(student.module, own) as calls:
         forward(student.module.eval(), student.example())
     student.module.train(training)
     return [
-        _match(teacher, section, name, tuple(calls[name].output.shape[1:]))
-        for section, name in zip(sections, names, strict=True)
+        _match(teacher, section, each.name, tuple(calls[each.name].output.shape[1:]))
+        for section, each in zip(sections, own, strict=True)
     ]
 
 
-def _counterparts(sections: list[Section], student: Network) -> list[str]:
-    """The student's containers of the same names; if it lacks one, its sections in order."""
+def _counterparts(sections: list[Section], student: Network) -> list[Section]:
+    """The student's sections of the same names; if it lacks one, its sections in order."""
     try:
-        return [section.name for section in sections if container(student.module, section.name)]
+        return own_sections(student.module, sections, None)
     except NetworkError:
         pass
     try:
-        found = [section.name for section in find_sections(student.module, student.example())]
+        found = find_sections(student.module, student.example())
     except NetworkError:
         found = []
     if len(found) != len(sections):
+        names = ", ".join(section.name for section in found) or "none"
         raise StudentError(
-            f"the student {student.source} has {len(found)} sections ({', '.join(found) or 'none'}), and the teacher "
+            f"the student {student.source} has {len(found)} sections ({names}), and the teacher "
             f"{len(sections)} ({', '.join(section.name for section in sections)}). Name a student with as many: "
             "--student-network resnet20,width=8"
         )
@@ -92,7 +94,7 @@ def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]
     if not differing:
         return Match(name, section.name, 1, None)
     (dim,) = differing
-    norms = _last_weight(teacher, section.name).abs().flatten(1).sum(1)
+    norms = _last_weight(teacher, section).abs().flatten(1).sum(1)
     if len(norms) != wide[dim]:
         raise StudentError(
             f"the teacher's section '{section.name}' gives {wide[dim]} channels, and its last layer has {len(norms)} "
@@ -102,7 +104,7 @@ def _match(teacher: Network, section: Section, name: str, shape: tuple[int, ...]
     return Match(name, section.name, dim + 1, norms.topk(shape[dim]).indices.sort().values)
 
 
-def _last_weight(network: Network, name: str) -> Tensor:
+def _last_weight(network: Network, section: Section) -> Tensor:
     """Weight of the convolution or linear layer that runs last in a section; empty if there is none."""
     ran: list[Tensor] = [torch.empty(0, 0)]
 
@@ -110,7 +112,8 @@ def _last_weight(network: Network, name: str) -> Tensor:
         assert isinstance(layer.weight, Tensor)
         ran.append(layer.weight.detach())
 
-    layers = [layer for layer in container(network.module, name).modules() if isinstance(layer, _ConvNd | nn.Linear)]
+    blocks = nn.ModuleList(section.blocks_in(network.module))
+    layers = [layer for layer in blocks.modules() if isinstance(layer, _ConvNd | nn.Linear)]
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         with torch.no_grad():

@@ -20,7 +20,7 @@ from litdeploy.config.target import Target, with_timing
 from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter.build import Job, build_artefact
 from litdeploy.networks import FAMILIES, Network, NetworkName, load, sections_of
-from litdeploy.networks.student import make_student, plan_for_depth
+from litdeploy.networks.student import make_student, own_sections, plan_for_depth
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
@@ -67,15 +67,14 @@ def predict(
     device = resolve_device(chosen.device)
     environment = current_environment(device)
     sections = sections_of(teacher)
-    names = [section.name for section in sections]
     plans = {depth: plan_for_depth(sections, depth, FAMILIES.get(teacher.spec.name)) for depth in sorted(set(depths))}
-    whole = break_down(teacher, names)
+    whole = break_down(teacher, sections)
     students = []
     with TemporaryDirectory(prefix="litdeploy-") as folder, pinned(torch.get_num_threads()):
         files = _Files(Path(folder), teacher, chosen, device)
         for depth, plan in plans.items():
             student = _student(teacher, plan)
-            size = break_down(student, names)
+            size = break_down(student, own_sections(student.module, sections, plan))
             say(f"{name_of(student, size)}, not trained")
             results = measure_runners(partial(files.pair, student=student), chosen, device, say)
             results.check()

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from litdeploy.batch import forward
 from litdeploy.config.target import Target, Timing, with_timing
 from litdeploy.errors import BundleError, DataError, NetworkError
-from litdeploy.networks import Network, NetworkName, describe, sections_of
-from litdeploy.networks.sections import container
+from litdeploy.networks import Network, NetworkName, Section, describe, sections_of
+from litdeploy.networks.student import own_sections
 from litdeploy.profiler.analysis.breakdown import break_down, depth_ratio, name_of
 from litdeploy.profiler.analysis.diagnosis import bounds, copy_bound, disturbances, ideal_ratio, launch_bound
-from litdeploy.profiler.analysis.fidelity import comparable, measure_fidelity
+from litdeploy.profiler.analysis.fidelity import Pairs, comparable, measure_fidelity
 from litdeploy.profiler.analysis.verdict import sentence
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.profiler.machine.cores import pinned
@@ -81,7 +81,10 @@ def profile(
         environment = current_environment(device)
         networks = load_both(bundle, manifest, teacher, network)
         sections = _common_sections(networks["teacher"], networks["student"])
-        sides = {role: _side(role, manifest, each, break_down(each, sections)) for role, each in networks.items()}
+        sides = {
+            role: _side(role, manifest, each, break_down(each, own))
+            for (role, each), own in zip(networks.items(), sections, strict=True)
+        }
 
         if chosen.timing.processes > 1:
             results = measure_in_processes(bundle, networks["teacher"].source, chosen, network, say)
@@ -110,12 +113,14 @@ def profile(
         write_report(report, results.samples, bundle.profile_path)
         if trace is not None:
             say(f"trace of both sides in {trace}")
-            write_trace(Path(trace), networks, sections, device, report.headline.batch_size)
+            write_trace(
+                Path(trace), networks, dict(zip(networks, sections, strict=True)), device, report.headline.batch_size
+            )
     return report
 
 
 def _fidelity(
-    manifest: Manifest, networks: dict[str, Network], sections: list[str], device: torch.device
+    manifest: Manifest, networks: dict[str, Network], sections: Pairs, device: torch.device
 ) -> dict[str, Any]:
     """The report's fields on fidelity: the figures, or why they are missing. The rest of the report needs neither."""
     if not comparable(networks["teacher"], networks["student"], sections):
@@ -126,15 +131,13 @@ def _fidelity(
         return {"fidelity_missing": str(error)}
 
 
-def _common_sections(teacher: Network, student: Network) -> list[str]:
-    """Names of the teacher's sections; empty if the student has no containers of these names."""
+def _common_sections(teacher: Network, student: Network) -> tuple[list[Section], list[Section]]:
+    """The teacher's sections and the student's; none if the student has no such containers."""
     try:
-        names = [section.name for section in sections_of(teacher)]
-        for name in names:
-            container(student.module, name)
+        sections = sections_of(teacher)
+        return sections, own_sections(student.module, sections, student.spec.plan)
     except NetworkError:
-        return []
-    return names
+        return [], []
 
 
 def _side(role: str, manifest: Manifest, network: Network, breakdown: Breakdown) -> Side:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from litdeploy.batch import Batch, device_of, forward
 from litdeploy.errors import SettingsError
-from litdeploy.networks.sections import container
+from litdeploy.networks.sections import Section
 from litdeploy.trainer.distributed import Ranks
 
 # Number of batches that a running average with a momentum of 0.1 in effect covers: 2 / 0.1 - 1, rounded up.
@@ -148,7 +148,7 @@ def average_statistics(student: nn.Module, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def estimate_statistics(
-    student: nn.Module, sections: Sequence[str], batches: Iterable[Batch], precision: str = "fp32"
+    student: nn.Module, sections: Sequence[Section], batches: Iterable[Batch], precision: str = "fp32"
 ) -> None:
     """Estimate the running statistics of the sections in the student's own chain.
 
@@ -160,7 +160,7 @@ def estimate_statistics(
         batches: the student's inputs; see `ESTIMATION_BATCHES`.
         precision: `fp32`, or `bf16` by autocast.
     """
-    blocks = [container(student, name).train() for name in sections]
+    blocks = [block.train() for section in sections for block in section.blocks_in(student)]
     norms = [module for block in blocks for module in block.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return

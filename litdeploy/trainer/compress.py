@@ -115,7 +115,7 @@ def compress(
         )
     recipes = chain_of(loaded, resolved)
     plan = plan_run(loaded, recipes[0], network, place)
-    check_recipe(resolved, ranks, plan.sections, feature_cache_dir is not None)
+    check_recipe(resolved, ranks, [section.name for section in plan.sections], feature_cache_dir is not None)
     compression = _Compression(
         given=loaded,
         record=record,
@@ -332,13 +332,13 @@ class _Compression:
         example = self.teacher.example()
         trainer.teacher = Teacher(
             self.teacher.module,
-            list(plan.teacher_sections),
+            plan.teacher_sections,
             example,
             self.device,
             self.precision,
             compiles_teacher(recipe.compile, epochs * share * forward_flops(self.teacher.module, example), self.device),
             fallback(recipe.compile, trainer.note),
-            called=plan.teacher_sections,
+            called=plan.called,
         )
         template = trainer.teacher.template
         layout = _layout(trainer, template, taught, keep)
@@ -467,6 +467,7 @@ def _layout(trainer: Trainer, template: Features, taught: Sequence[TrainingPhase
     if not task_of(trainer.spec).repeats or (several and needed):
         return None
     # For further students keep everything: their method may be another.
-    inputs = set(trainer.sections) if keep and not several else needed
-    outputs = set(trainer.sections) if keep else set().union(*(outputs_needed(phase.objective) for phase in taught))
+    names = {section.name for section in trainer.sections}
+    inputs = names if keep and not several else needed
+    outputs = names if keep else set().union(*(outputs_needed(phase.objective) for phase in taught))
     return Layout.of(template, inputs, outputs)

@@ -66,8 +66,8 @@ class Layout:
         kept: dict[str, str] = {}
         given: dict[int, str] = {}
         for name, call in features.calls.items():
-            args, kwargs = call.arguments
-            if name in inputs and any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            others = (value for args, kwargs in call.arguments for value in (*args, *kwargs.values()))
+            if name in inputs and any(isinstance(value, Tensor) for value in others):
                 return None
             if name in inputs:
                 kept[name] = given.get(id(call.input), f"{name}.input")

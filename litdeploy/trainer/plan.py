@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +22,17 @@ from litdeploy.networks import (
     request,
     sections_of,
 )
-from litdeploy.networks.student import compose, depth_of, depths_of, make_plan, make_student, plan_for_depth
+from litdeploy.networks.sections import whole
+from litdeploy.networks.student import (
+    compose,
+    depth_of,
+    depths_of,
+    kept_of,
+    make_plan,
+    make_student,
+    own_sections,
+    plan_for_depth,
+)
 from litdeploy.networks.width import Match, match_sections
 from litdeploy.tasks import task_of
 from litdeploy.trainer.methods import METHODS, Start, TrainingPhase
@@ -35,20 +46,23 @@ class Plan:
         recipe: of this student.
         student: before its first step.
         phases: of the recipe's method.
-        sections: names of the student's planned sections, in order.
+        sections: the student's planned sections, in order.
+        teacher_sections: the teacher's, in the same order.
         matches: each section of a student that is a network of its own, with the teacher's.
     """
 
     recipe: Recipe
     student: Network
     phases: list[TrainingPhase]
-    sections: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
+    teacher_sections: tuple[Section, ...] = ()
     matches: tuple[Match, ...] = ()
 
     @property
-    def teacher_sections(self) -> dict[str, str]:
-        """The teacher's section → the student's."""
-        return {match.teacher: match.student for match in self.matches} or {name: name for name in self.sections}
+    def called(self) -> dict[str, str]:
+        """The teacher's section → the student's, by name."""
+        names = zip(self.teacher_sections, self.sections, strict=True)
+        return {teacher.name: student.name for teacher, student in names}
 
 
 def plan_run(teacher: Network, recipe: Recipe, network: NetworkName | None, device: torch.device) -> Plan:
@@ -64,11 +78,10 @@ def plan_run(teacher: Network, recipe: Recipe, network: NetworkName | None, devi
         SettingsError: too few epochs for the method.
     """
     method = METHODS[recipe.method]
-    if method.student == "own":
-        student, start = _own_student(teacher, recipe, device)
-    else:
-        student, start = _twin(teacher, recipe, network)
-    return Plan(recipe, student, method.phases(recipe, start), tuple(start.sections), tuple(start.matches))
+    student, sections, start = (
+        _own_student(teacher, recipe, device) if method.student == "own" else _twin(teacher, recipe, network)
+    )
+    return Plan(recipe, student, method.phases(recipe, start), *sections, tuple(start.matches))
 
 
 def chain_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
@@ -102,7 +115,10 @@ def chain_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
     recipes = []
     for index, depth in enumerate(recipe.depths):
         plan = plan_for_depth(sections, depth, family)
-        sections = [replace(section, blocks=len(plan[section.name])) for section in sections]
+        sections = [
+            replace(section, paths=tuple(section.paths[place] for place in kept_of(section, plan)))
+            for section in sections
+        ]
         # As if nothing followed: an earlier student equals that of the shorter chain.
         chain = recipe.depths[: index + 1]
         recipes.append(recipe.model_copy(update={"student_depth": chain if index else depth}))
@@ -143,7 +159,11 @@ def depth_plan(teacher: Network, sections: list[Section], recipe: Recipe) -> Dep
     return plan_for_depth(sections, recipe.depths[-1], family)
 
 
-def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tuple[Network, Start]:
+# The student's sections, and the teacher's in the same order.
+_Sections = tuple[tuple[Section, ...], tuple[Section, ...]]
+
+
+def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tuple[Network, _Sections, Start]:
     """A student of the teacher's kind, with some or all of its blocks."""
     method = METHODS[recipe.method]
     try:
@@ -153,20 +173,27 @@ def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tupl
             raise
         sections = []  # not needed if no block is left out or new
     plan = depth_plan(teacher, sections, recipe)
+    planned = [section for section in sections if section.key in plan]
 
     def fresh(seed: int) -> nn.Module:
-        return _initial(teacher, plan, recipe.model_copy(update={"seed": seed}), network)
+        return _initial(teacher, plan, planned, recipe.model_copy(update={"seed": seed}), network)
 
     # A student that keeps all blocks needs no plan, and can be a teacher. A chain's plans refer to its first teacher.
     before = teacher.spec.plan
     kept = plan if before is None else compose(before, plan)
     spec = teacher.spec.with_(plan=kept if method.student == "shallower" else None)
-    student = Network(_initial(teacher, plan, recipe, network), spec, teacher.source)
-    names = [section.name for section in sections if section.name in plan]
-    return student, Start(names, student=student.module, fresh=fresh, teacher=teacher)
+    student = Network(_initial(teacher, plan, planned, recipe, network), spec, teacher.source)
+    own = own_sections(student.module, planned, plan)
+    # A section without blocks has nothing to train.
+    pairs = [(each, theirs) for each, theirs in zip(own, planned, strict=True) if each.blocks]
+    names = [each.name for each, _ in pairs]
+    sections_of_both = tuple(each for each, _ in pairs), tuple(theirs for _, theirs in pairs)
+    return student, sections_of_both, Start(names, student=student.module, fresh=fresh, teacher=teacher)
 
 
-def _initial(teacher: Network, plan: DepthPlan, recipe: Recipe, network: NetworkName | None) -> nn.Module:
+def _initial(
+    teacher: Network, plan: DepthPlan, sections: Sequence[Section], recipe: Recipe, network: NetworkName | None
+) -> nn.Module:
     """The student before its first step, as the method or the recipe's `init` has it."""
     default = METHODS[recipe.method].init(recipe)
     if default != "copy" and recipe.init == "copy":
@@ -178,10 +205,10 @@ def _initial(teacher: Network, plan: DepthPlan, recipe: Recipe, network: Network
     if asked is not None and not asked.initialises:
         raise StudentError("fresh blocks need a function that builds the network: pass network=build, not a module.")
     fresh = build(teacher.spec, asked, teacher.source, recipe.seed)
-    return make_student(fresh if init == "scratch" else teacher.module, plan, fresh)
+    return make_student(fresh if init == "scratch" else teacher.module, plan, fresh, sections)
 
 
-def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, Start]:
+def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tuple[Network, _Sections, Start]:
     """A student that is a network of its own, with its sections matched to the teacher's."""
     task_of(teacher.spec).check_objective("logits", f"--method {recipe.method}:", teacher.spec.name)
     named = recipe.indistill.student if recipe.indistill else None
@@ -207,7 +234,12 @@ def _own_student(teacher: Network, recipe: Recipe, device: torch.device) -> tupl
         replace(match, channels=None if match.channels is None else match.channels.to(device))
         for match in match_sections(teacher, student)
     ]
-    return student, Start([match.student for match in matches], matches, student.module, teacher=teacher)
+    theirs = {section.name: section for section in sections_of(teacher)}
+    sections = (
+        tuple(whole(student.module, match.student) for match in matches),
+        tuple(theirs[match.teacher] for match in matches),
+    )
+    return student, sections, Start([match.student for match in matches], matches, student.module, teacher=teacher)
 
 
 def _copies_nothing(recipe: Recipe) -> StudentError:

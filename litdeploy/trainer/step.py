@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
@@ -23,7 +23,7 @@ from litdeploy.batch import Batch, device_of, forward, size_of, tensors_of
 from litdeploy.config.recipe import Choice
 from litdeploy.errors import CompilationError
 from litdeploy.networks.network import counting, logits_of
-from litdeploy.networks.sections import container, recording, run_section
+from litdeploy.networks.sections import Section, recording, run_section
 from litdeploy.runtime import compilation
 from litdeploy.trainer.distributed import ALONE, Ranks
 from litdeploy.trainer.objectives import Objective, Outputs
@@ -47,7 +47,7 @@ class Step:
     Args:
         student: trained in place; its modes are set for the objective.
         objective: the loss.
-        sections: names of the student's planned sections, in order.
+        sections: the student's planned sections, in order.
         precision: `fp32`, or `bf16` by autocast.
         compiled: run forward and backward through `torch.compile`.
         fallback: called with the reason if compilation fails; the step then runs eagerly. None: raise an error.
@@ -58,7 +58,7 @@ class Step:
         self,
         student: nn.Module,
         objective: Objective,
-        sections: Sequence[str],
+        sections: Sequence[Section],
         precision: str = "fp32",
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
@@ -66,18 +66,20 @@ class Step:
     ) -> None:
         self.student = student
         self.objective = objective
-        self._sections = sections
+        self._sections = {section.name: section for section in sections}
         self._ranks = ranks
         self.prepare()
         self.precision = precision
         self._in_chain = in_chain(objective, sections)
+        needed = inputs_needed(objective, sections)
         self._branches = {
-            name: without_statistics(container(student, name))
-            for name in sections
-            if name in inputs_needed(objective, sections)
+            section.name: without_statistics(section.blocks_in(student))
+            for section in sections
+            if section.name in needed
         }
         self._hooks = ExitStack()
-        self._own = self._hooks.enter_context(recording(student, [*self._in_chain, *objective.chain]))
+        recorded = [self._sections[name] for name in (*self._in_chain, *objective.chain)]
+        self._own = self._hooks.enter_context(recording(student, recorded))
         for module in (student, *self._branches.values()):
             self._hooks.enter_context(_plain_group_norms(module))
             self._hooks.enter_context(_subsampled_convolutions(module))
@@ -89,7 +91,7 @@ class Step:
 
     def prepare(self) -> None:
         """Set the student's training mode, for example after an evaluation."""
-        prepare(self.student, self.objective, self._sections)
+        prepare(self.student, self.objective, self._sections.values())
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +133,7 @@ class Step:
         """The tensors that the objective compares. See `losses`."""
         calls = {} if features is None else features.calls
         branches = [
-            partial(run_section, list(twin), calls[name].input, calls[name].arguments)
+            partial(run_section, list(twin), calls[name].input, self._sections[name].own(calls[name].arguments))
             for name, twin in self._branches.items()
         ]
         logits, outputs = side_by_side(partial(self._chain, inputs), branches, self._streams)
@@ -155,7 +157,7 @@ class Step:
         return logits_of(forward(self.student, inputs))
 
 
-def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -> None:
+def prepare(student: nn.Module, objective: Objective, sections: Iterable[Section]) -> None:
     """Set the student's training mode and gradients for an objective.
 
     If the objective freezes, all but `sections` keeps its weights and, in eval mode, its batch norm statistics. The
@@ -164,20 +166,21 @@ def prepare(student: nn.Module, objective: Objective, sections: Sequence[str]) -
     student.train().requires_grad_(True)
     if objective.freezes:
         student.eval().requires_grad_(False)
-        for name in sections:
-            container(student, name).train().requires_grad_(True)
+        for section in sections:
+            for block in section.blocks_in(student):
+                block.train().requires_grad_(True)
 
 
-def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential | nn.ModuleList:
-    """A twin of a section with the same parameters, whose batch norms normalize by their batch and keep no running
-    statistics.
+def without_statistics(blocks: Sequence[nn.Module]) -> nn.ModuleList:
+    """Make twins of a section's blocks with the same parameters, whose batch norms normalize by their batch and keep no
+    running statistics.
 
     LIT runs each section twice in a step: on the teacher's input and in the student's own chain. Both passes train the
     same weights, but only the chain is deployed. If the pass on the teacher's input moved the running statistics too,
     they would describe a mixture of two distributions, which costs accuracy.
     """
-    shared = {id(parameter): parameter for parameter in blocks.parameters()}
-    twin = copy.deepcopy(blocks, shared)
+    shared = {id(parameter): parameter for block in blocks for parameter in block.parameters()}
+    twin = nn.ModuleList(copy.deepcopy(list(blocks), shared))
     for module in twin.modules():
         if isinstance(module, _BatchNorm):
             module.track_running_stats = False
@@ -185,17 +188,17 @@ def without_statistics(blocks: nn.Sequential | nn.ModuleList) -> nn.Sequential |
     return twin
 
 
-def in_chain(objective: Objective, sections: Sequence[str]) -> tuple[str, ...]:
+def in_chain(objective: Objective, sections: Sequence[Section]) -> tuple[str, ...]:
     """The branch that the student's own chain already computes: its first section, behind a frozen stem.
 
     The frozen stem is the teacher's, so the chain's first section runs on T_0 in any case: S_1(T_0) is the chain's own
     S_1. It runs once, for both losses.
     """
     shared = objective.freezes and objective.needs_chain
-    return tuple(name for name in sections[:1] if shared and name in objective.branches)
+    return tuple(section.name for section in sections[:1] if shared and section.name in objective.branches)
 
 
-def inputs_needed(objective: Objective, sections: Sequence[str]) -> set[str]:
+def inputs_needed(objective: Objective, sections: Sequence[Section]) -> set[str]:
     """Sections whose input in the teacher a step needs."""
     return set(objective.branches) - set(in_chain(objective, sections))
 
@@ -298,17 +301,18 @@ def forward_flops(module: nn.Module, example: Batch) -> int:
 
 
 @torch.no_grad()
-def section_flops(module: nn.Module, sections: Sequence[str], example: Batch) -> dict[str, int]:
+def section_flops(module: nn.Module, sections: Sequence[Section], example: Batch) -> dict[str, int]:
     """Section → floating-point operations of one image's forward pass through it, counted as by `forward_flops`."""
     module = copy.deepcopy(module).eval()
     with recording(module, sections) as calls:
         forward(module, example)
     found = {}
-    for name, call in calls.items():
+    for section in sections:
+        call = calls[section.name]
         with counting() as counted:
-            run_section(list(container(module, name)), call.input, call.arguments)
-        found[name] = int(counted.get_total_flops()) // size_of(example)
-    return {name: found[name] for name in sections}
+            run_section(section.blocks_in(module), call.input, call.arguments)
+        found[section.name] = int(counted.get_total_flops()) // size_of(example)
+    return found
 
 
 def compiles_teacher(setting: Choice, flops: float, device: torch.device) -> bool:

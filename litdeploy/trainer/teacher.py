@@ -19,7 +19,7 @@ from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import channels_last, logits_of
 from litdeploy.networks.registry import is_code
-from litdeploy.networks.sections import SectionCall, recording
+from litdeploy.networks.sections import Section, SectionCall, recording
 from litdeploy.runtime import compilation
 from litdeploy.storage.checkpoint import load_weights, read_checkpoint
 from litdeploy.storage.records import TeacherRecord
@@ -46,7 +46,7 @@ class Teacher:
 
     Args:
         module: not modified.
-        sections: names of the sections whose inputs and outputs are needed; empty: the logits only.
+        sections: its sections whose inputs and outputs are needed; empty: the logits only.
         example: inputs, float32; the module is run on them once, to find what can be folded.
         device: of the copy.
         precision: `fp32` or `bf16`: dtype of its weights and of all results but the logits.
@@ -62,7 +62,7 @@ class Teacher:
     def __init__(
         self,
         module: nn.Module,
-        sections: Sequence[str],
+        sections: Sequence[Section],
         example: Batch,
         device: torch.device,
         precision: str = "fp32",
@@ -71,7 +71,7 @@ class Teacher:
         called: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = (sections, example, device, precision, compiled, fallback, called)
-        self._called = {name: name for name in sections} | dict(called or {})
+        self._called = {section.name: section.name for section in sections} | dict(called or {})
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, moved(example, next(module.parameters()).device), sections)
         self._dtype = DTYPES[precision]

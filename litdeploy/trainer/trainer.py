@@ -30,8 +30,8 @@ from litdeploy.config.recipe import Augmentation, Recipe
 from litdeploy.config.spec import AnyInput
 from litdeploy.data import Crops, Data, Picked, draw_crops, prepared, shuffled, worker_died
 from litdeploy.errors import DataError, TrainingError
+from litdeploy.networks import Section
 from litdeploy.networks.network import channels_last
-from litdeploy.networks.sections import container
 from litdeploy.networks.width import narrow
 from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
@@ -106,7 +106,7 @@ class Trainer:
         self.spec = plan.student.spec.with_(classes=data.classes)
         self.input: AnyInput = plan.student.spec.input
         self.example = moved(plan.student.example(), device)
-        self.sections: Sequence[str] = plan.sections
+        self.sections: Sequence[Section] = plan.sections
         self.phases = [phase for phase in plan.phases if phase.settings.epochs]
         self.recipe: Recipe = plan.recipe
         self.data = data
@@ -318,7 +318,7 @@ class Trainer:
                     self.checkpoint()
                 yield
 
-    def _share(self, phase: TrainingPhase) -> list[str]:
+    def _share(self, phase: TrainingPhase) -> list[Section]:
         """Set what this rank trains of a phase: its part of each batch, or its own sections of all of it.
 
         Sets `phase`, `sharing` (the ranks that share a batch) and `owners` (section → its rank, if divided).
@@ -331,11 +331,11 @@ class Trainer:
         if self.ranks.size == 1 or self.recipe.parallel == "data" or not isinstance(objective, LitSections):
             return list(self.sections)
         self.owners = divide(section_flops(self.student, self.sections, self.example), self.ranks)
-        own = [name for name in self.sections if self.owners[name] == self.ranks.rank]
-        self.phase, self.sharing = replace(phase, objective=objective.only(own)), ALONE
+        own = [each for each in self.sections if self.owners[each.name] == self.ranks.rank]
+        self.phase, self.sharing = replace(phase, objective=objective.only([each.name for each in own])), ALONE
         return own
 
-    def _new_step(self, sections: Sequence[str]) -> Step:
+    def _new_step(self, sections: Sequence[Section]) -> Step:
         """The phase's step, compiled if the recipe says so or it pays."""
         images = self.phase.settings.epochs * len(self.data.train) / self.sharing.size
         # Backward takes twice as long as forward.
@@ -347,8 +347,9 @@ class Trainer:
     def _gather(self) -> None:
         """Make the student whole for evaluation: fetch divided sections from their owners, and average batch norm
         statistics of each rank's part of the batches."""
-        for name, owner in self.owners.items():
-            self.ranks.copy(container(self.student, name).state_dict().values(), owner)
+        for section in self.sections if self.owners else ():
+            for block in section.blocks_in(self.student):
+                self.ranks.copy(block.state_dict().values(), self.owners[section.name])
         if not self._synchronizes:
             average_statistics(self.student, self.sharing)
 

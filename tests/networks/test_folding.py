@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.families.resnext import resnext
 from litdeploy.networks.folding import fold_batch_norms
+from tests import sections
 
 
 def used(module: nn.Module, example: Tensor) -> nn.Module:
@@ -70,7 +71,7 @@ def test_what_others_read_too_or_what_runs_twice_is_left() -> None:
 def test_nothing_is_folded_across_the_border_of_a_section() -> None:
     network = used(nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)), IMAGES)
     assert fold_batch_norms(copy.deepcopy(network), IMAGES) == 1
-    assert fold_batch_norms(network, IMAGES, ["0"]) == 0
+    assert fold_batch_norms(network, IMAGES, sections.of(network, ["0"])) == 0
 
 
 def test_a_network_without_batch_norms_is_left() -> None:

@@ -10,7 +10,7 @@ from litdeploy.networks import FAMILIES, load, new, sections_of
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.families.resnext import resnext
 from litdeploy.networks.network import Network
-from litdeploy.networks.sections import Section, container, find_sections, named_sections, recording, run_section
+from litdeploy.networks.sections import Section, container, find_sections, named_sections, recording, run_section, whole
 from litdeploy.networks.student import make_student
 
 
@@ -39,9 +39,9 @@ TOKENS = {
 def test_resnet_has_three() -> None:
     found = find_sections(resnet(20), torch.randn(2, 3, 32, 32))
     assert found == [
-        Section("layer1", 3, (16, 32, 32), (16, 32, 32)),
-        Section("layer2", 3, (16, 32, 32), (32, 16, 16)),
-        Section("layer3", 3, (32, 16, 16), (64, 8, 8)),
+        Section("layer1", ("layer1.0", "layer1.1", "layer1.2"), (16, 32, 32), (16, 32, 32)),
+        Section("layer2", ("layer2.0", "layer2.1", "layer2.2"), (16, 32, 32), (32, 16, 16)),
+        Section("layer3", ("layer3.0", "layer3.1", "layer3.2"), (32, 16, 16), (64, 8, 8)),
     ]
 
 
@@ -51,7 +51,9 @@ def test_resnext_has_three() -> None:
 
 
 def test_bert_and_vit_have_their_encoder() -> None:
-    assert find_sections(bert(), TOKENS) == [Section("bert.encoder.layer", 4, (7, 32), (7, 32))]
+    assert find_sections(bert(), TOKENS) == [
+        Section("bert.encoder.layer", tuple(f"bert.encoder.layer.{n}" for n in range(4)), (7, 32), (7, 32))
+    ]
     (found,) = find_sections(vit(), torch.randn(2, 3, 32, 32))
     assert (found.blocks, found.input_shape, found.output_shape) == (4, (17, 32), (17, 32))
 
@@ -112,7 +114,7 @@ def test_of_nested_containers_the_outermost_counts() -> None:
         return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
     found = find_sections(nn.Sequential(nn.Sequential(block(), block(), block()), nn.Linear(4, 2)), torch.zeros(1, 4))
-    assert found == [Section("0", 3, (4,), (4,))]
+    assert found == [Section("0", ("0.0", "0.1", "0.2"), (4,), (4,))]
 
 
 @pytest.mark.parametrize(
@@ -120,21 +122,23 @@ def test_of_nested_containers_the_outermost_counts() -> None:
 )
 def test_a_recorded_call_replays_exactly(network, name, example) -> None:  # type: ignore[no-untyped-def]
     module = network().eval()
-    with torch.no_grad(), recording(module, [name]) as calls:
+    section = whole(module, name)
+    with torch.no_grad(), recording(module, [section]) as calls:
         module(**example) if example else module(torch.randn(2, 3, 16, 16))
     call = calls[name]
     with torch.no_grad():
-        again = run_section(list(container(module, name)), call.input, call.arguments)
+        again = run_section(section.blocks_in(module), call.input, call.arguments)
     assert torch.equal(again, call.output)
 
 
 def test_an_attention_mask_is_part_of_what_is_replayed() -> None:
     module = bert()
-    with torch.no_grad(), recording(module, ["bert.encoder.layer"]) as calls:
+    section = whole(module, "bert.encoder.layer")
+    with torch.no_grad(), recording(module, [section]) as calls:
         module(**TOKENS)
     call = calls["bert.encoder.layer"]
     with torch.no_grad():
-        unmasked = run_section(list(container(module, "bert.encoder.layer")), call.input, ((), {}))
+        unmasked = run_section(section.blocks_in(module), call.input, [((), {})] * 4)
     assert not torch.allclose(unmasked, call.output)
 
 

@@ -8,13 +8,17 @@ from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.registry import FAMILIES
 from litdeploy.networks.sections import Section, find_sections
 from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth, share_out, shorten, spaced
+from tests import sections
 from tests.networks.test_sections import TOKENS, bert
 
 EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def _sections(*blocks: int) -> list[Section]:
-    return [Section(f"layer{index}", count, (1,), (1,)) for index, count in enumerate(blocks, 1)]
+    return [
+        Section(f"layer{index}", tuple(f"layer{index}.{block}" for block in range(count)), (1,), (1,))
+        for index, count in enumerate(blocks, 1)
+    ]
 
 
 def test_blocks_are_evenly_spaced_with_the_first_and_the_last() -> None:
@@ -101,7 +105,7 @@ def test_copied_blocks_stem_and_head_are_the_teachers() -> None:
 
 def test_fresh_blocks_are_new_and_the_rest_is_the_teachers() -> None:
     teacher, fresh = resnet(20), resnet(20)
-    student = make_student(teacher, {"layer1": (0, 2)}, fresh)
+    student = make_student(teacher, {"layer1": (0, 2)}, fresh, sections.of(teacher, ["layer1"]))
     assert torch.equal(student.state_dict()["layer1.1.conv1.weight"], fresh.layer1[2].conv1.weight)
     assert torch.equal(student.state_dict()["layer2.0.conv1.weight"], teacher.layer2[0].conv1.weight)
     assert torch.equal(student.state_dict()["conv1.weight"], teacher.conv1.weight)

@@ -11,6 +11,7 @@ from litdeploy.errors import SettingsError
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.trainer.batch_norm import SynchronizedBatchNorm, estimate_statistics, synchronized
 from litdeploy.trainer.distributed import ALONE
+from tests import sections
 
 # Several ranks are in test_parallel.py.
 
@@ -97,12 +98,12 @@ def test_statistics_are_estimated_in_the_students_own_chain() -> None:
     given: list[torch.Tensor] = []
     first = student.layer1[0].bn1
     handle = first.register_forward_pre_hook(lambda norm, args: given.append(args[0]))
-    estimate_statistics(student, NAMES, BATCHES)
+    estimate_statistics(student, sections.of(student, NAMES), BATCHES)
     handle.remove()
     torch.testing.assert_close(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in given]).mean(0))
     torch.testing.assert_close(first.running_var, torch.stack([x.var((0, 2, 3)) for x in given]).mean(0))
     assert first.momentum == 0.1
     assert all(torch.equal(value, stem[name]) for name, value in student.bn1.state_dict().items())
     estimated = copy.deepcopy(student.state_dict())
-    estimate_statistics(student, NAMES, BATCHES)
+    estimate_statistics(student, sections.of(student, NAMES), BATCHES)
     assert all(torch.equal(value, estimated[name]) for name, value in student.state_dict().items())

@@ -17,6 +17,7 @@ from litdeploy.networks.sections import SectionCall
 from litdeploy.trainer import feature_cache
 from litdeploy.trainer.feature_cache import LAST, CacheFiles, FeatureCache, Layout, plan_cache
 from litdeploy.trainer.teacher import Features, Teacher
+from tests import sections
 
 CPU = torch.device("cpu")
 NAMES = ("layer1", "layer2", "layer3")
@@ -27,7 +28,8 @@ AUGMENTATION = Augmentation(padding=2, flip=True)
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
     torch.manual_seed(0)
-    return Teacher(resnet(14, width=4).eval(), NAMES, IMAGES, CPU, "bf16")
+    module = resnet(14, width=4).eval()
+    return Teacher(module, sections.of(module, NAMES), IMAGES, CPU, "bf16")
 
 
 def layout_of(teacher: Teacher, inputs: tuple[str, ...] = ("layer2", "layer3")) -> Layout:
@@ -70,7 +72,7 @@ def test_an_input_that_is_anothers_output_is_kept_once(teacher: Teacher) -> None
 def test_sections_that_take_further_tensors_are_not_kept(teacher: Teacher) -> None:
     calls = dict(teacher.template.calls)
     first = calls["layer1"]
-    calls["layer1"] = SectionCall(first.input, ((), {"mask": torch.ones(1)}), first.output)
+    calls["layer1"] = SectionCall(first.input, [((), {}), ((), {"mask": torch.ones(1)})], first.output)
     features = Features(teacher.template.logits_NK, calls)
     assert Layout.of(features, NAMES[:1], NAMES) is None
     # Their outputs are what they are.

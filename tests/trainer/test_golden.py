@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import DepthPlan
 from litdeploy.networks.student import make_student
 from litdeploy.trainer.objectives import Lit
 from litdeploy.trainer.objectives.lit import LitSections
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
+from tests import sections
 
 ALPHA, BETA, TAU, WEIGHT, LR = 0.3, 0.6, 5.0, 2.0, 0.05
 
@@ -103,8 +105,12 @@ def test_ten_steps_equal_the_transcription(compiled: bool, tolerance: float) -> 
 
     names = ("one", "two", "three")
     objective = Lit(Recipe(alpha=ALPHA, beta=BETA, temperature=TAU, section_weight=WEIGHT), names)
-    frozen = Teacher(teacher, names, torch.zeros(1, 3, 16, 16), torch.device("cpu"), compiled=compiled)
-    with Step(ours, objective, names, compiled=compiled) as step:
+    frozen = Teacher(
+        teacher, sections.of(teacher, names), torch.zeros(1, 3, 16, 16), torch.device("cpu"), compiled=compiled
+    )
+    with Step(
+        ours, objective, sections.of_student(ours, teacher, dict.fromkeys(names, (0, 1))), compiled=compiled
+    ) as step:
         optimiser = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], LR, 0.9, weight_decay=1e-4)
         found = [step(optimiser, x, y, frozen(x))["loss"].item() for x, y in batches()]
 
@@ -182,7 +188,8 @@ def test_a_bert_equals_the_transcription(beta: float) -> None:
     with torch.no_grad():  # else its hidden states hardly depend on the text
         for parameter in teacher.parameters():
             parameter.mul_(3.0)
-    ours = make_student(teacher, {"bert.encoder.layer": (0, 3)})
+    plan: DepthPlan = {"bert.encoder.layer": (0, 3)}
+    ours = make_student(teacher, plan)
     theirs = copy.deepcopy(ours)
     expected = bert_transcription(copy.deepcopy(teacher), theirs, beta)
 
@@ -190,8 +197,8 @@ def test_a_bert_equals_the_transcription(beta: float) -> None:
     recipe = Recipe(alpha=ALPHA, beta=beta, temperature=TAU, section_weight=WEIGHT)
     objective = Lit(recipe, names) if beta else LitSections(recipe, names)
     # An example of one text without padding: what is recorded of it must not be taken for a batch's.
-    frozen = Teacher(teacher, names, bert_batches()[2][0], torch.device("cpu"))
-    with Step(ours, objective, names) as step:
+    frozen = Teacher(teacher, sections.of(teacher, names), bert_batches()[2][0], torch.device("cpu"))
+    with Step(ours, objective, sections.of_student(ours, teacher, plan)) as step:
         optimiser = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], LR)
         found = [step(optimiser, x, y, frozen(x))["loss"].item() for x, y in bert_batches()]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)

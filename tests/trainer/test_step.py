@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import DepthPlan
 from litdeploy.errors import CompilationError
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.student import make_student
@@ -25,9 +26,10 @@ from litdeploy.trainer.step import (
     side_by_side,
 )
 from litdeploy.trainer.teacher import Teacher
+from tests import sections
 
 NAMES = ("layer1", "layer2", "layer3")
-PLAN = dict.fromkeys(NAMES, (0,))
+PLAN: DepthPlan = dict.fromkeys(NAMES, (0,))
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 10
 
@@ -43,7 +45,7 @@ def module() -> nn.Module:
 
 @pytest.fixture
 def teacher(module: nn.Module) -> Teacher:
-    return Teacher(module, NAMES, IMAGES, CPU)
+    return Teacher(module, sections.of(module, NAMES), IMAGES, CPU)
 
 
 def sgd(student: nn.Module, learning_rate: float = 0.1) -> torch.optim.SGD:
@@ -52,7 +54,7 @@ def sgd(student: nn.Module, learning_rate: float = 0.1) -> torch.optim.SGD:
 
 def test_branches_run_on_the_teachers_inputs(module: nn.Module, teacher: Teacher) -> None:
     student = make_student(module, PLAN)
-    with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+    with Step(student, Lit(Recipe(), NAMES), sections.of_student(student, module, PLAN)) as step:
         found = step.outputs(IMAGES, LABELS, teacher(IMAGES))
     assert tuple(found.branches) == NAMES
     with torch.no_grad():
@@ -69,7 +71,7 @@ def test_branches_run_on_the_teachers_inputs(module: nn.Module, teacher: Teacher
 
 def test_no_section_runs_twice_on_the_same_input(module: nn.Module, teacher: Teacher) -> None:
     student = make_student(module, PLAN)
-    with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+    with Step(student, Lit(Recipe(), NAMES), sections.of_student(student, module, PLAN)) as step:
         features = teacher(IMAGES)
         with FlopCounterMode(display=False) as whole:
             step.outputs(IMAGES, LABELS, features)
@@ -86,14 +88,14 @@ def test_sections_alone_run_no_chain(module: nn.Module, teacher: Teacher) -> Non
     student = make_student(module, PLAN)
     features = teacher(IMAGES)
     with (
-        Step(student, LitSections(Recipe(beta=0.0), NAMES), NAMES) as step,
+        Step(student, LitSections(Recipe(beta=0.0), NAMES), sections.of_student(student, module, PLAN)) as step,
         FlopCounterMode(display=False) as whole,
     ):
         found = step.outputs(IMAGES, LABELS, features)
-    with FlopCounterMode(display=False) as sections:
+    with FlopCounterMode(display=False) as parts:
         for name in NAMES:
             student.get_submodule(name)(features.calls[name].input)
-    assert whole.get_total_flops() == sections.get_total_flops()
+    assert whole.get_total_flops() == parts.get_total_flops()
     assert tuple(found.branches) == NAMES
     assert found.logits.numel() == 0
 
@@ -102,7 +104,8 @@ def test_divided_sections_come_out_the_same(module: nn.Module, teacher: Teacher)
     def trained(*parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
         student = make_student(module, PLAN)
         for names in parts:
-            with Step(student, LitSections(Recipe(beta=0.0), names), names) as step:
+            own = sections.of_student(student, module, dict.fromkeys(names, (0,)))
+            with Step(student, LitSections(Recipe(beta=0.0), names), own) as step:
                 optimiser = sgd(student)
                 for _ in range(3):
                     step(optimiser, IMAGES, LABELS, teacher(IMAGES))
@@ -114,7 +117,7 @@ def test_divided_sections_come_out_the_same(module: nn.Module, teacher: Teacher)
 
 def test_running_statistics_are_those_of_the_students_own_chain(module: nn.Module, teacher: Teacher) -> None:
     student = make_student(module, PLAN)
-    with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+    with Step(student, Lit(Recipe(), NAMES), sections.of_student(student, module, PLAN)) as step:
         alone = copy.deepcopy(student)
         step.outputs(IMAGES, LABELS, teacher(IMAGES))
         alone(IMAGES)
@@ -149,11 +152,11 @@ def test_the_gradients_do_not_depend_on_the_memory_format(
     torch.manual_seed(0)
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     module = nn.Sequential(nn.Conv2d(3, channels, 3), blocks, *head).eval()
-    teacher = Teacher(module, ["1"], IMAGES, CPU)
+    teacher = Teacher(module, sections.of(module, ["1"]), IMAGES, CPU)
     gradients = []
     for layout in (torch.contiguous_format, torch.channels_last):
         student = make_student(module, {"1": (0,)}).to(memory_format=layout)  # type: ignore[call-overload]
-        with Step(student, objective, ["1"]) as step:
+        with Step(student, objective, sections.of_student(student, module, {"1": (0,)})) as step:
             images = IMAGES.contiguous(memory_format=layout)
             step.losses(images, LABELS, teacher(images))["loss"].backward()  # type: ignore[no-untyped-call]
         gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
@@ -172,7 +175,7 @@ def test_strided_convolutions_of_few_channels_get_their_gradients(channels: int,
     start = IMAGES.contiguous(memory_format=torch.channels_last)
     nn.functional.cross_entropy(exact(IMAGES.double()), LABELS).backward()  # type: ignore[no-untyped-call]
     before = student(start)
-    with Step(student, CrossEntropy(), ["1"], compiled=compiled) as step:
+    with Step(student, CrossEntropy(), (), compiled=compiled) as step:
         step(sgd(student), start, LABELS, None)
         gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
         state = copy.deepcopy(student.state_dict())
@@ -187,16 +190,16 @@ def test_strided_convolutions_of_few_channels_get_their_gradients(channels: int,
 
 def test_the_student_is_left_without_hooks(module: nn.Module) -> None:
     student = make_student(module, PLAN)
-    with Step(student, Lit(Recipe(), NAMES), NAMES):
+    with Step(student, Lit(Recipe(), NAMES), sections.of_student(student, module, PLAN)):
         assert student.layer1[0]._forward_pre_hooks
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in student.modules())
 
 
 def test_what_is_frozen_stays_bit_equal_and_the_rest_moves(module: nn.Module) -> None:
-    student = make_student(module, {"layer1": (0,), "layer2": (0,)})
-    names = ("layer1", "layer2")
-    frozen = Teacher(module, names, IMAGES, CPU)
-    with Step(student, Lit(Recipe(), names), names) as step:
+    plan: DepthPlan = {"layer1": (0,), "layer2": (0,)}
+    student, names = make_student(module, plan), ("layer1", "layer2")
+    frozen = Teacher(module, sections.of(module, names), IMAGES, CPU)
+    with Step(student, Lit(Recipe(), names), sections.of_student(student, module, plan)) as step:
         before = {name: value.clone() for name, value in student.state_dict().items()}
         teacher_before = {name: value.clone() for name, value in frozen.module.state_dict().items()}
         step(sgd(student), IMAGES, LABELS, frozen(IMAGES))
@@ -213,16 +216,16 @@ def test_what_is_frozen_stays_bit_equal_and_the_rest_moves(module: nn.Module) ->
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_objective_learns(module: nn.Module, objective: Objective, precision: str) -> None:
     student = make_student(module, PLAN)
-    teacher = Teacher(module, NAMES, IMAGES, CPU, precision)
+    teacher = Teacher(module, sections.of(module, NAMES), IMAGES, CPU, precision)
     optimiser = torch.optim.SGD(student.parameters(), 0.05)
-    with Step(student, objective, NAMES, precision) as step:
+    with Step(student, objective, sections.of_student(student, module, PLAN), precision) as step:
         losses = [step(optimiser, IMAGES, LABELS, teacher(IMAGES))["loss"].item() for _ in range(40)]
     assert losses[-1] < 0.9 * losses[0]
 
 
 def test_images_in_the_training_precision_give_the_same_losses(module: nn.Module, teacher: Teacher) -> None:
     student = make_student(module, PLAN)
-    with Step(student, Lit(Recipe(), NAMES), NAMES, "bf16") as step:
+    with Step(student, Lit(Recipe(), NAMES), sections.of_student(student, module, PLAN), "bf16") as step:
         wide, narrow = (step.losses(images, LABELS, teacher(IMAGES)) for images in (IMAGES, IMAGES.bfloat16()))
     for name, loss in wide.items():
         assert torch.equal(narrow[name], loss), name
@@ -230,7 +233,7 @@ def test_images_in_the_training_precision_give_the_same_losses(module: nn.Module
 
 def test_a_hint_trains_nothing_behind_its_section(module: nn.Module, teacher: Teacher) -> None:
     student = make_student(module, PLAN)
-    with Step(student, Hint(NAMES), NAMES) as step:
+    with Step(student, Hint(NAMES), sections.of_student(student, module, PLAN)) as step:
         step.losses(IMAGES, LABELS, teacher(IMAGES))["loss"].backward()
     touched = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
     assert {name.split(".")[0] for name in touched} == {"conv1", "bn1", "layer1", "layer2"}
@@ -242,9 +245,9 @@ def test_a_step_on_cuda_equals_one_on_the_cpu(module: nn.Module) -> None:
     losses = []
     for device in (CPU, torch.device("cuda")):
         student = make_student(module, PLAN).to(device)
-        there = Teacher(module, NAMES, IMAGES, device)
+        there = Teacher(module, sections.of(module, NAMES), IMAGES, device)
         images, labels = IMAGES.to(device), LABELS.to(device)
-        with Step(student, Lit(Recipe(), NAMES), NAMES) as step:
+        with Step(student, Lit(Recipe(), NAMES), sections.of_student(student, module, PLAN)) as step:
             optimiser = sgd(student)
             losses.append([step(optimiser, images, labels, there(images))["loss"].item() for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -337,7 +340,7 @@ def test_forward_flops_leaves_the_module_as_it_is() -> None:
 
 def test_section_flops_are_those_of_the_parts() -> None:
     module, example = resnet(14, width=4), torch.randn(2, 3, 8, 8)
-    found = section_flops(module, ("layer1", "layer2", "layer3"), example)
+    found = section_flops(module, sections.of(module, NAMES), example)
     around = 2 * 4 * 3 * 3 * 3 * 64 + 2 * 16 * 10  # stem and head
     assert sum(found.values()) + around == forward_flops(module, example)
     assert found["layer1"] == 4 * 2 * 4 * 4 * 3 * 3 * 64

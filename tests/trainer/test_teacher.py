@@ -6,6 +6,7 @@ import torch
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.sections import recording
 from litdeploy.trainer.teacher import Teacher
+from tests import sections
 
 NAMES = ("layer1", "layer2", "layer3")
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -23,8 +24,8 @@ def module() -> torch.nn.Module:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_folded_teacher_gives_what_the_teacher_gives(module: torch.nn.Module, compiled: bool) -> None:
-    teacher = Teacher(module, NAMES, IMAGES, torch.device("cpu"), compiled=compiled)
-    with torch.no_grad(), recording(module, NAMES) as calls:
+    teacher = Teacher(module, sections.of(module, NAMES), IMAGES, torch.device("cpu"), compiled=compiled)
+    with torch.no_grad(), recording(module, sections.of(module, NAMES)) as calls:
         logits = module(IMAGES)
     found = teacher(IMAGES)
     torch.testing.assert_close(found.logits_NK, logits, rtol=1e-4, atol=1e-4)
@@ -36,7 +37,7 @@ def test_the_folded_teacher_gives_what_the_teacher_gives(module: torch.nn.Module
 
 
 def test_in_bf16_all_but_the_logits_is_bf16(module: torch.nn.Module) -> None:
-    found = Teacher(module, NAMES, IMAGES, torch.device("cpu"), "bf16")(IMAGES)
+    found = Teacher(module, sections.of(module, NAMES), IMAGES, torch.device("cpu"), "bf16")(IMAGES)
     assert found.logits_NK.dtype == torch.float32
     assert {call.output.dtype for call in found.calls.values()} == {torch.bfloat16}
 
@@ -44,7 +45,7 @@ def test_in_bf16_all_but_the_logits_is_bf16(module: torch.nn.Module) -> None:
 def test_the_module_is_left_as_it_is(module: torch.nn.Module) -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.train()
-    teacher = Teacher(module, NAMES, IMAGES, torch.device("cpu"), "bf16")
+    teacher = Teacher(module, sections.of(module, NAMES), IMAGES, torch.device("cpu"), "bf16")
     teacher(IMAGES)
     assert module.training
     assert module.state_dict().keys() == before.keys()
@@ -53,7 +54,7 @@ def test_the_module_is_left_as_it_is(module: torch.nn.Module) -> None:
 
 
 def test_a_batch_is_not_overwritten_by_the_next(module: torch.nn.Module) -> None:
-    teacher = Teacher(module, NAMES, IMAGES, torch.device("cpu"))
+    teacher = Teacher(module, sections.of(module, NAMES), IMAGES, torch.device("cpu"))
     first = teacher(IMAGES)
     kept = first.calls["layer1"].output.clone()
     teacher(IMAGES.flip(0))

@@ -30,8 +30,10 @@ from litdeploy.trainer.resume import Checkpoints, Every, Position
 from litdeploy.trainer.step import Step, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Features, Teacher
 from litdeploy.trainer.trainer import Trainer
+from tests import sections
 
 NAMES = ("layer1", "layer2", "layer3")
+PLAN = dict.fromkeys(NAMES, (0,))
 SPEC = InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 RECIPE = Recipe(batch_size=4, augmentation=Augmentation(padding=1, flip=True), compile="off", seed=3)
 STILL = RECIPE.model_copy(update={"augmentation": Augmentation(padding=0, flip=False)})
@@ -70,8 +72,9 @@ def trainer_of(student: nn.Module, split: Resident, device: torch.device, precis
     spec = NetworkSpec(name="resnet", arguments={"depth": 14, "width": 4}, input=SPEC)
     data = cast(Data, SimpleNamespace(train=split, noun="image", classes=()))
     place = Path(os.devnull)
+    own = tuple(sections.of_student(student, network(), PLAN))
     return Trainer(
-        Plan(recipe, Network(student, spec, "student"), [], NAMES),
+        Plan(recipe, Network(student, spec, "student"), [], own, own),
         data,
         precision,
         device,
@@ -95,13 +98,13 @@ def run(
 ) -> tuple[list[float], nn.Module, Counting]:
     """The losses of each step, the student, the teacher."""
     module = network()
-    teacher = Counting(module, NAMES, torch.zeros(1, 3, 8, 8), device, precision)
+    teacher = Counting(module, sections.of(module, NAMES), torch.zeros(1, 3, 8, 8), device, precision)
     split = held(device)
     losses = []
-    with trainer_of(make_student(module, dict.fromkeys(NAMES, (0,))), split, device, precision, recipe) as trainer:
+    with trainer_of(make_student(module, PLAN), split, device, precision, recipe) as trainer:
         trainer.teacher = teacher
         if views:
-            layout = Layout.of(teacher.template, inputs_needed(objective, NAMES), outputs_needed(objective))
+            layout = Layout.of(teacher.template, inputs_needed(objective, trainer.sections), outputs_needed(objective))
             assert layout is not None
             trainer.cache = FeatureCache(
                 teacher.template, layout, views, len(split), recipe.augmentation.padding, device
@@ -130,10 +133,10 @@ def test_an_epoch_is_these_steps() -> None:
     found, student, _ = run(Lit(RECIPE, NAMES), 0, 2, CPU)
 
     module, split, order, draws = network(), held(CPU), seeded(), seeded()
-    teacher = Teacher(module, NAMES, torch.zeros(1, 3, 8, 8), CPU)
-    other = make_student(module, dict.fromkeys(NAMES, (0,))).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = Teacher(module, sections.of(module, NAMES), torch.zeros(1, 3, 8, 8), CPU)
+    other = make_student(module, PLAN).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     expected = []
-    with Step(other, Lit(RECIPE, NAMES), NAMES) as step:
+    with Step(other, Lit(RECIPE, NAMES), sections.of_student(other, module, PLAN)) as step:
         optimizer = new_optimizer(other, RECIPE, Phase(epochs=2, learning_rate=0.05), CPU)
         for _ in range(2):
             for indices_N in shuffled(10, 4, order):

@@ -24,6 +24,7 @@ from litdeploy.trainer.distributed import Ranks, launched
 from litdeploy.trainer.objectives import Lit
 from litdeploy.trainer.step import Step
 from litdeploy.trainer.teacher import Teacher
+from tests import sections
 from tests.trainer.test_golden import ALPHA, BETA, LR, TAU, WEIGHT, batches, networks
 
 CPU = torch.device("cpu")
@@ -82,9 +83,10 @@ def ten_steps(ranks: Ranks) -> dict[str, Tensor]:
     teacher, student = networks()
     keys = list(student.state_dict())
     objective = Lit(Recipe(alpha=ALPHA, beta=BETA, temperature=TAU, section_weight=WEIGHT), NAMES)
-    frozen = Teacher(teacher, NAMES, torch.zeros(1, 3, 16, 16), CPU)
+    frozen = Teacher(teacher, sections.of(teacher, NAMES), torch.zeros(1, 3, 16, 16), CPU)
+    own = sections.of_student(student, teacher, dict.fromkeys(NAMES, (0, 1)))
     losses = []
-    with synchronized(student, ranks), Step(student, objective, NAMES, ranks=ranks) as step:
+    with synchronized(student, ranks), Step(student, objective, own, ranks=ranks) as step:
         assert list(student.state_dict()) == keys
         optimiser = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], LR, 0.9, weight_decay=1e-4)
         for images, labels in batches():

@@ -8,22 +8,17 @@ import torch
 from torch import nn
 
 from litdeploy.batch import forward
-from litdeploy.networks import FAMILIES, Network
+from litdeploy.networks import FAMILIES, Network, Section
 from litdeploy.networks.network import counting
-from litdeploy.networks.sections import container
 from litdeploy.profiler.schema import REMAINDER, Breakdown, Part
 
 
-def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
+def break_down(network: Network, sections: Sequence[Section]) -> Breakdown:
     """Count depth, parameters and FLOPs of a network.
 
     Args:
         network: in eval mode.
-        sections: names of the teacher's section containers. A student's own are not enough: a container with a single
-            block is no section.
-
-    Raises:
-        NetworkError: the network has no container of that name.
+        sections: its own. A student's are those of its teacher; see `own_sections`.
     """
     module = network.module
     with torch.no_grad(), counting() as counter:
@@ -32,11 +27,11 @@ def break_down(network: Network, sections: Sequence[str]) -> Breakdown:
     root = type(module).__name__
 
     parts = []
-    for name in sections:
-        blocks = container(module, name)
+    for section in sections:
+        blocks = nn.ModuleList(section.blocks_in(module))
         # Block by block: an nn.ModuleList is never called itself, so nothing is counted under its own name.
-        counted = sum(flops.get(f"{root}.{name}.{index}", 0) for index in range(len(blocks)))
-        parts.append(Part(name=name, blocks=len(blocks), parameters=_parameters(blocks), flops=counted))
+        counted = sum(flops.get(f"{root}.{path}", 0) for path in section.paths)
+        parts.append(Part(name=section.name, blocks=section.blocks, parameters=_parameters(blocks), flops=counted))
     parameters, total = _parameters(module), int(counter.get_total_flops())
     rest = Part(
         name=REMAINDER,

@@ -15,8 +15,8 @@ from litdeploy.batch import Batch, forward, size_of
 from litdeploy.data import prepared
 from litdeploy.errors import DataError
 from litdeploy.exporter.evidence import open_test_data
-from litdeploy.networks import Network, logits_of
-from litdeploy.networks.sections import container, recording, run_section
+from litdeploy.networks import Network, Section, logits_of
+from litdeploy.networks.sections import recording, run_section
 from litdeploy.profiler.schema import Deviation, Fidelity
 from litdeploy.runtime.eager import placed
 from litdeploy.storage.records import Manifest
@@ -28,13 +28,17 @@ _IMAGES = 256
 _BATCH_SIZE = 64
 
 
+# Sections of the teacher, and those of the student in the same order.
+Pairs = tuple[Sequence[Section], Sequence[Section]]
+
+
 def measure_fidelity(
-    manifest: Manifest, teacher: Network, student: Network, sections: Sequence[str], device: torch.device
+    manifest: Manifest, teacher: Network, student: Network, sections: Pairs, device: torch.device
 ) -> Fidelity:
     """Measure fidelity on test samples of the bundle's own dataset.
 
     Args:
-        sections: the teacher's, in its order.
+        sections: the teacher's, and the student's.
 
     Raises:
         DataError: the dataset is missing, or has no test samples.
@@ -53,47 +57,47 @@ def measure_fidelity(
 
 
 @torch.no_grad()
-def comparable(teacher: Network, student: Network, sections: Sequence[str]) -> bool:
-    """Whether there are sections, each with the same input and output shapes in both; a narrower student's differ.
-
-    Args:
-        sections: names of containers that both have.
-    """
-    with recording(teacher.module, sections) as whole, recording(student.module, sections) as own:
+def comparable(teacher: Network, student: Network, sections: Pairs) -> bool:
+    """Whether there are sections, each with the same input and output shapes in both; a narrower student's differ."""
+    with recording(teacher.module, sections[0]) as whole, recording(student.module, sections[1]) as own:
         forward(teacher.module, teacher.example(1))
         forward(student.module, teacher.example(1))
-    return bool(sections) and all(
-        (own[name].input.shape, own[name].output.shape) == (whole[name].input.shape, whole[name].output.shape)
-        for name in sections
+    return bool(own) and all(
+        (call.input.shape, call.output.shape) == (whole[name].input.shape, whole[name].output.shape)
+        for name, call in own.items()
     )
 
 
 @torch.no_grad()
 def compare_sections(
-    teacher: nn.Module, student: nn.Module, sections: Sequence[str], batches: Iterable[Batch], task: Task[Any]
+    teacher: nn.Module, student: nn.Module, sections: Pairs, batches: Iterable[Batch], task: Task[Any]
 ) -> Fidelity:
     """Compare a student with its teacher: stem, sections and output.
 
     Args:
         teacher, student: in eval mode, on the batches' device.
-        sections: at least one; the student has a container of each name too.
+        sections: at least one; the student's may have no block, and are then left out.
         batches: what both take, at least one.
     """
-    places = {place: (_Difference(), _Difference()) for place in (STEM, *sections, task.output)}
+    own_sections = {section.name: section for section in sections[1] if section.blocks}
+    names = [section.name for section in sections[0] if section.name in own_sections]
+    last = own_sections[names[-1]].blocks_in(student)[-1]
+    places = {place: (_Difference(), _Difference()) for place in (STEM, *names, task.output)}
     agreeing: tuple[list[int | None], list[int | None]] = ([], [])
     count = 0
-    with recording(teacher, sections) as whole, recording(student, sections) as own:
+    with recording(teacher, sections[0]) as whole, recording(student, list(own_sections.values())) as own:
         for batch in batches:
             output, own_output = logits_of(forward(teacher, batch)), logits_of(forward(student, batch))
             # The student's own chain first: running its parts alone records anew.
-            for name in sections:
+            for name in names:
                 places[name][1].add(own[name].output, whole[name].output)
             for difference in places[STEM]:  # the stem's input is the same in both
-                difference.add(own[sections[0]].input, whole[sections[0]].input)
-            for name in sections:
-                alone = run_section(list(container(student, name)), whole[name].input, whole[name].arguments)
+                difference.add(own[names[0]].input, whole[names[0]].input)
+            for name, section in own_sections.items():
+                arguments = section.own(whole[name].arguments)
+                alone = run_section(section.blocks_in(student), whole[name].input, arguments)
                 places[name][0].add(alone, whole[name].output)
-            with _giving(container(student, sections[-1])[-1], whole[sections[-1]].output):
+            with _giving(last, whole[names[-1]].output):
                 head_output = logits_of(forward(student, batch))
             for index, found in enumerate((head_output, own_output)):
                 places[task.output][index].add(found, output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from litdeploy.batch import Batch, device_of, forward, moved, size_of
-from litdeploy.networks import Network
-from litdeploy.networks.sections import container
+from litdeploy.networks import Network, Section
+from litdeploy.networks.sections import without_caches
 from litdeploy.profiler.schema import REMAINDER, SectionTime
 from litdeploy.runtime.device import ieee_float32
 from litdeploy.runtime.eager import placed
@@ -25,12 +25,16 @@ _SECONDS = 2.0
 
 
 def measure_sections(
-    teacher: Network, student: Network, sections: Sequence[str], batch_sizes: Sequence[int], device: torch.device
+    teacher: Network,
+    student: Network,
+    sections: tuple[Sequence[Section], Sequence[Section]],
+    batch_sizes: Sequence[int],
+    device: torch.device,
 ) -> tuple[SectionTime, ...]:
     """Time each section of both, with hooks before its first block and after its last.
 
     Args:
-        sections: names of the teacher's containers; the student has them too.
+        sections: the teacher's, and the student's in the same order.
         batch_sizes: images per call.
 
     Returns:
@@ -38,16 +42,16 @@ def measure_sections(
     """
     with torch.inference_mode(), ieee_float32(device):
         modules = [placed(network, device, "fp32") for network in (teacher, student)]
-        with _marking(modules[0], sections, device) as first, _marking(modules[1], sections, device) as second:
+        with _marking(modules[0], sections[0], device) as first, _marking(modules[1], sections[1], device) as second:
             found: list[SectionTime] = []
             for batch_size in batch_sizes:
                 batch = moved(teacher.example(batch_size), device)
-                found += _section_times(batch, [(modules[0], first), (modules[1], second)], sections)
+                found += _section_times(batch, [(modules[0], first), (modules[1], second)], sections[0])
     return tuple(found)
 
 
 def _section_times(
-    batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequence[str]
+    batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequence[Section]
 ) -> Iterator[SectionTime]:
     """Time both sides in turn, TSST, on one batch."""
     for side in sides:
@@ -64,7 +68,7 @@ def _section_times(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     teacher, student = (np.median([_durations(marks) for marks in each], axis=0) for each in calls)
-    for place, name in enumerate((*sections, REMAINDER)):
+    for place, name in enumerate((*(section.name for section in sections), REMAINDER)):
         yield SectionTime(
             name=name, batch_size=size_of(batch), teacher_ms=float(teacher[place]), student_ms=float(student[place])
         )
@@ -86,19 +90,15 @@ def _durations(marks: list[Any]) -> list[float]:
 
 
 @contextmanager
-def _marking(module: nn.Module, sections: Sequence[str], device: torch.device) -> Iterator[list[Any]]:
+def _marking(module: nn.Module, sections: Sequence[Section], device: torch.device) -> Iterator[list[Any]]:
     """In the `with` block, each forward pass adds two marks for each section to the list."""
     marks: list[Any] = []
-    handles = []
-    for name in sections:
-        blocks = container(module, name)
-        handles.append(blocks[0].register_forward_pre_hook(lambda *_: marks.append(_mark(device))))
-        handles.append(blocks[-1].register_forward_hook(lambda *_: marks.append(_mark(device))))
-    try:
+    with without_caches(module), ExitStack() as hooks:
+        for section in sections:
+            blocks = section.blocks_in(module)
+            hooks.callback(blocks[0].register_forward_pre_hook(lambda *_: marks.append(_mark(device))).remove)
+            hooks.callback(blocks[-1].register_forward_hook(lambda *_: marks.append(_mark(device))).remove)
         yield marks
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mark(device: torch.device) -> Any:

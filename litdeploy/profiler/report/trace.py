@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +15,7 @@ from torch.profiler import profile as record
 
 from litdeploy.batch import forward, moved
 from litdeploy.errors import SettingsError
-from litdeploy.networks import Network
-from litdeploy.networks.sections import container
+from litdeploy.networks import Network, Section
 from litdeploy.profiler.report.output import check_output
 from litdeploy.runtime.eager import placed
 
@@ -27,7 +26,7 @@ _CALLS = 3
 def write_trace(
     path: Path,
     networks: dict[str, Network],
-    sections: Sequence[str],
+    sections: Mapping[str, Sequence[Section]],
     device: torch.device,
     batch_size: int,
 ) -> None:
@@ -40,7 +39,7 @@ def write_trace(
     Args:
         path: `.json`, or `.json.gz` for a compressed file.
         networks: `teacher` and `student`.
-        sections: names of the teacher's.
+        sections: of each.
 
     Raises:
         SettingsError: another file extension, or the file cannot be written.
@@ -59,7 +58,7 @@ def write_trace(
             ExitStack() as ranges,
         ):
             for role, module in modules.items():
-                ranges.enter_context(_marked(module, sections, role))
+                ranges.enter_context(_marked(module, sections[role], role))
             for _ in range(_CALLS):
                 for role, module in modules.items():
                     with record_function(role):
@@ -88,12 +87,12 @@ def check_trace_path(path: Path) -> None:
 
 
 @contextmanager
-def _marked(module: nn.Module, sections: Sequence[str], role: str) -> Iterator[None]:
+def _marked(module: nn.Module, sections: Sequence[Section], role: str) -> Iterator[None]:
     """Record each section of the module as a range of its own while the context is open."""
     with ExitStack() as handles:
-        for name in sections:
-            blocks = container(module, name)
-            range_ = record_function(f"{role} {name}")
+        for section in sections:
+            blocks = section.blocks_in(module)
+            range_ = record_function(f"{role} {section.name}")
 
             def enter(block: nn.Module, args: tuple[Any, ...], range_: record_function = range_) -> None:
                 range_.__enter__()  # type: ignore[no-untyped-call]

@@ -11,7 +11,6 @@ from torch import nn
 
 from litdeploy.config.recipe import BornAgainSettings, Recipe
 from litdeploy.errors import SettingsError
-from litdeploy.networks.sections import container
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.trainer.methods.method import Init, Start, Training, TrainingPhase
 from litdeploy.trainer.methods.plain import kd, lit
@@ -80,8 +79,9 @@ class Succession:
         if self.whole:
             student.load_state_dict(new.state_dict())
         else:
-            for name in training.sections:
-                container(student, name).load_state_dict(container(new, name).state_dict())
+            for section in training.sections:
+                for old, block in zip(section.blocks_in(student), section.blocks_in(new), strict=True):
+                    old.load_state_dict(block.state_dict())
 
     def restore(self, training: Training) -> None:
         training.teach_with(load_student(training.student, self._path(training), training.spec.name))

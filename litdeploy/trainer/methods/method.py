@@ -12,7 +12,7 @@ from torch import nn
 from litdeploy.batch import Batch
 from litdeploy.config.recipe import Phase, Recipe
 from litdeploy.config.spec import NetworkSpec
-from litdeploy.networks import Network
+from litdeploy.networks import Network, Section
 from litdeploy.networks.width import Match
 from litdeploy.storage.records import Score
 from litdeploy.trainer.objectives import Objective
@@ -30,7 +30,7 @@ class Training(Protocol):
     Attributes:
         student: module under training.
         spec: rebuilds the student in its present shape.
-        sections: names of the planned sections, in order.
+        sections: the student's planned sections, in order.
         example: inputs of a few samples.
         folder: of the run's own files.
         validation: the student's score after the last whole epoch.
@@ -38,7 +38,7 @@ class Training(Protocol):
 
     student: nn.Module
     spec: NetworkSpec
-    sections: Sequence[str]
+    sections: Sequence[Section]
     example: Batch
     folder: Path
     recipe: Recipe

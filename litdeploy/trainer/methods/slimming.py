@@ -10,7 +10,7 @@ from torch import Tensor
 from litdeploy.config.recipe import Recipe, SlimmingSettings
 from litdeploy.errors import SettingsError
 from litdeploy.networks.network import channels_last
-from litdeploy.networks.sections import container
+from litdeploy.networks.student import whole_plan
 from litdeploy.networks.width import scales_of, slim, widths_of
 from litdeploy.trainer.methods.method import Start, Training, TrainingPhase
 from litdeploy.trainer.objectives import CrossEntropy, SparseCrossEntropy
@@ -56,7 +56,7 @@ class Removal:
         assert isinstance(training.example, Tensor)  # networks with several inputs do not learn by logits
         slimmed = slim(student, training.example, self.ratio)
         channels_last(student)
-        plan = {name: tuple(range(len(container(student, name)))) for name in training.sections}
+        plan = whole_plan(training.sections)
         training.spec = training.spec.with_(plan=plan, widths=widths_of(student, wide))
         after = sum(parameter.numel() for parameter in student.parameters())
         training.note(

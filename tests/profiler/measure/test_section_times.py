@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from litdeploy.config.spec import DepthPlan
 from litdeploy.networks import Network, load
 from litdeploy.networks.student import make_student
 from litdeploy.profiler.measure.section_times import measure_sections
+from tests import sections
 
 
 class Slow(nn.Module):
@@ -42,9 +44,11 @@ class Sleeping(nn.Module):
 
 def test_each_section_gets_its_own_time() -> None:
     teacher = load(Sleeping(), normalise="none", input_shape=(1, 4, 4))
-    module = make_student(teacher.module, {"long": (0,), "short": (0, 1)}).eval()
+    plan: DepthPlan = {"long": (0,), "short": (0, 1)}
+    module = make_student(teacher.module, plan).eval()
     student = Network(module, teacher.spec, "student")
-    found = measure_sections(teacher, student, ["long", "short"], [1, 2], torch.device("cpu"))
+    pairs = sections.of(teacher.module, plan), sections.of_student(module, teacher.module, plan)
+    found = measure_sections(teacher, student, pairs, [1, 2], torch.device("cpu"))
     assert [(each.name, each.batch_size) for each in found] == [
         (name, size) for size in (1, 2) for name in ("long", "short", "stem and head")
     ]

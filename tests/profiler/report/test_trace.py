@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from litdeploy.errors import SettingsError
-from litdeploy.networks import load
+from litdeploy.networks import Network, Section, load
 from litdeploy.profiler.report.trace import write_trace
+from tests import sections
 from tests.profiler.conftest import Made
 
 SECTIONS = ["layer1", "layer2", "layer3"]
 
 
+def marked(networks: dict[str, Network]) -> dict[str, list[Section]]:
+    return {role: sections.of(network.module, SECTIONS) for role, network in networks.items()}
+
+
 def test_calls_sections_and_operators_are_in_the_trace(made: Made, tmp_path: Path) -> None:
     networks = {"teacher": load(made.teacher), "student": load(made.bundle.student_path)}
     path = tmp_path / "new" / "trace.json.gz"
-    write_trace(path, networks, SECTIONS, torch.device("cpu"), batch_size=2)
+    write_trace(path, networks, marked(networks), torch.device("cpu"), batch_size=2)
     assert [file.name for file in path.parent.iterdir()] == ["trace.json.gz"]
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     ranges = [each for each in events if each.get("cat") == "user_annotation"]
@@ -38,4 +43,4 @@ def test_a_file_that_cannot_be(made: Made, tmp_path: Path, name: str) -> None:
     (tmp_path / "taken").write_text("")
     networks = {"teacher": load(made.teacher), "student": load(made.bundle.student_path)}
     with pytest.raises(SettingsError, match="--trace"):
-        write_trace(tmp_path / name, networks, SECTIONS, torch.device("cpu"), batch_size=1)
+        write_trace(tmp_path / name, networks, marked(networks), torch.device("cpu"), batch_size=1)

@@ -16,6 +16,7 @@ from litdeploy.trainer.progress import Progress
 from litdeploy.trainer.resume import Checkpoints, Every
 from litdeploy.trainer.teacher import Teacher
 from litdeploy.trainer.trainer import Trainer
+from tests import sections
 
 CPU = torch.device("cpu")
 SECTIONS = ("layer1", "layer2", "layer3")
@@ -30,8 +31,9 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
         teacher, student = (
             new(network, normalise="half", input_shape=(1, 8, 8), classes=10, seed=seed) for seed in (1, 2)
         )
+        own = tuple(sections.of(student.module, SECTIONS))
         trainer = Trainer(
-            Plan(recipe, student, [], SECTIONS),
+            Plan(recipe, student, [], own, own),
             open_data(DataSettings(source="digits"), CPU, 0),
             "fp32",
             CPU,
@@ -42,7 +44,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             ALONE,
             Checkpoints(tmp_path / "checkpoints", {}, Every(), print),
         )
-        trainer.teacher = Teacher(teacher.module, SECTIONS, teacher.example(), CPU)
+        trainer.teacher = Teacher(teacher.module, own, teacher.example(), CPU)
         return held.enter_context(trainer)
 
     with ExitStack() as held:
