@@ -1,17 +1,31 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    WhisperConfig,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError
 from litdeploy.networks import FAMILIES, load, new, sections_of
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.families.resnext import resnext
 from litdeploy.networks.network import Network
 from litdeploy.networks.sections import Section, container, find_sections, named_sections, recording, run_section, whole
-from litdeploy.networks.student import make_student
+from litdeploy.networks.student import make_student, own_sections
 
 
 def bert() -> BertForSequenceClassification:
@@ -186,3 +200,100 @@ def test_what_a_plan_names_is_a_section_and_what_is_inside_it_is_none() -> None:
 def test_without_any_it_says_so() -> None:
     with pytest.raises(NetworkError, match="no repeated blocks"):
         sections_of(image_network(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))))
+
+
+def modern_bert(layers: int = 6) -> nn.Module:
+    """Global attention in every third layer, local attention of another rotary base in the others."""
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=48,
+        local_attention=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        num_labels=3,
+        attn_implementation="eager",
+    )
+    return ModernBertForSequenceClassification(config).eval()
+
+
+def llama(layers: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        pad_token_id=0,
+        num_labels=3,
+    )
+    return LlamaForSequenceClassification(config).eval()
+
+
+def whisper_encoder() -> nn.Module:
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=32,
+        encoder_layers=4,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        num_mel_bins=8,
+        max_source_positions=10,
+    )
+    return WhisperEncoder(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "example"),
+    [
+        (bert, TOKENS),
+        (modern_bert, TOKENS),
+        (llama, TOKENS),
+        (vit, torch.randn(2, 3, 32, 32)),
+        (whisper_encoder, torch.randn(2, 8, 20)),
+    ],
+)
+def test_the_teachers_own_sections_replay_exactly(network: Callable[[], nn.Module], example: Batch) -> None:
+    module = network()
+    (section,) = find_sections(module, example)
+    with torch.no_grad(), recording(module, [section]) as calls:
+        forward(module, example)
+    call = calls[section.name]
+    blocks = section.blocks_in(module)
+    with torch.no_grad():
+        for _ in range(2):  # a cache of keys and values would grow
+            again = run_section(blocks, call.input, call.arguments)
+            assert (again - call.output).abs().max() <= 1e-5 * call.output.abs().max()
+    if network is modern_bert:  # what a single block's arguments for all of them would give
+        with torch.no_grad():
+            again = run_section(blocks, call.input, [call.arguments[0]] * len(blocks))
+        assert (again - call.output).abs().max() > 1e-3 * call.output.abs().max()
+
+
+def test_caches_are_off_only_while_sections_are_recorded() -> None:
+    module = llama()
+    with recording(module, find_sections(module, TOKENS)):
+        assert not module.config.use_cache
+        assert forward(module, TOKENS).past_key_values is None
+    assert module.config.use_cache
+
+
+def test_a_block_gets_the_arguments_of_the_block_that_it_was_copied_from() -> None:
+    teacher = modern_bert()
+    (section,) = find_sections(teacher, TOKENS)
+    student = make_student(teacher, {section.key: (0, 2, 3)}).eval()
+    (own,) = own_sections(student, [section], {section.key: (0, 2, 3)})
+    with torch.no_grad(), recording(teacher, [section]) as whole, recording(student, [own]) as calls:
+        forward(teacher, TOKENS)
+        forward(student, TOKENS)
+    hidden, arguments = whole[section.name].input, own.own(whole[section.name].arguments)
+    with torch.no_grad():
+        assert torch.equal(run_section(own.blocks_in(student), hidden, arguments), calls[own.name].output)

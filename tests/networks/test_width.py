@@ -13,6 +13,7 @@ from litdeploy.networks import Network, load, new, new_like
 from litdeploy.networks.sections import recording
 from litdeploy.networks.width import match_sections, narrow, scales_of, slim, widths_of
 from litdeploy.storage.checkpoint import write_checkpoint
+from tests import sections
 
 NAMES = ("layer1", "layer2", "layer3")
 
@@ -46,7 +47,7 @@ def test_selecting_channels_is_what_pruning_the_last_layer_with_its_statistics_g
     assert all(torch.equal(value, before[name]) for name, value in wide.module.state_dict().items())
     assert not any(part.training for part in wide.module.modules())
     images = wide.example(4)
-    with torch.no_grad(), recording(wide.module, NAMES) as calls:
+    with torch.no_grad(), recording(wide.module, sections.of(wide.module, NAMES)) as calls:
         wide.module(images)
     for match in matches:
         channels = match.channels

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from litdeploy.config.spec import TokenInput
+from litdeploy.config.target import Target, Timing
 from litdeploy.errors import BundleError, InterruptedRun, NetworkError, TrainingError
 from litdeploy.networks import load, new
+from litdeploy.profiler import profile
 from litdeploy.storage.bundle import Bundle
-from litdeploy.storage.checkpoint import read_checkpoint
+from litdeploy.storage.checkpoint import read_checkpoint, write_checkpoint
 from litdeploy.trainer import Progress, compress, train
 
 Compress = Callable[..., Bundle]
@@ -194,3 +196,34 @@ def test_berts_kin(name: str, sizes: dict[str, int], bert_folder: Path, reviews_
     assert kept == (0,)
     found = load(bundle.student_path)
     assert found.spec.input == TokenInput(length=12 if name == "RobertaConfig" else 13, vocabulary=20)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_decoder_trains_and_is_profiled_without_its_cache(
+    bert_folder: Path, reviews_path: Path, tmp_path: Path, beta: float
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "llama"
+    shutil.copytree(bert_folder, folder)
+    transformers.LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    ).save_pretrained(folder)
+    made = new(f"hf:{folder}", normalise=None, classes=2, seed=0).within(12)
+    path = tmp_path / "teacher.safetensors"
+    write_checkpoint(path, made.module.state_dict(), made.spec.with_(classes=("better", "worse")))
+    bundle = compress(path, data={"source": str(reviews_path)}, out=tmp_path / "out", **{**GIVEN, "beta": beta})
+    rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
+    report = profile(
+        bundle,
+        target=Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(samples=8, max_seconds=1)),
+    )
+    assert [each.name for each in report.section_times] == ["model.layers", "stem and head"]
+    assert report.fidelity is not None
