@@ -97,7 +97,9 @@ class Plain:
         batches = shuffled(len(split), self._recipe.batch_size, order)
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
             crops = draw_crops(len(indices_N), self._recipe.augmentation, draws).to(self._device)
-            self.step(normalise(augment(picked.images(), crops), self._spec), picked.labels_N)
+            images_NCHW = picked.images()
+            assert isinstance(images_NCHW, Tensor)
+            self.step(normalise(augment(images_NCHW, crops), self._spec), picked.labels_N)
 
     def step(self, images_NCHW: Tensor, labels_N: Tensor) -> float:
         recipe = self._recipe

@@ -81,16 +81,17 @@ def augment(images_NCHW: Tensor, crops: Crops) -> Tensor:
     return cut_NHWC.permute(0, 3, 1, 2)
 
 
-def prepared(stored: Tensor, spec: AnyInput, labels: Tensor | None = None, first: int = 0) -> Batch:
+def prepared(stored: Batch, spec: AnyInput, labels: Tensor | None = None, first: int = 0) -> Batch:
     """A batch as the network takes it, from what is stored.
 
     Args:
         stored: on any device, uint8: images (N, C, H, W), or texts of one byte a character (N, L), 0 after their ends;
-            or token ids (N, L), int16 or int32, negative after their ends.
+            or token ids (N, L), int16 or int32, negative after their ends. Float32, int64 and several tensors are what
+            the network takes already.
         labels: of the batch; some tasks need them, see `Task.inputs`.
         first: position of the first sample in its split.
     """
-    if isinstance(spec, TensorInput):
+    if isinstance(stored, dict) or isinstance(spec, TensorInput) or stored.dtype in (torch.float32, torch.int64):
         return stored
     if isinstance(spec, CharacterInput):
         return _character_ids(spec, stored.device)[stored.long()]

@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.spec import MOST_VALUES, CharacterInput, NetworkSpec, Noun, TensorInput, TokenInput
 from litdeploy.data import sources
+from litdeploy.data.objects import ObjectStore
 from litdeploy.data.packed import PackedStore
 from litdeploy.data.split import SPLITS, Resident, Split, free_memory
 from litdeploy.data.table import Columns, holds_texts
@@ -72,7 +73,7 @@ class Store(Protocol):
         """
         ...
 
-    def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    def stored(self, split: str, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """What is stored of these rows: (rows, *shape), uint8 (tokens: int16 or int32), on the device; the caller's own
         copy. See `prepared`.
 
@@ -104,6 +105,11 @@ def open_data(settings: DataSettings, device: torch.device, seed: int, spec: Net
         DependencyError: a tokenizer is needed, and transformers is not installed.
     """
     return Data(open_store(settings, spec), settings, device, seed)
+
+
+def open_objects(store: ObjectStore, settings: DataSettings, device: torch.device, seed: int) -> Data:
+    """The user's own objects as a dataset; the store decides what is kept in memory. See `open_data`."""
+    return Data(store, settings.model_copy(update={"resident": False}), device, seed)
 
 
 def open_store(settings: DataSettings, spec: NetworkSpec | None = None) -> Store:
@@ -170,6 +176,11 @@ class Data:
             DataError: that image cannot be decoded.
         """
         return self._store.shape
+
+    @property
+    def given(self) -> bool:
+        """Whether these are the user's own objects: nothing is augmented."""
+        return isinstance(self._store, ObjectStore)
 
     @property
     def has_attributes(self) -> bool:
@@ -277,7 +288,8 @@ class Data:
         random = np.random.RandomState(seed % 2**32)
         out = np.zeros(len(rows), dtype=bool)
         # Images with the same attributes are a class here.
-        _, class_of = np.unique(labels[rows], axis=0, return_inverse=True)
+        classed = labels.ndim == 1 or self.has_attributes
+        _, class_of = np.unique(labels[rows] if classed else np.zeros(len(rows)), axis=0, return_inverse=True)
         for each in range(class_of.max() + 1):
             members = random.permutation(np.flatnonzero(class_of.reshape(-1) == each))
             out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
@@ -315,7 +327,7 @@ class Data:
 
 
 def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
-    """Check a dataset against the network that will take it.
+    """Check a dataset against the network that will take it. The user's own objects were when they were opened.
 
     Args:
         classes: number of the network's classes or domains.
@@ -323,6 +335,8 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     Raises:
         DataError: another number or order of classes, other channels, another image size, or another kind of input.
     """
+    if data.given:
+        return
     task = task_of(spec)
     task.check_classes(data.source, data.classes, data.has_attributes, spec, classes)
     if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):

@@ -91,7 +91,9 @@ def pack(
     _check_memory(header)
     tensors = {}
     for split, kept in rows.items():
-        tensors[images_key(split)] = store.stored(split, kept, _CPU)
+        images = store.stored(split, kept, _CPU)
+        assert isinstance(images, torch.Tensor)
+        tensors[images_key(split)] = images
         tensors[labels_key(split)] = torch.from_numpy(store.labels(split)[kept])
     try:
         with write_whole(path) as temporary:

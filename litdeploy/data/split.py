@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from litdeploy.batch import Batch
+from litdeploy.batch import Batch, moved, picked
 from litdeploy.config.spec import AnyInput
 from litdeploy.data.augment import prepared
 from litdeploy.errors import DataError, first_line
@@ -31,18 +31,19 @@ class Picked:
     """A batch as rows of a larger tensor: no pixel is copied.
 
     Attributes:
-        source_MCHW: uint8, on the device; read-only. Texts are (M, characters), or int16 or int32 (M, tokens).
+        source_MCHW: uint8, on the device; read-only. Texts are (M, characters), or int16 or int32 (M, tokens); samples
+            that the user gave in Python are what the network takes, float32, int64 or several tensors.
         rows_N: int64, on the device: rows of the source that are the batch.
         labels_N: int64, on the device.
     """
 
-    source_MCHW: Tensor
+    source_MCHW: Batch
     rows_N: Tensor
     labels_N: Tensor
 
-    def images(self) -> Tensor:
-        """A copy of the batch: uint8 (N, C, H, W), or texts in their stored form."""
-        return self.source_MCHW.index_select(0, self.rows_N)
+    def images(self) -> Batch:
+        """A copy of the batch: uint8 (N, C, H, W), or texts or other samples in their stored form."""
+        return picked(self.source_MCHW, self.rows_N)
 
 
 class Split(ABC):
@@ -66,29 +67,29 @@ class Split(ABC):
             DataError: an image cannot be decoded, or a worker process died.
         """
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
         """One pass over the split, in its order; the last batch may have fewer images.
 
         Returns:
-            (images, labels): uint8 (N, C, H, W), or texts: uint8 (N, characters), int16 or int32 (N, tokens); and int64
-            (N), on the device. Copies: the caller may write to them.
+            (images, labels): in their stored form (see `Picked`); and int64 (N), on the device. Copies: the caller may
+            write to them.
 
         Raises:
             DataError: as `pick`.
         """
-        for picked in self.pick(torch.split(torch.arange(len(self)), batch_size)):
-            yield picked.images(), picked.labels_N
+        for some in self.pick(torch.split(torch.arange(len(self)), batch_size)):
+            yield some.images(), some.labels_N
 
 
 class Resident(Split):
     """All images, or texts, in one tensor on the device.
 
     Args:
-        images_MCHW: uint8; texts as in `Picked`.
+        images_MCHW: uint8; texts and other samples as in `Picked`.
         labels_M: int64, on the same device.
     """
 
-    def __init__(self, images_MCHW: Tensor, labels_M: Tensor) -> None:
+    def __init__(self, images_MCHW: Batch, labels_M: Tensor) -> None:
         super().__init__(labels_M)
         self._images_MCHW = images_MCHW
 
@@ -110,7 +111,7 @@ class OnDemand(Split):
         labels_N: int64, of these rows, on the device.
     """
 
-    def __init__(self, read: Callable[[NDArray[np.int64]], Tensor], rows: NDArray[np.int64], labels_N: Tensor) -> None:
+    def __init__(self, read: Callable[[NDArray[np.int64]], Batch], rows: NDArray[np.int64], labels_N: Tensor) -> None:
         super().__init__(labels_N)
         self._read, self._rows = read, rows
 
@@ -118,7 +119,7 @@ class OnDemand(Split):
         """See `Split.pick`."""
         device = self.labels.device
         for some in order:
-            stored = self._read(self._rows[some.numpy()]).to(device)
+            stored = moved(self._read(self._rows[some.numpy()]), device)
             labels = self.labels.index_select(0, some.to(device))
             yield Picked(stored, torch.arange(len(some), device=device), labels)
 

@@ -18,7 +18,7 @@ from litdeploy.config.spec import (
     image_shape,
     input_of,
 )
-from litdeploy.data import check_against, normalised_batches, open_data
+from litdeploy.data import Data, Objects, check_against, given_objects, normalised_batches, open_data, open_objects
 from litdeploy.errors import DataError, RunnerError, SettingsError
 from litdeploy.evaluation.retrieval import METRICS, Retrieval, embeddings, retrieval
 from litdeploy.exporter.teacher import load_teacher
@@ -37,7 +37,7 @@ SPLITS = ("test", "validation", "train")
 def evaluate(
     path: str | Path,
     *,
-    data: DataSettings | dict[str, Any] | str | None = None,
+    data: Any = None,
     split: str = "test",
     batch_size: int = 256,
     precision: str = "fp32",
@@ -53,7 +53,8 @@ def evaluate(
     Args:
         path: weights, a folder that transformers saved, an exported file (`.onnx`, `.pt2`), or a bundle, whose
             student is evaluated.
-        data: the dataset; None: the one that a bundle's student was trained on.
+        data: the dataset, or your own Dataset, arrays or DataLoader, all of which is then measured on; None: the one
+            that a bundle's student was trained on.
         split: `test`, `validation` or `train`.
         batch_size: samples per call.
         precision: `fp32`, `bf16` or `auto`; an exported file has its own.
@@ -67,11 +68,16 @@ def evaluate(
     """
     path, network = published(path, network)
     bundle = Bundle(path) if is_folder(path) else None
-    path, settings, seed = what_on(path, data, seed, split)
+    objects = given_objects(data)
     where = resolve_device(device)
-    runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
-    opened = open_data(settings, where, seed, spec)
-    check_against(opened, spec, classes)
+    if objects is not None:
+        path = Bundle(path).student_path if bundle is not None else path
+        runner, spec, opened = _on_objects(path, objects, where, precision, network, normalise, input_shape)
+    else:
+        path, settings, seed = what_on(path, data, seed, split)
+        runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
+        opened = open_data(settings, where, seed, spec)
+        check_against(opened, spec, classes)
     batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
     task = task_of(spec)
     if not task.needs_reference and teacher is not None:
@@ -86,6 +92,31 @@ def evaluate(
             reference = running.enter_context(open_runner("eager", network=original, device=where)).run
         score: Score = task.evaluate(runner.run, batches, spec.input, reference)
         return score
+
+
+def _on_objects(
+    path: Path,
+    objects: Objects,
+    device: torch.device,
+    precision: str,
+    network: NetworkName | None,
+    normalise: str | None,
+    input_shape: tuple[int, ...] | None,
+) -> tuple[Runner, NetworkSpec, Data]:
+    """As `open_file`, with the user's own objects as data.
+
+    Raises:
+        SettingsError: the path is an exported file, which does not say how it takes the user's batches.
+    """
+    if format_of_file(path) is not None:
+        raise SettingsError(
+            f"{path}: an exported file is measured on a named dataset (--data). On your own objects, compare it "
+            "with the student: litdeploy.verify(bundle, data=…)."
+        )
+    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape, input=objects.input_of)
+    runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
+    opened = open_objects(objects.store(loaded, evaluation=True), DataSettings(), device, 0)
+    return runner, loaded.spec, opened
 
 
 def teacher_of(

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from litdeploy.batch import in_parts, mapped, moved, picked
 from litdeploy.config.formats import FORMATS, format_of, format_of_file
-from litdeploy.config.recipe import DataSettings
 from litdeploy.config.spec import input_of
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.data import Data, normalised_batches
@@ -69,7 +68,7 @@ def verify(
     artefacts: Sequence[str] | None = None,
     teacher: str | Path | None = None,
     target: Target | str | None = None,
-    data: DataSettings | dict[str, Any] | str | None = None,
+    data: Any = None,
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,

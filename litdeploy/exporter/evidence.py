@@ -11,7 +11,7 @@ from torch import Tensor
 from litdeploy.batch import Batch, moved, picked, size_of
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.settings import parse
-from litdeploy.data import Data, check_against, open_data, prepared
+from litdeploy.data import Data, Objects, check_against, given_objects, open_data, open_objects, prepared
 from litdeploy.errors import DataError
 from litdeploy.networks import Network
 from litdeploy.storage.bundle import TOKENIZER, carried_by
@@ -59,17 +59,19 @@ class Evidence:
         return Evidence(picked(self.inputs, slice(count)), labels_N)
 
 
-def settings_of(
-    data: DataSettings | dict[str, Any] | str | None, learned: DataSettings | None = None
-) -> DataSettings | None:
-    """The settings of a dataset that the caller named, or else those that a student learned on.
+def settings_of(data: Any, learned: DataSettings | None = None) -> DataSettings | Objects | None:
+    """The settings of a dataset that the caller named, the caller's own objects, or else what a student learned on.
 
     Args:
-        data: settings, some of their fields, or the source.
+        data: settings, some of their fields, the source, or a Dataset, arrays or a DataLoader.
 
     Raises:
         SettingsError: a field has another value than it can have.
+        DataError: the objects are no data.
     """
+    objects = given_objects(data)
+    if objects is not None:
+        return objects
     if data is None or isinstance(data, DataSettings):
         return data or learned
     given = {"source": data} if isinstance(data, str) else data
@@ -80,18 +82,25 @@ def settings_of(
 
 
 def open_for(
-    network: Network, settings: DataSettings, device: torch.device, seed: int = 0, learned: DataSettings | None = None
+    network: Network,
+    settings: DataSettings | Objects,
+    device: torch.device,
+    seed: int = 0,
+    learned: DataSettings | None = None,
 ) -> Data:
     """Open a dataset and check that it fits a network.
 
     Texts are tokenized by the tokenizer next to the network's file if no other is named.
 
     Args:
+        settings: of objects, each split is all of them.
         learned: of the student; its tokenizer may have moved.
 
     Raises:
         DataError: it is unavailable, or does not fit this network.
     """
+    if isinstance(settings, Objects):
+        return open_objects(settings.store(network, evaluation=True), DataSettings(), device, seed)
     own = carried_by(network.source, TOKENIZER)
     if own is not None and settings.tokenizer in (None, learned.tokenizer if learned else None):
         settings = settings.model_copy(update={"tokenizer": str(own)})
@@ -100,10 +109,12 @@ def open_for(
     return opened
 
 
-def open_test_data(
-    manifest: Manifest, data: DataSettings | dict[str, Any] | str | None, student: Network, device: torch.device
-) -> Data:
-    """Open the dataset that the student learned on, or another. Raises as `open_for`."""
+def open_test_data(manifest: Manifest, data: Any, student: Network, device: torch.device) -> Data | None:
+    """Open the dataset that the student learned on, or another; None if none is given and it learned on objects of the
+    user's, which are gone. Raises as `open_for`.
+    """
     learned = manifest.recipe.data
+    if data is None and learned.source is None:
+        return None
     settings = settings_of(data, learned) or learned
     return open_for(student, settings, device, manifest.recipe.seed, learned)

@@ -14,7 +14,7 @@ from torch import nn
 from litdeploy.config.formats import FORMATS, Option, file_of, imported, kind_of
 from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Precision, Target
-from litdeploy.data import Data
+from litdeploy.data import Data, Objects
 from litdeploy.errors import ParityError, SettingsError
 from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact
 from litdeploy.exporter.evidence import Evidence, open_for, open_test_data, settings_of
@@ -46,7 +46,7 @@ def export(
     calibration_images: int = 512,
     triton_repository: str | Path | None = None,
     target: Target | str | None = None,
-    data: DataSettings | dict[str, Any] | str | None = None,
+    data: Any = None,
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -71,8 +71,9 @@ def export(
         triton_repository: a folder for a model repository of Triton Inference Server with the files of this call.
         target: where the student will run, or that target's name or path; None: `cuda` if CUDA is available, else
             `cpu`.
-        data: the dataset, or its source, whose test images are compared; None: the one that the student learned on; an
-            uncompressed network is then compared on noise, and in fp32 alone.
+        data: the dataset, or its source, whose test images are compared, or your own Dataset, arrays or DataLoader;
+            None: the one that the student learned on; an uncompressed network, or a student of data that were given in
+            Python, is then compared on noise, and in fp32 alone.
         network: needed if the network is the user's code, or if its file does not identify it.
         normalise, input_shape: of an uncompressed network, if not known: see `networks.load`.
         progress: called with a line about what was chosen, or left out.
@@ -177,7 +178,7 @@ def _claim(
     folder: ExportFolder,
     network: Network,
     record: TeacherRecord | None,
-    settings: DataSettings | None,
+    settings: DataSettings | Objects | None,
     device: torch.device,
 ) -> Data | None:
     """Make a folder ready for a network's files, and open the data that they are compared on.
@@ -186,6 +187,8 @@ def _claim(
         record: None: the network came from no file, and its weights are written into the folder.
     """
     opened = None if settings is None else open_for(network, settings, device)
+    if isinstance(settings, Objects):
+        settings = None
     if settings is not None and settings.source is not None and Path(settings.source).exists():
         settings = settings.model_copy(update={"source": str(Path(settings.source).resolve())})
 
@@ -224,7 +227,7 @@ def _words(
     network: NetworkName | None,
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
-    data: DataSettings | dict[str, Any] | str | None,
+    data: Any,
 ) -> list[str]:
     """What to type after `litdeploy export` to export the same network; what was made in Python has no name to type."""
     if isinstance(folder, Bundle):
@@ -235,7 +238,7 @@ def _words(
         "--network": network if isinstance(network, str) else None,
         "--normalise": normalise,
         "--input-shape": None if input_shape is None else ",".join(map(str, input_shape)),
-        "--data": None if settings is None else settings.source,
+        "--data": settings.source if isinstance(settings, DataSettings) else None,
     }
     given = [word for option, value in options.items() if value is not None for word in (option, value)]
     return [folder.read().network.path, *given]

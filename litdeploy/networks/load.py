@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +43,18 @@ class _Said:
 
     normalise: str | None = None
     input_shape: tuple[int, ...] | None = None
-    input: AnyInput | None = None
+    input: AnyInput | Callable[[nn.Module], AnyInput] | None = None
 
-    def over(self, known: AnyInput | None, name: str, source: str, tensor: str = "inputs") -> AnyInput:
+    def over(self, known: AnyInput | None, name: str, source: str, module: nn.Module | None = None) -> AnyInput:
         """The input with these settings. Raises as `load`.
 
         Args:
-            tensor: name of forward's first parameter, if nothing is known of the input.
+            module: the network, if nothing may be known of its input.
         """
-        known = self.input or known
+        if callable(self.input):
+            known = self.input(module) if known is None and module is not None and self.input_shape is None else known
+        else:
+            known = self.input or known
         if known is not None:
             return known.override(self.normalise, self.input_shape, source)
         shape = self.input_shape
@@ -73,7 +76,8 @@ class _Said:
                     f"{source}: --input-shape {','.join(map(str, shape))}: every size is at least 1, and a sample "
                     f"has at most {MOST_VALUES:,} values."
                 )
-            return TensorInput.of(shape, tensor)
+            first = None if module is None else next(iter(inspect.signature(module.forward).parameters), None)
+            return TensorInput.of(shape, first or "inputs")
         shape = image_shape(shape, source)
         mean, std = parse_normalisation(self.normalise or "", shape[0])
         return InputSpec(shape=shape, mean=mean, std=std)
@@ -85,7 +89,7 @@ def load(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
-    input: AnyInput | None = None,
+    input: AnyInput | Callable[[nn.Module], AnyInput] | None = None,
     folder: Path | None = None,
 ) -> Network:
     """Load a network with its weights.
@@ -98,7 +102,8 @@ def load(
             the family.
         input_shape: of one sample: (channels, height, width) of an image, (length,) of a text, any of another tensor;
             None: likewise.
-        input: the complete input, in place of all that is known of it.
+        input: the complete input, in place of all that is known of it; or a function that finds it from the module if
+            nothing is known.
         folder: the folder of an `hf:` network's configuration, in place of the one in its name; None: for weights in a
             bundle, the bundle's own, unless a network is named.
 
@@ -262,11 +267,11 @@ def _spec(
     said: _Said,
     source: str,
 ) -> NetworkSpec:
-    known = asked.input(module, arguments) if said.input is None else None
+    known = asked.input(module, arguments) if said.input is None or callable(said.input) else None
     return NetworkSpec(
         name=asked.name,
         arguments=dict(arguments),
-        input=said.over(known, asked.name, source, next(iter(inspect.signature(module.forward).parameters), "inputs")),
+        input=said.over(known, asked.name, source, module),
         classes=declared_classes(module),
     )
 

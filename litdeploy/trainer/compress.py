@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from litdeploy.config.recipe import Recipe
-from litdeploy.data import Data, check_against, open_data, prepared
+from litdeploy.data import Data, ObjectStore, check_against, given_objects, open_data, open_objects, prepared
 from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, is_hub, sections_of
@@ -53,8 +53,10 @@ _MOST_SHOWN = 10
 
 
 def compress(
-    teacher: str | Path | Network,
+    teacher: str | Path | Network | nn.Module,
     *,
+    data: Any = None,
+    val_data: Any = None,
     recipe: Recipe | str | Path | None = None,
     out: str | Path = DEFAULT_PATH,
     device: str = "auto",
@@ -73,7 +75,13 @@ def compress(
     writes the bundle.
 
     Args:
-        teacher: a file of weights, a folder saved by transformers, or a loaded network, which is not modified.
+        teacher: a file of weights, a folder saved by transformers, or a loaded network or a module, which are not
+            modified.
+        data: name of a dataset, a dict of `DataSettings`, or your own: a map-style Dataset or arrays (X, y), each
+            sample of which is read once; or a DataLoader or another iterable of batches with a length, which is
+            streamed, with its own order, batch size and augmentation. A sample or batch is a tensor, (input, label),
+            the inputs in forward's order, or a dict of forward's parameters and `labels`. None: the recipe's.
+        val_data: the same, for the validation and the test split; None: they are held out of `data`.
         recipe: a recipe, or its name or path; None: the defaults.
         out: folder that becomes the bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:i`; with several processes on a machine, `cuda` gives each its own.
@@ -99,7 +107,9 @@ def compress(
         InterruptedRun: the user interrupted the training (Ctrl-C, SIGTERM); the bundle says so and holds the present
             weights, and a checkpoint.
     """
-    resolved = resolve_recipe(recipe, changes)
+    objects = given_objects(data, val_data)
+    named = {"data": data} if objects is None else {}
+    resolved = resolve_recipe(recipe, changes | named, objects is None)
     every = Every.parse(checkpoint_every)
     launch = launched()
     place = launch.device(device)
@@ -107,19 +117,21 @@ def compress(
     progress = progress if progress is not None and ranks.first else Progress()
     if tensorboard:
         check_tensorboard()
-    loaded, record = read_teacher(teacher, resolved, network)
+    loaded, record = read_teacher(teacher, resolved, network, None if objects is None else objects.input_of)
     if loaded.spec.plan is not None:
         raise StudentError(
             f"{loaded.source} is a student already. Compress its teacher to the depth you want, step by step if that "
             "helps: --student-depth 17,9"
         )
+    store = None if objects is None else objects.store(loaded)
+    resolved = resolved if store is None else store.adapted(resolved)
     recipes = chain_of(loaded, resolved)
     plan = plan_run(loaded, recipes[0], network, place)
     check_recipe(resolved, ranks, [section.name for section in plan.sections], feature_cache_dir is not None)
     compression = _Compression(
         given=loaded,
         record=record,
-        data=_open(plan, loaded, place, progress),
+        data=_open(plan, loaded, place, progress, store),
         device=place,
         precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
@@ -132,7 +144,7 @@ def compress(
     bundle = Bundle(out)
     with ExitStack() as held:
         inputs = (
-            None if isinstance(teacher, Network) else teacher,
+            teacher if isinstance(teacher, str | Path) else None,
             recipe if isinstance(recipe, str | Path) else None,
             resolved.data.source,
             resolved.data.tokenizer,
@@ -159,10 +171,17 @@ def compress(
     return bundle
 
 
-def _open(plan: Plan, teacher: Network, device: torch.device, progress: Progress) -> Data:
+def _open(
+    plan: Plan, teacher: Network, device: torch.device, progress: Progress, store: ObjectStore | None = None
+) -> Data:
     """Open the data and check it against teacher and plan, before anything is written."""
     recipe = plan.recipe
-    data = open_data(recipe.data, device, recipe.seed, teacher.spec)
+    if store is None:
+        data = open_data(recipe.data, device, recipe.seed, teacher.spec)
+    else:
+        data = open_objects(store, recipe.data, device, recipe.seed)
+        for line in store.notes():
+            progress.note(line)
     check_against(data, teacher.spec, teacher.class_count())
     show_left_out(data, progress)
     steps_per_epoch(data.train, recipe.batch_size)
@@ -344,7 +363,8 @@ class _Compression:
         layout = _layout(trainer, template, taught, keep)
         # A resumed run keeps its views, whatever memory there is now.
         setting = recipe.feature_cache if trainer.saved is None else trainer.saved.views() or "off"
-        views = AUTO_VIEWS if trainer.input.images else 1  # a text is the same each time
+        # A text is the same each time, and so is a sample of the user's.
+        views = AUTO_VIEWS if trainer.input.images and not self.data.given else 1
         decision = plan_cache(
             setting, layout, images, epochs, self.device, folder, keep, self.ranks.size, views, self.data.noun
         )

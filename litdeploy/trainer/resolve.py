@@ -12,9 +12,12 @@ from litdeploy.files import is_folder
 from litdeploy.networks.registry import is_code
 
 
-def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) -> Recipe:
+def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any], named: bool = True) -> Recipe:
     """The recipe with the changes over it. `data` may be just the source; `epochs` scales both phases, and
     `learning_rate` is that of the main phase.
+
+    Args:
+        named: whether the data are named; else they are the user's own objects.
 
     Raises:
         SettingsError: a field that there is not, or a value that it does not take.
@@ -22,11 +25,11 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
     """
     base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
     changes = {key: value for key, value in changes.items() if value is not None}
-    named = base.indistill.student if base.indistill else None
-    if named is not None and is_code(named) and "student" not in changes.get("indistill", {}):
+    student = base.indistill.student if base.indistill else None
+    if student is not None and is_code(student) and "student" not in changes.get("indistill", {}):
         raise NetworkError(
-            f"the recipe says indistill.student: {named!r}, which is code. It is run only when you name it: "
-            f"--student-network {shlex.quote(named)}"
+            f"the recipe says indistill.student: {student!r}, which is code. It is run only when you name it: "
+            f"--student-network {shlex.quote(student)}"
         )
     epochs = changes.pop("epochs", None)
     learning_rate = changes.pop("learning_rate", None)
@@ -36,12 +39,14 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any]) 
         base = base.model_copy(update={"student_depth": None, "student_blocks": None})
     merged = {**base.data.model_dump(mode="json", exclude_defaults=True), **data}
     source = merged.get("source")
-    if source is None:
+    if not named:
+        merged = {"validation": base.data.validation}
+    elif source is None:
         raise SettingsError(
             "no data to train on: name it with --data (a folder, a Parquet or CSV file, a hub id such as "
             "uoft-cs/cifar10, or digits), or a recipe that does."
         )
-    if Path(source).exists():
+    elif Path(source).exists():
         merged["source"] = str(Path(source).resolve())
     tokenizer = merged.get("tokenizer")
     if isinstance(tokenizer, str) and is_folder(Path(tokenizer)):

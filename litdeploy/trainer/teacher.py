@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward, moved, picked
 from litdeploy.config.recipe import Recipe
+from litdeploy.config.spec import AnyInput
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.networks.folding import fold_batch_norms
@@ -119,14 +120,22 @@ def load_student(like: nn.Module, path: str | Path, name: str) -> nn.Module:
 
 
 def read_teacher(
-    teacher: str | Path | Network, recipe: Recipe, network: NetworkName | None
+    teacher: str | Path | Network | nn.Module,
+    recipe: Recipe,
+    network: NetworkName | None,
+    takes: Callable[[nn.Module], AnyInput] | None = None,
 ) -> tuple[Network, TeacherRecord | None]:
     """The teacher with its record; a network in memory has none yet. If the recipe cuts texts to fewer tokens, its
     input is shortened to them.
 
+    Args:
+        takes: finds the input of a module of which nothing else is known.
+
     Raises:
         NetworkError: the recipe, which may come from a stranger, names code, and the caller does not.
     """
+    if isinstance(teacher, nn.Module):
+        teacher = load(teacher, normalise=recipe.normalise, input_shape=recipe.input_shape, input=takes)
     if isinstance(teacher, Network):
         return teacher.within(recipe.data.text_length), None
     if network is None and recipe.network is not None and is_code(recipe.network):
@@ -136,6 +145,6 @@ def read_teacher(
         )
     path, network = published(teacher, network if network is not None else recipe.network)
     checkpoint = read_checkpoint(path)
-    loaded = load(checkpoint, network=network, normalise=recipe.normalise, input_shape=recipe.input_shape)
+    loaded = load(checkpoint, network=network, normalise=recipe.normalise, input_shape=recipe.input_shape, input=takes)
     loaded = loaded.within(recipe.data.text_length)
     return loaded, TeacherRecord(path=str(path.resolve()), sha256=checkpoint.sha256, spec=loaded.spec)

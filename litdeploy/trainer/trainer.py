@@ -220,7 +220,7 @@ class Trainer:
     def _update(
         self,
         known: bool,
-        source_MCHW: Tensor,
+        source_MCHW: Batch,
         rows_N: Tensor,
         labels_N: Tensor,
         tops_N: Tensor,
@@ -301,11 +301,12 @@ class Trainer:
                 self.monitor = LossMonitor(
                     self.position, self.phase, self.optimizer, self.ranks, self.sharing.size, self.owners
                 )
-                # On CUDA with all tensors there. Not yet with several ranks.
+                # On CUDA with all tensors there. Not yet with several ranks, or of the user's own objects.
                 captures = (
                     self.device.type == "cuda"
                     and self.ranks.size == 1
                     and (self.cache is None or not self.cache.mapped)
+                    and not self.data.given
                 )
                 wrap: Callable[[Any], Any] = Captured if captures else lambda function: function
                 self._update_new, self._update_cached = (wrap(partial(self._update, known)) for known in (False, True))
@@ -392,12 +393,13 @@ class Trainer:
     # Batches.
 
     def _inputs(
-        self, source_MCHW: Tensor, rows_N: Tensor, labels_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor
+        self, source_MCHW: Batch, rows_N: Tensor, labels_N: Tensor, tops_N: Tensor, lefts_N: Tensor, flips_N: Tensor
     ) -> Batch:
         """The student's inputs: the augmented batch, and what its task asks of the network for it."""
         image = self.input.images
-        if image is None:
-            return prepared(source_MCHW.index_select(0, rows_N), self.input)
+        if image is None or self.data.given:
+            return prepared(Picked(source_MCHW, rows_N, labels_N).images(), self.input)
+        assert isinstance(source_MCHW, Tensor)
         crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
         dtype = DTYPES[self.precision]
         images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)

@@ -44,8 +44,11 @@ def measure_fidelity(
         DataError: the dataset is missing, or has no test samples.
     """
     # Only the compared samples of a large split are decoded, in this process.
+    if manifest.recipe.data.source is None:
+        raise DataError(f"the data were given in Python ({manifest.data.source}), and a bundle has none of them")
     settings = manifest.recipe.data.model_copy(update={"resident": False, "workers": 0})
     data = open_test_data(manifest, settings, student, device)
+    assert data is not None
     split = data.test
     if not len(split):
         raise DataError(f"{data.source}: its test split is empty.")
