@@ -150,11 +150,6 @@ class Objects:
         if first is None or not all(map(len, held(first))):
             raise DataError(f"data: {name_of(data)} is empty.")
         self.first = first
-        if isinstance(self.train, Stream) and self.validation is None:
-            raise DataError(
-                f"data: {name_of(data)} is streamed, so that nothing can be held out of it. Give val_data=… too: a "
-                "DataLoader, a Dataset or arrays."
-            )
 
     def input_of(self, module: nn.Module) -> AnyInput:
         """The input of a network of which nothing else is known: tensors like those of the first batch.
@@ -179,8 +174,13 @@ class Objects:
             evaluation: every split is all of `data`, which is not trained on.
 
         Raises:
-            DataError: the network does not take the batches.
+            DataError: the network does not take the batches, or a loader to train on comes without `val_data`.
         """
+        if isinstance(self.train, Stream) and self.validation is None and not evaluation:
+            raise DataError(
+                f"data: {name_of(self.train.given)} is streamed, so that nothing can be held out of it. Give "
+                "val_data=… too: a DataLoader, a Dataset or arrays."
+            )
         return ObjectStore(self, network, evaluation)
 
 

@@ -209,12 +209,22 @@ def build(
             does not have.
     """
     check_stored(spec.name, spec.arguments, asked, source)
-    builder = asked if asked is not None and is_code(spec.name) else request(spec.name, folder)
-    module = builder.build(spec.arguments, seed, within)
+    if asked is not None and is_code(spec.name):
+        module = asked.build(asked.over(spec.name, spec.arguments), seed, within)
+    else:
+        module = request(spec.name, folder).build(spec.arguments, seed, within)
     if spec.plan is not None:
         shorten(module, spec.plan)
     narrow(module, spec.widths)
     return module
+
+
+def _answers(asked: Request, spec: NetworkSpec) -> bool:
+    """Whether a request can build the network of a spec. The user's code is known by its weights, whatever its name."""
+    agrees = all(spec.arguments.get(key, value) == value for key, value in asked.arguments.items())
+    if is_code(spec.name) and is_code(asked.name):
+        return asked.name != spec.name or agrees
+    return asked.name == spec.name and asked.arguments.items() <= spec.arguments.items()
 
 
 def _rebuilt(
@@ -225,7 +235,7 @@ def _rebuilt(
         spec = spec.with_(name=asked.name)  # with its folder's present path
     elif folder is None and is_hub(spec.name):
         folder = carried_by(checkpoint.path, CONFIG)
-    if asked is not None and (asked.name != spec.name or not asked.arguments.items() <= spec.arguments.items()):
+    if asked is not None and not _answers(asked, spec):
         raise NetworkError(
             f"{source} describes itself as {describe(spec.name, spec.arguments)}; --network asks for "
             f"{describe(asked.name, asked.arguments)}. Leave --network out."

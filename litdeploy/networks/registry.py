@@ -7,6 +7,7 @@ A name is resolved to a builder (`request`); a state dict is recognized by the n
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import math
 import re
@@ -82,6 +83,12 @@ class Request:
             known = {"num_labels": classes} if is_hub(self.name) else {}
         return {**known, **self.arguments}
 
+    def over(self, name: str, arguments: Arguments) -> Arguments:
+        """The arguments to build a stored network with: its own and the request's, or the request's alone if that names
+        other code for it.
+        """
+        return {**arguments, **self.arguments} if self.name == name else self.arguments
+
     def build(
         self, arguments: Arguments | None = None, seed: int = 0, within: AbstractContextManager[Any] | None = None
     ) -> nn.Module:
@@ -131,11 +138,14 @@ def check_stored(name: str, arguments: Arguments, asked: Request | None, source:
     Raises:
         NetworkError: the file names the user's code, or makes a library read other files, and the user did not name it.
     """
-    if is_code(name) and (asked is None or asked.name != name):
+    if is_code(name) and (asked is None or not is_code(asked.name)):
+        typed = f"--network {shlex.quote(name)}, or in Python network=" + name.rpartition(":")[2].rpartition(".")[2]
         raise NetworkError(
             f"{source} holds the network {name!r}, which is your code. It is run only if you name it: "
-            f"--network {shlex.quote(name)}"
+            + (typed if "<" not in name else "network=… in Python, a function that builds it or the network itself")
         )
+    if is_code(name) and asked is not None and asked.name != name:
+        return  # its arguments are not used
     if "," in name:
         raise NetworkError(f"{source}: holds the network {name!r}, which is not a name. It is damaged or made up.")
     named = asked is not None and asked.name == name
@@ -162,7 +172,8 @@ def request(network: NetworkName, folder: Path | None = None) -> Request:
     Args:
         folder: the folder of an `hf:` network's configuration, in place of the one in its name.
         network: `resnet`, `resnet56`, `resnet,depth=56,shortcut=B`, `timm:NAME`, `hf:NAME`, `package.module:function`,
-            each with `,key=value` arguments; in Python also a function or class that returns a module, or a module.
+            each with `,key=value` arguments; in Python also anything that returns a module when it is called (a class,
+            a function, a `functools.partial`), or a module.
 
     Raises:
         NetworkError: the name is unknown.
@@ -170,10 +181,20 @@ def request(network: NetworkName, folder: Path | None = None) -> Request:
     """
     if isinstance(network, nn.Module):
         template = network
-        kind = type(network)
-        return Request(f"{kind.__module__}:{kind.__qualname__}", {}, lambda: copy.deepcopy(template), initialises=False)
+        return Request(_code_name(type(network)), {}, lambda **_: copy.deepcopy(template), initialises=False)
+    if isinstance(network, functools.partial):
+        plain = not network.args and all(isinstance(value, int | float | str) for value in network.keywords.values())
+        if plain:  # with arguments that a file can hold, the function's own name builds it again
+            return Request(_code_name(network.func), network.keywords, network.func)
+        complete = network
+        return Request(_code_name(network.func), {}, lambda **_: complete())
     if not isinstance(network, str):
-        return Request(f"{network.__module__}:{network.__qualname__}", {}, network)
+        if not callable(network):
+            raise NetworkError(
+                f"network={network!r}: is a {type(network).__name__}. Give a name, a module, or what builds one when "
+                "it is called: network=Net, network=lambda: Net(3)."
+            )
+        return Request(_code_name(network), {}, network)
     name, *pairs = network.split(",")
     arguments = dict(_argument(pair, network) for pair in pairs)
     if name.startswith(_TIMM):
@@ -191,6 +212,12 @@ def request(network: NetworkName, folder: Path | None = None) -> Request:
             "timm:NAME, hf:NAME, package.module:function."
         )
     return Request(name, arguments, FAMILIES[name].build)
+
+
+def _code_name(code: Any) -> str:
+    """`package.module:function` of the user's code; it may be a name that cannot be imported, as that of a lambda."""
+    named = code if hasattr(code, "__qualname__") else type(code)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _argument(pair: str, network: str) -> tuple[str, int | float | str | bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from litdeploy.config.spec import NetworkSpec
 from litdeploy.errors import CheckpointError, first_line
-from litdeploy.files import is_file, is_folder, sha256_of, write_whole
+from litdeploy.files import is_file, is_folder, parse_json, sha256_of, write_whole
 from litdeploy.storage.pickled import read_pickled, shown
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _PREFIXES = ("module.", "_orig_mod.")
 _METADATA_KEY = "litdeploy"
+_SHARED_KEY = "litdeploy.shared"
 _FLOAT32_BYTES = 4
 # float8 becomes four times as large; tensors that are tied have several names.
 _MOST_TIMES_FILE, _ALWAYS_ALLOWED = 16, 64 * 2**20
@@ -75,17 +77,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def write_checkpoint(path: Path, weights: Mapping[str, Tensor], spec: NetworkSpec) -> str:
-    """Write `.safetensors` with a header that rebuilds the network; return its SHA-256. Raises as `write_whole`."""
+    """Write `.safetensors` with a header that rebuilds the network; return its SHA-256. Raises as `write_whole`.
+
+    A tensor of several names, such as a tied weight, is written once; the header has its other names.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    tensors, shared = _once(weights)
+    metadata = {"format": "pt", _METADATA_KEY: spec.model_dump_json()}
+    if shared:
+        metadata[_SHARED_KEY] = json.dumps(shared)
     with write_whole(path) as temporary:
         try:
-            save_file(tensors, temporary, {"format": "pt", _METADATA_KEY: spec.model_dump_json()})
+            save_file(tensors, temporary, metadata)
         except SafetensorError as error:  # a disk error, of which safetensors gives only the text
             raise OSError(errno.EIO, str(error)) from error
     return sha256_of(path)
+
+
+def _once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of which no two share memory, which safetensors refuses; and other names of theirs → name."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    names: dict[Any, str] = {}
+    memory: set[int] = set()
+    for name, tensor in weights.items():
+        storage = tensor.untyped_storage().data_ptr()
+        whole = (storage, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and whole in names:
+            shared[name] = names[whole]
+            continue
+        kept = tensor.detach().cpu().contiguous()
+        tensors[name] = kept.clone() if storage in memory else kept
+        names[whole] = name
+        memory.add(storage)
+    return tensors, shared
 
 
 def load_weights(module: Any, weights: Mapping[str, Tensor], source: str, network: str) -> None:
@@ -132,8 +159,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], NetworkSpec | None]:
     if _METADATA_KEY not in metadata:
         return weights, None
     try:
+        for name, other in parse_json(metadata.get(_SHARED_KEY, "{}")).items():
+            weights.setdefault(name, weights[other])
         return weights, NetworkSpec.model_validate_json(metadata[_METADATA_KEY])
-    except ValidationError:
+    except (ValidationError, ValueError, AttributeError, KeyError, TypeError):
         raise CheckpointError(
             f"{path}: its header's description of the network is damaged, or of another litdeploy version. Name the "
             "network with --network after removing that metadata, or compress again."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,39 @@ def test_a_shape_of_another_rank_is_of_a_tensor_as_it_is(convolution: nn.Module,
     assert found.class_count() == 3
     with pytest.raises(SettingsError, match="is not of one"):
         load(module, input_shape=shape, normalise="half")
+
+
+class Sized(nn.Sequential):
+    def __init__(self, classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, classes))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Sized(3), partial(Sized, 3), partial(Sized, classes=3), lambda: Sized(3)],
+    ids=["instance", "partial", "keywords", "lambda"],
+)
+def test_any_factory_or_instance_builds_the_network_of_a_file(tmp_path: Path, made: Any) -> None:
+    image = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
+    first = load(made if isinstance(made, nn.Module) else made(), input=image)
+    if not isinstance(made, nn.Module):
+        first = new(made, input_shape=(1, 8, 8), normalise="half", classes=3, seed=0)
+    path = tmp_path / "n.safetensors"
+    write_checkpoint(path, first.module.state_dict(), first.spec)
+    with pytest.raises(NetworkError, match="which is your code"):
+        load(path)
+    for network in (
+        Sized(3),
+        partial(Sized, 3),
+        partial(Sized, classes=3),
+        lambda: Sized(3),
+        f"{__name__}:Sized,classes=3",
+    ):
+        assert load(path, network=network).class_count() == 3
+    with pytest.raises(CheckpointError, match="these are not the weights"):
+        load(path, network=Sized(4))
+    with pytest.raises(NetworkError, match="network=3: is a int"):
+        load(path, network=3)  # type: ignore[arg-type]
 
 
 def test_a_module_of_the_callers_is_taken_as_it_is() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -156,3 +157,21 @@ def test_a_safetensors_header_that_claims_more_than_there_is_is_refused(tmp_path
     path.write_bytes((10**12).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match="not a whole safetensors"):
         read_checkpoint(path)
+
+
+def test_a_tied_weight_is_written_once_and_read_under_all_its_names(tmp_path: Path) -> None:
+    table = torch.randn(4, 3)
+    weights = {"embedding": table, "head": table, "row": table[1], "empty": torch.zeros(0), "none": torch.zeros(0)}
+    path = tmp_path / "tied.safetensors"
+    write_checkpoint(path, weights, SPEC)
+    found = read_checkpoint(path)
+    assert found.spec == SPEC
+    assert found.weights.keys() == weights.keys()
+    assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
+    with safe_open(path, framework="pt") as file:
+        assert sorted(file.keys()) == ["embedding", "empty", "none", "row"]
+    for made_up in ('{"other": "nothing"}', "[]", "{"):
+        metadata = {"litdeploy": SPEC.model_dump_json(), "litdeploy.shared": made_up}
+        save_file({"a": table}, path, metadata)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(path)

@@ -97,7 +97,7 @@ def _importable(network: NetworkName | None) -> str | None:
     if network is None or isinstance(network, str):
         return network
     text = f"{network.__module__}:{getattr(network, '__qualname__', '<locals>')}"
-    if isinstance(network, nn.Module) or "<locals>" in text or text.startswith("__main__:"):
+    if isinstance(network, nn.Module) or "<" in text or text.startswith("__main__:"):
         raise SettingsError(
             "processes: a fresh process cannot import this network. Put its class or function into a module of its "
             "own, and pass network='package.module:function'."
