@@ -145,6 +145,9 @@ def _main() -> None:
         sys.exit(2)
     except OSError as error:
         # Every file that litdeploy opens has an error of its own; what is left is where the output goes.
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            errors.print(f"litdeploy: no file can have this name: {error.filename} ({error.strerror}).", style="red")
+            sys.exit(2)
         _discard_output()
         if isinstance(error, BrokenPipeError):
             sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ import yaml
 from litdeploy.comparison.report import MethodComparison, Outcome, accuracy_over_depth, as_csv, render, rows_of
 from litdeploy.config.recipe import Recipe, read_recipe
 from litdeploy.errors import BundleError, SettingsError, TrainingError
-from litdeploy.files import write_whole
+from litdeploy.files import is_partial, remove_partial, write_whole
 from litdeploy.networks import Network, sections_of
 from litdeploy.profiler.analysis.breakdown import break_down, name_of
 from litdeploy.profiler.machine.conditions import current_environment
 from litdeploy.runtime import resolve_device
-from litdeploy.storage.bundle import Bundle
+from litdeploy.storage.bundle import Bundle, remove_files
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.tasks import task_of
 from litdeploy.trainer import Progress, compress
@@ -90,10 +89,12 @@ class Grid:
                     "differ); they are kept. Choose another folder with --out."
                 )
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        others = [path for path in self.path.iterdir() if not is_partial(path.name)] if self.path.is_dir() else []
+        if others:
             raise BundleError(
                 f"{self.path}: holds files that are not of a comparison. Choose another folder with --out."
             )
+        remove_partial(self.path)  # of a call that was killed while it wrote the recipe
         with write_whole(self.recipe_path) as temporary:
             values = self.recipe.model_dump(mode="json", exclude=_OF_A_CELL)
             temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -104,6 +105,20 @@ class Grid:
     def features_path(self, seed: int) -> Path:
         """Folder of cached features: one for each seed, since seeds hold out different images."""
         return self.path / "features" / str(seed)
+
+    def tidy(self, cells: Sequence[GridCell]) -> None:
+        """Remove what killed calls left: unfinished files, checkpoints of finished cells, and the features of seeds of
+        which each of these cells is finished."""
+        remove_partial(self.path)
+        open_seeds = set()
+        for cell in cells:
+            bundle = self.bundle(cell)
+            if bundle.manifest_path.is_file() and bundle.read().status == "complete":
+                remove_files(bundle.checkpoints_path, "checkpoints")
+            else:
+                open_seeds.add(cell.seed)
+        for seed in {cell.seed for cell in cells} - open_seeds:
+            remove_files(self.features_path(seed), "features")
 
     def recipe_of(self, cell: GridCell) -> Recipe:
         """The recipe of one cell.
@@ -201,6 +216,7 @@ def compare(
     grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
     loaded, record = _begin(grid, asked)
+    grid.tidy(asked)
     failed: dict[str, str] = {}
     for number, cell in enumerate(asked, start=1):
         if not train or _outcome(grid, cell, record) is not None:
@@ -212,8 +228,7 @@ def compare(
             failed[cell.name] = str(error)
             say.note(f"{cell.name}: {error}")
         _gather(grid, asked, loaded, record, failed, device)
-        if cell.seed != next((later.seed for later in asked[number:]), None):
-            shutil.rmtree(grid.features_path(cell.seed), ignore_errors=True)
+        grid.tidy(asked)
     return _gather(grid, asked, loaded, record, failed, device)
 
 

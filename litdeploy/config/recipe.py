@@ -258,7 +258,7 @@ class Recipe(Settings):
         description="Batch statistics: per-rank (of each process's part of the batch) or synchronised (of the whole "
         "batch).",
     )
-    seed: int = Field(0, ge=0, description="Random seed for initialization, order and augmentation.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed for initialization, order and augmentation.")
 
     @field_validator("student_depth", mode="before")
     @classmethod

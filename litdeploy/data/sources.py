@@ -12,7 +12,7 @@ import io
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,9 @@ def find(name: str | None) -> TableSource | PackedStore:
     """
     if not name:
         raise DataError(f"No dataset is named. Give one with --data: {_WHAT_IS_TAKEN}.")
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # of a user who does not exist
+        path = path.expanduser()
     if path.suffix.lower() == PACKED_KIND and is_file(path):
         return PackedStore(name, path.absolute())
     if importlib.util.find_spec("datasets") is None:

@@ -219,10 +219,6 @@ class Bundle(Folder[Manifest]):
                     "with --out, or copy the file elsewhere first."
                 )
 
-    def remove_features(self) -> None:
-        """Remove the teacher's features that a run kept for itself."""
-        remove_matching(self.path / "features", _FOLDERS["features"])
-
     def unfinished(self) -> bool:
         """Whether the folder holds a run that did not end: it was killed, or interrupted by the user."""
         if not self.manifest_path.is_file():
@@ -257,6 +253,12 @@ class Bundle(Folder[Manifest]):
         known = {*_OURS, *KEPT, MARKER}
         others = [path for path in sorted(self.path.iterdir()) if path.name not in known and not is_partial(path.name)]
         return [*others, *(found for name in _OURS for found in self._foreign(name))]
+
+
+def remove_files(folder: Path, kind: str) -> None:
+    """Remove the files that litdeploy writes into a folder of a kind (`features`, `checkpoints`), and the folder itself
+    once it is empty."""
+    remove_matching(folder, _FOLDERS[kind])
 
 
 def read_sidecar(path: Path) -> Artefact:

@@ -137,7 +137,27 @@ def load_weights(module: Any, weights: Mapping[str, Tensor], source: str, networ
         ]
         lines.append("Name the network that they belong to with --network, or see `litdeploy inspect`.")
         raise CheckpointError("\n".join(lines))
+    check_finite({key: value for key, value in weights.items() if key in own}, module, source)
     module.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+
+
+def check_finite(weights: Mapping[str, Tensor], module: Any, source: str) -> None:
+    """Check that weights are numbers. A buffer, such as a mask, may hold infinities.
+
+    Raises:
+        CheckpointError: they are not: a training diverged, and nothing useful can be made of them.
+    """
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    bad = [
+        key
+        for key, value in weights.items()
+        if value.is_floating_point() and (value.isnan().any() or (key in parameters and value.isinf().any()))
+    ]
+    if bad:
+        raise CheckpointError(
+            f"{source}: {len(bad)} of its {len(weights)} tensors hold values that are not finite numbers "
+            f"({_some(bad)}). The training that made it diverged; give an earlier checkpoint."
+        )
 
 
 def _some(keys: list[str]) -> str:

@@ -75,7 +75,16 @@ class Folder(ABC, Generic[M]):
         """
 
     def write(self, manifest: M) -> None:
-        """Write the manifest, after every file that it names."""
+        """Write the manifest, after every file that it names.
+
+        Raises:
+            BundleError: it cannot be written, or the folder was removed meanwhile, and the files that it names with it.
+        """
+        if not self._is_ours():
+            raise BundleError(
+                f"{self.path}: was removed or emptied while this command wrote to it. What it wrote since then is "
+                "there, without a manifest. Run the command again."
+            )
         write_text(self.manifest_path, manifest.model_dump_json(indent=2) + "\n")
 
     def add_artefact(self, kind: str, artefact: Artefact) -> M:
@@ -153,6 +162,8 @@ class Folder(ABC, Generic[M]):
         self._make()
         with locked(self.path / ".lock", str(self.path), "choose another folder with --out"):
             self.tidy()
+            if self._is_ours() and not is_file(self.path / MARKER):  # of a version that wrote no marker
+                self._mark()
             yield
 
     def tidy(self) -> None:

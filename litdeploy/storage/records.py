@@ -21,7 +21,8 @@ _LATEST_OPSET = 1000
 class Record(BaseModel):
     """Base of all records: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no NaN; the loss of a diverged network is one, and its record must be readable.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Accuracy(Record):

@@ -23,7 +23,7 @@ from litdeploy.networks import FAMILIES, Network, NetworkName, is_hub, sections_
 from litdeploy.networks.network import channels_last
 from litdeploy.networks.student import depth_of
 from litdeploy.runtime import device_name, resolve_precision
-from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
+from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, remove_files
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.storage.records import Ancestor, Manifest, RunRecord, Score, TeacherRecord
 from litdeploy.tasks import task_of
@@ -304,7 +304,7 @@ class _Compression:
                 with trainer.interruption.held():
                     ranks.on_first(write, "complete")
         # The features of a run that did not come this far may be needed to resume it.
-        bundle.remove_features()
+        remove_files(bundle.path / "features", "features")
 
     def succeed(self, plan: Plan, bundle: Bundle) -> None:
         """Make the student in a complete bundle the teacher of the next one."""

@@ -112,6 +112,16 @@ CASES = {
     "another network": Case(
         ("bad.pt", *DIGITS), "--network", _save({"weight": torch.zeros(3), "bias": torch.zeros(3)})
     ),
+    "weights that are no numbers": Case(
+        ("bad.pt", *DIGITS), "not finite numbers (bn1.bias)", _changed(bn1__bias=torch.tensor([0.0, torch.nan, 0, 0]))
+    ),
+    "the folder of a user who does not exist": Case(
+        ("bad.pt", "--data", "~nosuchuser", "--student-depth", "8"), "~nosuchuser: no such file", _changed()
+    ),
+    "a seed that is too large": Case(("bad.pt", *DIGITS, "--seed", str(10**20)), "seed: input should be", _changed()),
+    "a folder that no folder can be called": Case(
+        ("TEACHER", *DIGITS, "--out", "a" * 300), "no file can have this name"
+    ),
     "a missing key": Case(("bad.pt", *DIGITS), "missing: layer1.1.bn1.bias", _changed(layer1__1__bn1__bias=None)),
     "an extra key": Case(("bad.pt", *DIGITS), "unexpected: surplus", _changed(surplus=torch.zeros(1))),
     "another shape": Case(

@@ -74,6 +74,27 @@ def test_what_is_there_is_not_trained_again(folder: Path, teacher_path: Path) ->
     assert len(result.outcomes) == 4
 
 
+def test_what_a_killed_call_left_is_removed(folder: Path, teacher_path: Path) -> None:
+    checkpoint = folder / "cells/lit-8-0/checkpoints/epoch-0001-step-00000.safetensors"
+    features, mine = folder / "features/0/layer1.bin", folder / "features/1/notes.txt"
+    for path in (checkpoint, features, mine):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (folder / ".comparison.json.99999.partial").touch()
+    compare(teacher_path, out=folder, **QUICK)
+    assert not checkpoint.parent.exists()
+    assert not features.parent.exists()
+    assert mine.exists()
+    assert not list(folder.glob(".*.partial"))
+    mine.unlink()
+
+
+def test_a_call_that_was_killed_as_it_began_is_repeated(tmp_path: Path, teacher_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.99999.partial").touch()
+    assert commands(teacher_path, out=tmp_path, **{**QUICK, "device": "cpu"})
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
 def test_a_recipes_chain_is_left_out_and_told(tmp_path: Path, teacher_path: Path) -> None:
     recipe = read_recipe("digits-resnet").with_(student_depth=(11, 8))
     notes = Notes()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def test_another_run_is_kept_unless_overwritten(bundle: Bundle) -> None:
     assert bundle.read().status == "complete"
     bundle.claim(overwrite=True)
     assert not bundle.exists()
+
+
+def test_a_bundle_that_was_removed_under_way_is_not_called_written(bundle: Bundle) -> None:
+    manifest = bundle.read()
+    shutil.rmtree(bundle.path)
+    with pytest.raises(BundleError, match="removed or emptied while"):
+        bundle.write(manifest)
+    assert not bundle.manifest_path.exists()
 
 
 def test_other_peoples_files_are_never_touched(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +23,13 @@ def artefact(details: dict[str, Any]) -> Artefact:
 def test_a_score_is_read_back_as_what_it_was(score: Score) -> None:
     assert SCORE.validate_json(score.model_dump_json()) == score
     assert SCORE.validate_python(score) is score
+
+
+def test_the_score_of_a_diverged_network_is_read_back() -> None:
+    score = Accuracy(top1=0.1, loss=math.nan, images=10)
+    text = score.model_dump_json()
+    assert json.loads(text, parse_constant=pytest.fail)["loss"] == "NaN"
+    assert math.isnan(Accuracy.model_validate_json(text).loss)
 
 
 def test_what_lacks_of_a_score_is_told_of_that_kind() -> None:
