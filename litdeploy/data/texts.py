@@ -24,7 +24,7 @@ from litdeploy.data.sources import TableSource, TableStore
 from litdeploy.data.split import OnDemand, Split
 from litdeploy.data.table import find_text_columns, row_name
 from litdeploy.errors import DataError, first_line, import_library
-from litdeploy.networks import is_hub
+from litdeploy.networks import is_hub, tokenizer_folder
 
 DEFAULT_LENGTH = 1014
 # A longer cell is not a text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
@@ -153,7 +153,7 @@ def _tokenizer_source(settings: DataSettings, spec: NetworkSpec) -> str:
     if settings.tokenizer is not None:
         return settings.tokenizer
     if is_hub(spec.name):
-        return spec.name.partition(":")[2]
+        return tokenizer_folder(spec.name)
     raise DataError(
         f"{spec.name}: takes tokens, and no tokenizer for them is named. Name the folder that it was "
         "saved in: --tokenizer FOLDER"

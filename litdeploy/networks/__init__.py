@@ -1,6 +1,6 @@
 """Networks: built by name or recognized from weights, their sections, and shallower students of them."""
 
-from litdeploy.networks.hub import is_hub, published
+from litdeploy.networks.hub import is_hub, published, tokenizer_folder
 from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network, logits_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, describe, request
@@ -22,4 +22,5 @@ __all__ = [
     "published",
     "request",
     "sections_of",
+    "tokenizer_folder",
 ]

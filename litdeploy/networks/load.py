@@ -24,8 +24,9 @@ from litdeploy.config.spec import (
     image_shape,
     parse_normalisation,
 )
-from litdeploy.errors import NetworkError, SettingsError
-from litdeploy.networks.hub import declared_classes, hub_weights, is_hub, published
+from litdeploy.errors import CheckpointError, LitdeployError, NetworkError, SettingsError
+from litdeploy.networks.families.family import Arguments
+from litdeploy.networks.hub import as_classifier, declared_classes, fill, is_hub, published
 from litdeploy.networks.network import Network
 from litdeploy.networks.registry import NetworkName, Request, check_stored, describe, identify, is_code, request
 from litdeploy.networks.student import shorten
@@ -127,11 +128,14 @@ def load(
         return _rebuilt(checkpoint, checkpoint.spec, asked_for, said, folder)
     if asked_for is None or asked_for.family is not None:
         return _recognized(checkpoint, asked_for, said)
+    source, arguments = str(checkpoint.path), asked_for.arguments
     module = asked_for.build()
-    spec = _spec(asked_for, module, asked_for.arguments, said, str(checkpoint.path))
-    weights = hub_weights(checkpoint.weights) if is_hub(asked_for.name) else checkpoint.weights
-    load_weights(module, weights, str(checkpoint.path), describe(asked_for.name, asked_for.arguments))
-    return _running(Network(module.eval(), spec, str(checkpoint.path)))
+    if is_hub(asked_for.name):
+        module, arguments = _filled(asked_for, module, checkpoint.weights, source)
+    else:
+        load_weights(module, checkpoint.weights, source, describe(asked_for.name, arguments))
+    spec = _spec(asked_for, module, arguments, said, source)
+    return _running(Network(module.eval(), spec, source))
 
 
 def new(
@@ -227,6 +231,28 @@ def _answers(asked: Request, spec: NetworkSpec) -> bool:
     return asked.name == spec.name and asked.arguments.items() <= spec.arguments.items()
 
 
+def _filled(
+    asked: Request, module: nn.Module, weights: Mapping[str, Tensor], source: str
+) -> tuple[nn.Module, Arguments]:
+    """A network of transformers with its weights, and its arguments.
+
+    Weights that do not fit the class of the configuration may be a classifier's, whose folder holds the configuration
+    of the network that it was fine-tuned from.
+    """
+    name = describe(asked.name, asked.arguments)
+    try:
+        return fill(module, weights, source, name), asked.arguments
+    except CheckpointError:
+        classifier = as_classifier(asked.arguments, module)
+        if classifier is None:
+            raise
+        try:
+            return fill(asked.build(classifier), weights, source, name), classifier
+        except LitdeployError:
+            pass
+        raise
+
+
 def _rebuilt(
     checkpoint: Checkpoint, spec: NetworkSpec, asked: Request | None, said: _Said, folder: Path | None
 ) -> Network:
@@ -240,8 +266,17 @@ def _rebuilt(
             f"{source} describes itself as {describe(spec.name, spec.arguments)}; --network asks for "
             f"{describe(asked.name, asked.arguments)}. Leave --network out."
         )
-    module = build(spec, asked, source, within=BuildLimit(checkpoint.weights, source), folder=folder)
-    load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
+    limit = BuildLimit(checkpoint.weights, source)
+    module = build(spec, asked, source, within=limit, folder=folder)
+    try:
+        load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
+    except CheckpointError:
+        classifier = as_classifier(spec.arguments, module) if is_hub(spec.name) else None
+        if classifier is None:
+            raise
+        spec = spec.with_(arguments=classifier)
+        module = build(spec, asked, source, within=limit, folder=folder)
+        load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
     return _running(
         Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source), _MADE_UP
     )

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from litdeploy.config.spec import INPUTS, AnyInput, InputSpec, TokenInput
+from litdeploy.config.spec import INPUTS, AnyInput, InputSpec
 from litdeploy.errors import LitdeployError, NetworkError, import_library
 from litdeploy.networks.families import resnet, resnext, stargan, vdcnn
 from litdeploy.networks.families.family import Arguments, Family, Reading, Weights
-from litdeploy.networks.hub import absolute, hub_builder, is_hub
+from litdeploy.networks.hub import absolute, hub_builder, hub_input, is_hub
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -285,16 +285,7 @@ def _declared_input(module: nn.Module, arguments: Arguments) -> AnyInput | None:
     declared = getattr(module, "pretrained_cfg", None)
     if isinstance(declared, dict) and "input_size" in declared:
         return _timm_input(declared, arguments)
-    config = getattr(module, "config", None)
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
-    if isinstance(size, int) and isinstance(channels, int):
-        return InputSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
-    vocabulary, positions = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
-    if isinstance(vocabulary, int) and isinstance(positions, int):
-        pad = getattr(config, "pad_token_id", None)
-        length = positions - _reserved_positions(module)
-        return TokenInput(length=length, vocabulary=vocabulary, pad=pad if isinstance(pad, int) and pad >= 0 else 0)
-    return None
+    return hub_input(module)
 
 
 def _timm_input(declared: dict[str, Any], arguments: Arguments) -> InputSpec:
@@ -310,16 +301,6 @@ def _timm_input(declared: dict[str, Any], arguments: Arguments) -> InputSpec:
     if isinstance(size, int):
         height = width = size
     return InputSpec(shape=(channels, height, width), mean=mean, std=std)
-
-
-def _reserved_positions(module: nn.Module) -> int:
-    """Rows of the position table that no token uses: RoBERTa's kin count from the row after the padding's."""
-    tables = [
-        child
-        for name, child in module.named_modules()
-        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding)
-    ]
-    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
 
 
 def readings(weights: Weights) -> list[tuple[str, Reading]]:

@@ -147,4 +147,4 @@ def read_teacher(
     checkpoint = read_checkpoint(path)
     loaded = load(checkpoint, network=network, normalise=recipe.normalise, input_shape=recipe.input_shape, input=takes)
     loaded = loaded.within(recipe.data.text_length)
-    return loaded, TeacherRecord(path=str(path.resolve()), sha256=checkpoint.sha256, spec=loaded.spec)
+    return loaded, TeacherRecord(path=str(path.absolute()), sha256=checkpoint.sha256, spec=loaded.spec)
