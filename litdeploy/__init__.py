@@ -8,6 +8,7 @@ The public functions, imported on first use; each command of the command line ca
     export(bundle, ...)             → Manifest          ONNX, AOTInductor, TensorRT, compared with PyTorch
     export(network, out=..., ...)   → Exports           the same of a network that nobody compressed
     verify(bundle, ...)             → Verification      exported files and student, each compared with its origin
+    save_pretrained(bundle, folder) → Path              a folder that transformers and sentence-transformers load
     profile(bundle, ...)            → Report            teacher and student timed in every runner
     deploy(teacher, ...)            → (Bundle, Report)  compress, export and profile
     demo(folder, ...)               → (Bundle, Report)  all stages on scikit-learn's digits
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from litdeploy.networks.load import load as load
     from litdeploy.pipeline import demo as demo
     from litdeploy.pipeline import deploy as deploy
+    from litdeploy.pretrained import save_pretrained as save_pretrained
     from litdeploy.profiler.analysis.diff import compare_reports as diff
     from litdeploy.profiler.predict import predict as predict
     from litdeploy.profiler.profile import profile as profile
@@ -65,6 +67,7 @@ _PLACES = {
     "pack": "litdeploy.data:pack",
     "predict": "litdeploy.profiler:predict",
     "profile": "litdeploy.profiler:profile",
+    "save_pretrained": "litdeploy.pretrained:save_pretrained",
     "schema": "litdeploy.profiler.schema:report_schema",
     "train": "litdeploy.trainer:train",
     "verify": "litdeploy.evaluation.verify:verify",
@@ -84,6 +87,7 @@ __all__ = [
     "pack",
     "predict",
     "profile",
+    "save_pretrained",
     "schema",
     "train",
     "verify",

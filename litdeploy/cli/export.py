@@ -64,6 +64,18 @@ def command(
     triton_repository: Annotated[
         Path | None, typer.Option(help="Also write a model repository for Triton Inference Server.", metavar="DIR")
     ] = None,
+    transformers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a folder that transformers' from_pretrained loads, and SentenceTransformer if the student "
+            "embeds texts; with a model card.",
+            metavar="DIR",
+            rich_help_panel="Formats",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the folder of --transformers if litdeploy wrote it.")
+    ] = False,
     target: o.TargetName = None,
     json: o.Json = False,
     **given: Any,
@@ -73,8 +85,15 @@ def command(
     from litdeploy.storage.records import Manifest
 
     formats = _read({name: given.pop(name) for name in _format_options() if name in given})
-    if not any(formats[name] for name in FORMATS):
-        raise SettingsError(f"say what to export: {', '.join(f'--{name}' for name in FORMATS)}")
+    wanted = any(formats[name] for name in FORMATS)
+    if not wanted and transformers is None:
+        raise SettingsError(f"say what to export: {', '.join(f'--{name}' for name in (*FORMATS, 'transformers DIR'))}")
+    if transformers is not None:
+        litdeploy.save_pretrained(
+            source, transformers, overwrite=overwrite, network=given.get("network"), progress=note
+        )
+    if not wanted:
+        return
     manifest = litdeploy.export(
         source,
         out=out,

@@ -25,6 +25,7 @@ from litdeploy.data.split import OnDemand, Split
 from litdeploy.data.table import find_text_columns, row_name
 from litdeploy.errors import DataError, first_line, import_library
 from litdeploy.networks import is_hub, tokenizer_folder
+from litdeploy.networks.embedder import lower_cases
 
 DEFAULT_LENGTH = 1014
 # A longer cell is not a text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
@@ -183,6 +184,10 @@ def _open_tokenizer(source: str) -> Any:
             "that the library tokenizers runs. Save it as a tokenizer.json: AutoTokenizer.from_pretrained(…, "
             "use_fast=True).save_pretrained(FOLDER)"
         )
+    if found.pad_token is None and found.eos_token is not None:
+        found.pad_token = found.eos_token  # GPT-2's kin have no other; what is padded is masked
+    if lower_cases(Path(source)):
+        _lower_case(found.backend_tokenizer)
     # From a folder without a vocabulary transformers makes a tokenizer that knows only its special tokens.
     if len(found) <= len(found.all_special_ids):
         raise DataError(
@@ -190,6 +195,14 @@ def _open_tokenizer(source: str) -> Any:
             "tokenizer.json (or vocab.txt) there, or name the folder that holds it: --tokenizer FOLDER"
         )
     return found
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Let a tokenizer lower-case texts first, as sentence-transformers does."""
+    normalizers: Any = import_library("tokenizers", "a tokenizer", "pip install tokenizers").normalizers
+    if "Lowercase" not in str(tokenizer.normalizer):
+        own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
 def _check_fits(tokenizer: Any, source: str, network: str, takes: TokenInput) -> None:

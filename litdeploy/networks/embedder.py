@@ -8,6 +8,7 @@ Shape suffixes: N texts of a batch, L tokens, D width.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -146,8 +147,7 @@ def read_embedding(folder: Path) -> Embedding | None:
                 f"{place}: normalizes {normalized!r}; litdeploy takes one that normalizes the embedding."
             )
     encoder = encoder_folder(folder)
-    files = [encoder / f"sentence_{kind}_config.json" for kind in _TRANSFORMER]
-    settings = next((_read(path) for path in files if is_file(path)), {})
+    settings = _encoder_settings(encoder)
     place = folder / modules[1][1] / "config.json"
     found = {
         "pooling": _pooling_of(_read(place), place),
@@ -156,6 +156,45 @@ def read_embedding(folder: Path) -> Embedding | None:
         "do_lower_case": bool(settings.get("do_lower_case", False)),
     }
     return _checked(found, folder / MODULES)
+
+
+def lower_cases(folder: Path) -> bool:
+    """Whether a folder says that texts are lower-cased before its tokenizer."""
+    settings = _read(folder / EMBEDDING) if is_file(folder / EMBEDDING) else _encoder_settings(folder)
+    return bool(settings.get("do_lower_case", False))
+
+
+def _encoder_settings(folder: Path) -> dict[str, Any]:
+    files = [folder / f"sentence_{kind}_config.json" for kind in _TRANSFORMER]
+    found: dict[str, Any] = next((_read(path) for path in files if is_file(path)), {})
+    return found
+
+
+def write_modules(embedding: Embedding, width: int, length: int, folder: Path) -> None:
+    """Write what makes a folder with an encoder one that sentence-transformers loads.
+
+    Args:
+        width: of the embedding.
+        length: tokens of a text; longer ones are cut.
+        folder: exists.
+    """
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if embedding.normalize else [])]
+    paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    modes = {key: pooling == embedding.pooling for key, pooling in _LEGACY.items()}
+    files: dict[str, Any] = {
+        MODULES: listed,
+        "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": embedding.do_lower_case},
+        # The keys that all versions of sentence-transformers read.
+        f"{paths[1]}/config.json": {"word_embedding_dimension": width, **modes},
+    }
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ Asked = TypeVar("Asked")
 _HUB = "hf:"
 # Weights in a folder that transformers saved; the first that exists is used.
 _PUBLISHED = ("model.safetensors", "pytorch_model.bin")
-# Files that transformers and sentence-transformers read beside the configuration and the tokenizer.
+# Files that transformers and sentence-transformers read in addition to the configuration and the tokenizer.
 _BESIDE = ("preprocessor_config.json", "generation_config.json", "config_sentence_transformers.json")
 _PREPROCESSOR = _BESIDE[0]
 # Class that builds → transformers' table of its classes by model type. In the order in which they are tried for a
@@ -146,7 +147,7 @@ def hub_builder(network: str, folder: Path | None) -> Callable[..., nn.Module]:
         if pooling is not None or embedding is not None:
             embedding = (embedding or Embedding()).with_pooling(pooling, network)
         kind = _class_of(config, name, embedding is not None, "num_labels" in arguments)
-        # A cache of keys and values serves generation, which no section does.
+        # A cache of keys and values is for generation.
         config.get_text_config().use_cache = False
         # The pooler's output is not used; without it a file may or may not have its weights.
         bare = {"add_pooling_layer": False} if kind == _ENCODER and _takes_tokens(config) else {}
@@ -206,11 +207,12 @@ def _class_of(config: Any, name: str, embeds: bool, labels: bool) -> str:
         kind = next((auto for auto in _CLASSIFIERS if auto in known), kind)
     elif not stated:
         kind = next((auto for auto in (*_CLASSIFIERS, _ENCODER) if auto in known), None)
-    if kind not in known or (kind == _ENCODER and getattr(config, "is_encoder_decoder", False)):
+    decoder = bool(getattr(config, "is_encoder_decoder", False))
+    if kind not in known or (decoder and not kind.endswith("Classification")):
         found = ", ".join(stated) or type(config).__name__
         raise NetworkError(
             f"hf:{name}: its configuration is of {found}"
-            + (" (an encoder with a decoder)" if getattr(config, "is_encoder_decoder", False) else "")
+            + (" (an encoder with a decoder)" if decoder else "")
             + ", which litdeploy does not take. It takes classifiers of texts, tokens, images and audio, semantic "
             "segmentation, causal and masked language models, and encoders, which `architectures` in config.json names."
         )
@@ -250,6 +252,12 @@ def transformer_of(module: nn.Module) -> Any:
     return module.transformer if isinstance(module, SentenceEmbedder) else module
 
 
+def class_arguments(module: nn.Module) -> dict[str, bool]:
+    """What the class of a transformers module takes, besides the configuration, to build one without a pooler."""
+    optional = "add_pooling_layer" in signature(type(module)).parameters
+    return {"add_pooling_layer": False} if optional and getattr(module, "pooler", None) is None else {}
+
+
 def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str, network: str) -> nn.Module:
     """The module with weights as transformers saved them, whose names may lack or have the base's prefix (`bert.`), be
     those of older versions, or belong to a head that the module does not have.
@@ -270,17 +278,20 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str, network:
                 state_dict=dict(weights),
                 output_loading_info=True,
                 dtype=torch.float32,
-                **({"add_pooling_layer": False} if getattr(inner, "pooler", 0) is None else {}),
+                **class_arguments(inner),
             )
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{source}: these are not the weights of {network} ({first_line(error)}).") from None
-    # The shared names and shapes say what is wrong.
-    if info["missing_keys"] or info["mismatched_keys"]:
-        load_weights(inner, weights, source, network)
+    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if lacking:  # by the names of the module, it says what is missing
+        found = {key: value for key, value in filled.state_dict().items() if key not in lacking}
+        load_weights(inner, found, source, network)
     if inner is module:
-        filled.input_spec = getattr(module, "input_spec", None)
-        return nn.Module.eval(filled)
-    module.transformer = filled
+        if hasattr(module, "input_spec"):
+            filled.input_spec = module.input_spec
+        module = filled
+    else:
+        module.transformer = filled
     return module
 
 
@@ -379,7 +390,7 @@ def declared_classes(module: nn.Module) -> tuple[str, ...]:
 
 def write_configuration(module: nn.Module, name: str, folder: Path) -> None:
     """Write what rebuilds a transformers network without its folder: its configuration, a sentence embedder's
-    settings, and the files that transformers reads beside it.
+    settings, and the files that transformers reads in addition.
 
     Args:
         name: of the network; its folder is read if it is still there.

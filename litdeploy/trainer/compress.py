@@ -20,6 +20,7 @@ from litdeploy.data import Data, ObjectStore, check_against, given_objects, open
 from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, is_hub, sections_of
+from litdeploy.networks.hub import write_configuration
 from litdeploy.networks.network import channels_last
 from litdeploy.networks.student import depth_of
 from litdeploy.runtime import device_name, resolve_precision
@@ -420,9 +421,8 @@ class _Compression:
 
     def _write_carried(self, trainer: Trainer, folder: Path) -> None:
         """Write the configuration and tokenizer that rebuild the student: later stages need no other folder."""
-        config: Any = getattr(trainer.student, "config", None)
         if is_hub(trainer.spec.name):
-            config.save_pretrained(folder)
+            write_configuration(trainer.student, trainer.spec.name, folder)
         if self.data.tokens is not None:
             self.data.tokens.save(folder)
 

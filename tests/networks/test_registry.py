@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertConfig, CLIPTextConfig, RobertaConfig, ViTConfig
+from transformers import BartConfig, BertConfig, RobertaConfig, ViTConfig
 
 from litdeploy.config.spec import TokenInput
 from litdeploy.errors import DependencyError, NetworkError
@@ -85,9 +85,9 @@ def test_a_text_classifier_of_transformers_in_a_folder(tmp_path: Path) -> None:
     assert asked.input(asked.build(), {}) == TokenInput(length=32, vocabulary=50, pad=1)
 
 
-def test_a_configuration_of_no_classifier(tmp_path: Path) -> None:
-    CLIPTextConfig().save_pretrained(tmp_path)
-    with pytest.raises(NetworkError, match="no classifier of images or of texts"):
+def test_a_configuration_of_a_network_that_is_not_taken(tmp_path: Path) -> None:
+    BartConfig(architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path)
+    with pytest.raises(NetworkError, match=r"BartForConditionalGeneration \(an encoder with a decoder\), which"):
         request(f"hf:{tmp_path}").build()
 
 

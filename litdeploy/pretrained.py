@@ -1,0 +1,143 @@
+"""The verb `save_pretrained`: from a bundle to a folder that transformers loads, with a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from litdeploy.exporter.pretrained import TAG, write_pretrained
+from litdeploy.networks import Network, NetworkName, load
+from litdeploy.networks.embedder import SentenceEmbedder
+from litdeploy.profiler import Report, read_report
+from litdeploy.storage.bundle import CONFIG, Bundle, carried_by
+from litdeploy.storage.records import Manifest
+
+
+def save_pretrained(
+    bundle: Bundle | str | Path,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    network: NetworkName | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a bundle's student of transformers as a folder that `from_pretrained` loads with nothing of litdeploy.
+
+    It holds the configuration with the student's depth, weights, tokenizer and a model card. A sentence embedder's
+    folder is loaded by `SentenceTransformer` too. What is loaded from it is compared with the student before the folder
+    appears, sentences as well if sentence-transformers is installed.
+
+    Args:
+        bundle: a bundle, or its folder.
+        folder: made; it may be empty.
+        overwrite: replace a folder that litdeploy wrote. Others are never replaced.
+        network: needed if the student's network is the user's code.
+        progress: called with a line about the outcome.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BundleError: the bundle is incomplete, or the folder holds something that is not to be replaced.
+        StudentError: the student is no network of transformers, or its configuration cannot express the kept blocks.
+        ParityError: what is loaded from the folder computes something else (exit code 3).
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    manifest = bundle.read_complete()
+    place = Path(folder)
+    bundle.check_inputs([place])
+    student = load(bundle.student_path, network=network)
+    report = read_report(bundle.profile_path)
+    if report is not None and report.student_sha256 != manifest.student_sha256:
+        report = None  # of an earlier student
+    card = model_card(manifest, student, report, place.name)
+    write_pretrained(student, carried_by(bundle.path, CONFIG), place, card, overwrite)
+    if progress is not None:
+        progress(f"{place}: written; from_pretrained loads it, and its outputs are the student's")
+    return place
+
+
+def model_card(manifest: Manifest, student: Network, report: Report | None, name: str) -> str:
+    """The text of README.md: what the student is, what it learned from, how good and how fast it is.
+
+    Args:
+        report: of the student's profile; None if there is none.
+        name: of the folder.
+    """
+    embeds = isinstance(student.module, SentenceEmbedder)
+    header = [
+        "---",
+        "# license: the teacher's license applies; name it here",
+        f"library_name: {'sentence-transformers' if embeds else 'transformers'}",
+        *(["pipeline_tag: sentence-similarity"] if embeds else []),
+        "tags:",
+        f"- {TAG}",
+        "- knowledge-distillation",
+        *(["- sentence-transformers"] if embeds else []),
+        "---",
+    ]
+    plan = student.spec.plan or {}
+    kept = [f"- `{path}`: the teacher's blocks {', '.join(map(str, blocks))}" for path, blocks in plan.items()]
+    teacher = manifest.teacher.spec.name.removeprefix("hf:")
+    body = [
+        f"# {_line(name)}",
+        "",
+        f"A shallower student of `{_line(teacher)}`, made by litdeploy {manifest.litdeploy} "
+        f"(method `{manifest.recipe.method}`). Its configuration, weights and tokenizer load with "
+        f"`{'SentenceTransformer' if embeds else 'from_pretrained'}`; litdeploy is not needed.",
+        "",
+        "## Blocks",
+        "",
+        *(kept or ["- all of the teacher's blocks"]),
+        "",
+        "## Training data",
+        "",
+        f"`{_line(manifest.data.source)}`: "
+        + ", ".join(f"{count:,} {split}" for split, count in manifest.data.images.items())
+        + f" {manifest.data.noun}s. {manifest.run.epochs} epochs, {manifest.run.seconds / 60:.1f} minutes on "
+        f"{_line(manifest.run.device)}.",
+        "",
+        *_scores(manifest),
+        *_speed(report),
+    ]
+    return "\n".join([*header, "", *body]) + "\n"
+
+
+def _scores(manifest: Manifest) -> list[str]:
+    teacher, student = (manifest.metrics.get(side, {}) for side in ("teacher", "student"))
+    if not student:
+        return []
+    rows = [
+        f"| {split} | {teacher[split].summary() if split in teacher else '–'} | {score.summary()} |"
+        for split, score in student.items()
+    ]
+    return ["## Scores", "", "| split | teacher | student |", "| --- | --- | --- |", *rows, ""]
+
+
+def _speed(report: Report | None) -> list[str]:
+    """The speed-ups with their intervals; nothing without a report."""
+    if report is None:
+        return []
+    rows = []
+    for each in report.measurements:
+        found = each.comparison
+        interval = "" if found.speedup_low is None else f" ({found.speedup_low:.2f}–{found.speedup_high:.2f})"
+        rows.append(
+            f"| {each.runner}, {each.precision} | {each.batch_size} | {each.teacher.median_ms:.2f} ms | "
+            f"{each.student.median_ms:.2f} ms | {found.speedup:.2f}×{interval} |"
+        )
+    return [
+        "## Speed",
+        "",
+        report.verdict,
+        "",
+        "| runner | batch | teacher | student | speed-up (95 % interval) |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
+
+
+def _line(text: str) -> str:
+    """A text from elsewhere on one line, without what ends a code span."""
+    return " ".join(text.replace("`", "'").split())
