@@ -1,8 +1,8 @@
-"""A batch, the input of a network: one tensor, or several by the names of forward's parameters."""
+"""A batch, the input or output of a network: one tensor, or several by the names of forward's parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,15 @@ def picked(batch: Batch, rows: Tensor | slice) -> Batch:
     if isinstance(rows, slice):
         return mapped(lambda tensor: tensor[rows], batch)
     return mapped(lambda tensor: tensor.index_select(0, rows), batch)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Join parts of the same tensors, one after another."""
+    first = parts[0]
+    if isinstance(first, dict):
+        named = [part for part in parts if isinstance(part, dict)]
+        return {name: torch.cat([part[name] for part in named]) for name in first}
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
 def in_parts(batch: Batch, size: int) -> list[Batch]:

@@ -74,12 +74,21 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _of_then(found: Any, written: Any) -> Any:
+    """What was found, without fields that are newer than what was written."""
+    if isinstance(found, dict) and isinstance(written, dict):
+        return {key: _of_then(value, written[key]) for key, value in found.items() if key in written}
+    if isinstance(found, list) and isinstance(written, list):
+        return [_of_then(*pair) for pair in zip(found, written, strict=True)]
+    return found
+
+
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_manifest_is_read_and_written_back_with_the_same_content(folder: Path, name: str) -> None:
     bundle = Bundle(folder / name)
     manifest = bundle.read_complete()
     written = _json(bundle.manifest_path)
-    assert manifest.model_dump(mode="json") == written
+    assert _of_then(manifest.model_dump(mode="json"), written) == written
     artefact = manifest.artefacts["onnx"]
     assert bundle.artefact_path(artefact) == folder / name / "export" / "student.onnx"
     assert read_sidecar(bundle.artefact_path(artefact)) == artefact
@@ -91,7 +100,8 @@ def test_the_report_is_read_written_back_and_rendered(folder: Path, name: str) -
     report = read_report(place)
     assert report is not None
     assert open_report(folder / name) == report
-    assert report.model_dump(mode="json") == _json(place / "report.json")
+    written = _json(place / "report.json")
+    assert _of_then(report.model_dump(mode="json"), written) == written
     page = render(report)
     assert page.startswith("<!doctype html>")
     assert report.student.name in page
@@ -136,7 +146,7 @@ def test_the_generator_s_images_are_as_near_to_its_teacher_s_as_they_were(run: R
 @pytest.mark.parametrize("name", TEACHERS)
 def test_inspect_shows_teacher_student_and_exported_file(run: Run, name: str) -> None:
     manifest = _json(WRITTEN / name / "manifest.json")
-    assert json.loads(run("inspect", name, "--json")) == manifest
+    assert _of_then(json.loads(run("inspect", name, "--json")), manifest) == manifest
     shape = ("--input-shape", "3,16,16") if name == "generator" else ()
     teacher = json.loads(run("inspect", TEACHERS[name], *shape, "--json"))
     student = json.loads(run("inspect", f"{name}/student.safetensors", "--json"))
@@ -155,7 +165,9 @@ def test_two_reports_side_by_side(run: Run, folder: Path, name: str) -> None:
     assert "A: " in run("profile", "--compare", report, name, "--html", f"{name}.html")
     assert (folder / f"{name}.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     found = json.loads(run("profile", "--compare", report, report, "--json"))
-    assert found["a"] == found["b"] == _json(WRITTEN / report)
+    written = _json(WRITTEN / report)
+    assert found["a"] == found["b"]
+    assert _of_then(found["a"], written) == written
 
 
 @pytest.mark.slow

@@ -90,9 +90,9 @@ def epoch_line(row: dict[str, Any], noun: str) -> str:
         row: its line of metrics.jsonl.
         noun: what the network takes.
     """
-    from litdeploy.tasks import TASKS
+    from litdeploy.tasks import CURVES
 
-    curve = next(task.curve for task in TASKS.values() if f"validation_{task.curve.metric}" in row)
+    curve = next(curve for curve in CURVES.values() if f"validation_{curve.metric}" in row)
     validation = f"{curve.factor * row[f'validation_{curve.metric}']:.2f} {curve.unit}"
     return (
         f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from litdeploy.evaluation.retrieval import Retrieval
 
 
-@recipe_options({*OF_DATA, "network", "normalise", "input_shape"})
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape", "task"})
 def command(
     file: o.AnyFile,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
@@ -29,7 +29,8 @@ def command(
         int | None, typer.Option(help="Random seed of the held-out validation data; by default the bundle's, or 0.")
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="For a generator: the teacher's file, whose images its own are compared with.")
+        Path | None,
+        typer.Option(help="The teacher's file, whose outputs its own are compared with if labels are not."),
     ] = None,
     retrieval: Annotated[
         bool,

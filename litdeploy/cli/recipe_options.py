@@ -59,7 +59,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "slimming.sparsity",
         "slimming.prune_ratio",
     ),
-    "Network": ("network", "normalise", "input_shape"),
+    "Network": ("network", "normalise", "input_shape", "task"),
     "Data": (
         "data.image_column",
         "data.text_column",

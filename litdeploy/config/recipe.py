@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from litdeploy.config import settings
 from litdeploy.config.settings import Settings
+from litdeploy.config.spec import TaskName
 from litdeploy.errors import SettingsError
 
 Choice = Literal["auto", "on", "off"]
@@ -171,6 +172,11 @@ class Recipe(Settings):
         None,
         description="Normalization of images: imagenet, cifar10, cifar100, half, none, or m1,m2,m3:s1,s2,s3 on the "
         "scale 0–1; by default the file's or the network family's.",
+    )
+    task: TaskName | None = Field(
+        None,
+        description="What the network's output means: classification, embedding, dense, tokens, translation or tree; "
+        "by default as its file says, or as its output's structure and shape show.",
     )
     data: DataSettings = DataSettings()
     augmentation: Augmentation = Augmentation()

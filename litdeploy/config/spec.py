@@ -59,6 +59,9 @@ class InputTensor:
 # What a network takes and a dataset holds, in messages.
 Noun = Literal["image", "text", "sample"]
 
+# What an output means: the rows of `litdeploy.tasks.TASKS`.
+TaskName = Literal["classification", "embedding", "dense", "tokens", "translation", "tree"]
+
 
 class _Input(Settings):
     """What the kinds of input have in common."""
@@ -83,7 +86,7 @@ class InputSpec(_Input):
     # Not a field: a spec without a kind is of images, as older files have it.
     kind: ClassVar[Literal["image"]] = "image"
     noun: ClassVar[Noun] = "image"
-    task: ClassVar[str] = "classification"
+    task: ClassVar[TaskName] = "classification"
     domains: ClassVar[int] = 0
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -145,7 +148,7 @@ class TokenInput(_Input):
     """
 
     noun: ClassVar[Noun] = "text"
-    task: ClassVar[str] = "classification"
+    task: ClassVar[TaskName] = "classification"
     domains: ClassVar[int] = 0
     images: ClassVar[None] = None
     kind: Literal["tokens"] = "tokens"
@@ -197,7 +200,7 @@ class CharacterInput(_Input):
     """
 
     noun: ClassVar[Noun] = "text"
-    task: ClassVar[str] = "classification"
+    task: ClassVar[TaskName] = "classification"
     domains: ClassVar[int] = 0
     images: ClassVar[None] = None
     kind: Literal["characters"] = "characters"
@@ -244,7 +247,7 @@ class TranslationInput(_Input):
     """
 
     noun: ClassVar[Noun] = "image"
-    task: ClassVar[str] = "translation"
+    task: ClassVar[TaskName] = "translation"
     kind: Literal["translation"] = "translation"
     images: InputSpec
     domains: int = Field(ge=1, le=MOST_DOMAINS)
@@ -276,7 +279,7 @@ class TensorInput(_Input):
     """
 
     noun: ClassVar[Noun] = "sample"
-    task: ClassVar[str] = "classification"
+    task: ClassVar[TaskName] = "classification"
     domains: ClassVar[int] = 0
     images: ClassVar[None] = None
     kind: Literal["tensors"] = "tensors"
@@ -379,6 +382,7 @@ class NetworkSpec(Settings):
         classes: names of the classes, in the order of the logits; empty if they are not known.
         plan: for a student, the blocks it keeps of its teacher.
         widths: layer → shape of its weight, for layers with channels removed.
+        task: what its output means; None: the input's own task, as in files that are older than this field.
     """
 
     name: str
@@ -387,6 +391,17 @@ class NetworkSpec(Settings):
     classes: tuple[str, ...] = ()
     plan: DepthPlan | None = None
     widths: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    task: TaskName | None = None
+
+    @property
+    def task_name(self) -> TaskName:
+        """What its output means."""
+        return self.task or self.input.task
+
+    def metadata(self) -> dict[str, str]:
+        """The spec's entries in the metadata of an exported file; `input_of` reads the input."""
+        own = {} if self.task is None else {"task": self.task}
+        return {**self.input.metadata(), "classes": json.dumps(self.classes), **own}
 
     def with_(self, **changes: Any) -> NetworkSpec:
         """The same with some fields changed."""

@@ -70,6 +70,7 @@ class Tolerance(Settings):
         rtol: tolerance relative to the largest magnitude in the reference's output.
         top1: least share of images with the same class in both outputs.
         psnr, ssim: least similarity of generated images to the reference's, in dB and 0–1, instead of the others.
+        cosine: least cosine of each embedding to the reference's.
         accuracy: largest drop in the share of correctly classified images. One image is always allowed: on a small
             test split a single image is more than this share.
     """
@@ -79,6 +80,7 @@ class Tolerance(Settings):
     top1: float = Field(0.999, ge=0, le=1)
     psnr: float = Field(80.0, ge=0)
     ssim: float = Field(0.9999, ge=0, le=1)
+    cosine: float = Field(0.99999, ge=-1, le=1)
     accuracy: float = Field(0.001, ge=0, le=1)
 
 
@@ -87,10 +89,18 @@ class Tolerance(Settings):
 #   cancel; classes that close to one another change places, for better as often as for worse.
 # int8: 256 steps for the range of each tensor. The logits move visibly; the class is what counts.
 _TOLERANCES: dict[str, dict[str, float]] = {
-    "fp32": {"atol": 1e-4, "rtol": 1e-4, "top1": 0.999, "accuracy": 0.001, "psnr": 80, "ssim": 0.9999},
-    "fp16": {"atol": 1e-2, "rtol": 1e-2, "top1": 0.99, "accuracy": 0.001, "psnr": 45, "ssim": 0.995},
-    "bf16": {"atol": 5e-2, "rtol": 5e-2, "top1": 0.97, "accuracy": 0.001, "psnr": 30, "ssim": 0.97},
-    "int8": {"atol": 2e-1, "rtol": 2e-1, "top1": 0.95, "accuracy": 0.005, "psnr": 25, "ssim": 0.9},
+    "fp32": {
+        "atol": 1e-4,
+        "rtol": 1e-4,
+        "top1": 0.999,
+        "accuracy": 0.001,
+        "psnr": 80,
+        "ssim": 0.9999,
+        "cosine": 0.99999,
+    },
+    "fp16": {"atol": 1e-2, "rtol": 1e-2, "top1": 0.99, "accuracy": 0.001, "psnr": 45, "ssim": 0.995, "cosine": 0.9999},
+    "bf16": {"atol": 5e-2, "rtol": 5e-2, "top1": 0.97, "accuracy": 0.001, "psnr": 30, "ssim": 0.97, "cosine": 0.998},
+    "int8": {"atol": 2e-1, "rtol": 2e-1, "top1": 0.95, "accuracy": 0.005, "psnr": 25, "ssim": 0.9, "cosine": 0.98},
 }
 
 

@@ -178,6 +178,11 @@ class Data:
         return self._store.shape
 
     @property
+    def labeled(self) -> bool:
+        """Whether the data have labels; else each label is −1."""
+        return self._store.labeled if isinstance(self._store, ObjectStore) else bool(self.classes)
+
+    @property
     def given(self) -> bool:
         """Whether these are the user's own objects: nothing is augmented."""
         return isinstance(self._store, ObjectStore)

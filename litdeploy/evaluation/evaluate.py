@@ -15,6 +15,7 @@ from litdeploy.config.settings import parse
 from litdeploy.config.spec import (
     InputSpec,
     NetworkSpec,
+    TaskName,
     image_shape,
     input_of,
 )
@@ -25,7 +26,7 @@ from litdeploy.exporter.teacher import load_teacher
 from litdeploy.files import is_folder
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_precision
-from litdeploy.runtime.adapter import read_names
+from litdeploy.runtime.adapter import read_names, read_task
 from litdeploy.runtime.runner import ExportedFile, described
 from litdeploy.storage.bundle import TOKENIZER, Bundle, carried_by
 from litdeploy.storage.records import Score
@@ -46,6 +47,7 @@ def evaluate(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
     teacher: str | Path | None = None,
 ) -> Score:
     """Measure a network by its task's metric: accuracy, or for generated images the likeness to its teacher's.
@@ -60,7 +62,7 @@ def evaluate(
         precision: `fp32`, `bf16` or `auto`; an exported file has its own.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         seed: of the held-out split, if the dataset has none of its own; None: 0, or the bundle's.
-        network, normalise, input_shape: see `networks.load`.
+        network, normalise, input_shape, task: see `networks.load`.
         teacher: weights of the teacher, if the metric compares with it; None: a bundle's own teacher.
 
     Raises:
@@ -72,25 +74,27 @@ def evaluate(
     where = resolve_device(device)
     if objects is not None:
         path = Bundle(path).student_path if bundle is not None else path
-        runner, spec, opened = _on_objects(path, objects, where, precision, network, normalise, input_shape)
+        runner, spec, opened = _on_objects(path, objects, where, precision, network, normalise, input_shape, task)
     else:
         path, settings, seed = what_on(path, data, seed, split)
-        runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape)
+        runner, spec, classes = open_file(path, where, precision, network, normalise, input_shape, task)
         opened = open_data(settings, where, seed, spec)
         check_against(opened, spec, classes)
     batches = normalised_batches(getattr(opened, split), spec.input, batch_size)
-    task = task_of(spec)
-    if not task.needs_reference and teacher is not None:
+    meant = task_of(spec)
+    compared = meant.needs_teacher(opened.labeled)
+    if not compared and teacher is not None:
         raise SettingsError(
-            f"--teacher {teacher}: is for networks that make images, but {path} does not. Leave it out."
+            f"--teacher {teacher}: is for networks that are compared with their teacher, and {path}, which "
+            f"{meant.makes}, is compared with the labels. Leave it out, or leave the labels unused: --labels none"
         )
     with ExitStack() as running:
         running.enter_context(runner)
         reference = None
-        if task.needs_reference:
+        if compared:
             original = teacher_of(path, spec, bundle, teacher, network)
             reference = running.enter_context(open_runner("eager", network=original, device=where)).run
-        score: Score = task.evaluate(runner.run, batches, spec.input, reference)
+        score: Score = meant.evaluate(runner.run, batches, spec.input, reference)
         return score
 
 
@@ -102,6 +106,7 @@ def _on_objects(
     network: NetworkName | None,
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
+    task: TaskName | None,
 ) -> tuple[Runner, NetworkSpec, Data]:
     """As `open_file`, with the user's own objects as data.
 
@@ -113,7 +118,9 @@ def _on_objects(
             f"{path}: an exported file is measured on a named dataset (--data). On your own objects, compare it "
             "with the student: litdeploy.verify(bundle, data=…)."
         )
-    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape, input=objects.input_of)
+    loaded = load(
+        path, network=network, normalise=normalise, input_shape=input_shape, input=objects.input_of, task=task
+    )
     runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
     opened = open_objects(objects.store(loaded, evaluation=True), DataSettings(), device, 0)
     return runner, loaded.spec, opened
@@ -127,9 +134,10 @@ def teacher_of(
         return load_teacher(bundle, bundle.read(), teacher, network)
     if teacher is None:
         raise SettingsError(
-            f"{path}: makes images, which are compared with its teacher's. Give the teacher: --teacher FILE"
+            f"{path}: {task_of(spec).makes}, and its outputs are compared with its teacher's, since labels are not "
+            "given or do not apply. Give the teacher: --teacher FILE"
         )
-    return load(teacher, network=network, input=spec.input)
+    return load(teacher, network=network, input=spec.input, task=spec.task)
 
 
 def evaluate_retrieval(
@@ -210,15 +218,18 @@ def open_file(
     network: NetworkName | None,
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
+    task: TaskName | None = None,
 ) -> tuple[Runner, NetworkSpec, int]:
     """A runner of weights or of an exported file, not yet entered, with its spec and number of classes."""
     name = format_of_file(path)
     if name is None:
-        loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
+        loaded = load(path, network=network, normalise=normalise, input_shape=input_shape, task=task)
         runner = open_runner("eager", network=loaded, device=device, precision=resolve_precision(precision, device))
         return runner, loaded.spec, loaded.class_count()
     found = described(path, device)
     spec = _spec_of(path, found, normalise, input_shape)
+    if task not in (None, spec.task_name):
+        raise SettingsError(f"--task {task}: {path} was exported with the task {spec.task_name}. Leave --task out.")
     classes = _class_count(path, found, spec)
     return open_runner(FORMATS[name].runner, path=path, device=device), spec, classes
 
@@ -264,4 +275,6 @@ def _spec_of(path: Path, file: ExportedFile, normalise: str | None, input_shape:
         shape = image_shape(shape, str(path))
         blank = InputSpec(shape=shape, mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
         found = blank.override(normalise, None, str(path))
-    return NetworkSpec(name=path.name, input=found, classes=read_names(metadata, str(path)))
+    meant = read_task(metadata, found, str(path)).name
+    names = read_names(metadata, str(path))
+    return NetworkSpec(name=path.name, input=found, classes=names, task=None if meant == found.task else meant)

@@ -131,7 +131,9 @@ def evaluate_quality(
             real_NE, _ = of(tensors_of(batch)[0])
             for judge, each in zip(judges, runners, strict=True):
                 judge.real(real_NE)
-                judge.made(*of(each.run(batch)))
+                made = each.run(batch)
+                assert isinstance(made, Tensor)
+                judge.made(*of(made))
             count, size = count + len(real_NE), real_NE.shape[1]
     if count < 2:
         raise DataError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward, size_of
 from litdeploy.errors import DataError, NetworkError
-from litdeploy.networks import logits_of
+from litdeploy.networks import answer_of
 from litdeploy.storage.records import Record
 
 Metric = Literal["cosine", "l2"]
@@ -85,7 +85,8 @@ def embedder(module: nn.Module) -> Iterator[Callable[[Batch], tuple[Tensor, Tens
 
     def embed(batch: Batch) -> tuple[Tensor, Tensor]:
         given.clear()
-        logits = logits_of(forward(module, batch))
+        logits = answer_of(forward(module, batch), "classification")
+        assert isinstance(logits, Tensor)
         if not given or given[0].shape[:-1] != (size_of(batch),):
             raise NetworkError("embeddings need a network whose head is a linear layer on one vector per sample.")
         return given[0].float(), logits.float()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from litdeploy.batch import in_parts, mapped, moved, picked
+from litdeploy.batch import in_parts, joined, mapped, moved, picked
 from litdeploy.config.formats import FORMATS, format_of, format_of_file
 from litdeploy.config.spec import input_of
 from litdeploy.config.target import Target, Tolerance
@@ -158,25 +158,25 @@ class _Bench:
     def __init__(self, student: Network, data: Data | None, target: Target, device: torch.device, role: str) -> None:
         self.target, self.device, self.role = target, device, role
         self.task = task_of(student.spec)
-        self._data, self._spec = data, student.spec.input
+        self._data, self._spec = data, student.spec
         self.evidence = Evidence.of(data, student, target.batch_sizes[-1], device)
 
     def score(self, runner: Runner, reference: Runner | None = None) -> Score | None:
         """On the whole test split; None if there are no data, or the task needs a reference and there is none."""
-        if self._data is None or (reference is None and self.task.needs_reference):
+        if self._data is None or (reference is None and self.task.needs_teacher(self._data.labeled)):
             return None
-        batches = normalised_batches(self._data.test, self._spec, self.target.batch_sizes[-1])
-        found: Score = self.task.evaluate(runner.run, batches, self._spec, reference.run if reference else None)
+        batches = normalised_batches(self._data.test, self._spec.input, self.target.batch_sizes[-1])
+        found: Score = self.task.evaluate(runner.run, batches, self._spec.input, reference.run if reference else None)
         return found
 
     def compression(self, teacher: Network, student: Runner, of_student: Score | None) -> Difference:
         with open_runner("eager", network=teacher, device=self.device) as runner:
             size = self.target.batch_sizes[-1]
             outputs = [
-                torch.cat([side.run(batch) for batch in in_parts(self.evidence.inputs, size)])
+                joined([side.run(batch) for batch in in_parts(self.evidence.inputs, size)])
                 for side in (runner, student)
             ]
-            batch = self.task.compare(outputs[0], outputs[1], size, _ANYTHING, self._spec)
+            batch = self.task.compare(outputs[0], outputs[1], size, _ANYTHING, self._spec.input)
             found = of_student or self.score(student, runner)
             return Difference(
                 error="compression",

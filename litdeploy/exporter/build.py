@@ -24,7 +24,7 @@ from litdeploy.data import Data, prepared
 from litdeploy.errors import DataError, SettingsError
 from litdeploy.exporter.precision import Conversion, convert
 from litdeploy.files import sha256_of
-from litdeploy.networks import Network, logits_of
+from litdeploy.networks import Network, answer_of
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.device import DTYPES
 from litdeploy.storage.records import Artefact
@@ -180,6 +180,7 @@ class ExportWrapper(nn.Module):
         module: float32 inputs to logits or images, or to an object that holds them.
         spec: what `module` takes.
         dtype: of floating-point inputs and of the output.
+        task: that the output is the answer of.
         casts: whether `module` casts its inputs itself, as a converted network does.
         embedded: whether the input is pixels, uint8 (N, H, W, C), which are normalized here.
 
@@ -195,12 +196,13 @@ class ExportWrapper(nn.Module):
         module: nn.Module,
         spec: AnyInput,
         dtype: torch.dtype = torch.float32,
+        task: str = "classification",
         casts: bool = False,
         embedded: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
-        self.embedded, self.casts, self.dtype = embedded, casts, dtype
+        self.embedded, self.casts, self.dtype, self.task = embedded, casts, dtype, task
         self.inputs = spec.tensors
         if embedded:
             if not isinstance(spec, InputSpec):
@@ -216,12 +218,13 @@ class ExportWrapper(nn.Module):
     ) -> ExportWrapper:
         """Wrap a network, its batch norms folded, or the conversion of it."""
         module = conversion.module if conversion else folded(network)
-        return cls(module, network.spec.input, DTYPES[io_precision], conversion is not None, embedded)
+        spec = network.spec
+        return cls(module, spec.input, DTYPES[io_precision], spec.task_name, conversion is not None, embedded)
 
     def _name_inputs(self) -> None:
         """Exporters take the names of a program's inputs from the signature."""
 
-        def forward(**tensors: Tensor) -> Tensor:
+        def forward(**tensors: Tensor) -> Batch:
             return ExportWrapper.forward(self, **tensors)
 
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -229,7 +232,7 @@ class ExportWrapper(nn.Module):
         forward.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
         self.forward = forward  # type: ignore[assignment, method-assign]
 
-    def forward(self, *single: Tensor, **several: Tensor) -> Tensor:
+    def forward(self, *single: Tensor, **several: Tensor) -> Batch:
         if self.embedded:
             # Cast first: TensorRT does not transpose uint8.
             single = ((single[0].to(torch.float32).permute(0, 3, 1, 2) - self.mean_C11) / self.std_C11,)
@@ -238,7 +241,7 @@ class ExportWrapper(nn.Module):
                 tuple(_as_float32(tensor) for tensor in single),
                 {name: _as_float32(tensor) for name, tensor in several.items()},
             )
-        return logits_of(self.module(*single, **several)).to(self.dtype)
+        return cast(answer_of(self.module(*single, **several), self.task), self.dtype)
 
     def example(self, batch: Batch) -> Batch:
         """An input with as many samples as this batch for the network: the batch itself, or black pixels."""

@@ -365,7 +365,7 @@ def _parity(name: str, job: Job, path: Path, evidence: Evidence) -> Parity:
         sizes = sorted(set(job.target.batch_profile))
         taken = evidence.in_calls(sizes[0], sizes[-1])
         spec = job.network.spec
-        return compare_runners(reference, candidate, taken.inputs, sizes, tolerance, spec.input, taken.labels_N)
+        return compare_runners(reference, candidate, taken.inputs, sizes, tolerance, spec, taken.labels_N)
 
 
 def _write_triton(

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from litdeploy.batch import Batch, forward, in_parts
 from litdeploy.config.target import Precision
 from litdeploy.errors import GateError, NetworkError
-from litdeploy.networks import Network, logits_of
+from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
 from litdeploy.runtime.adapter import read_adapter
 from litdeploy.runtime.device import DTYPES
@@ -227,9 +227,9 @@ class _Converted(nn.Module):
         self.module = module
         self._plan, self._source = plan, source
 
-    def forward(self, *single: Tensor, **several: Tensor) -> Tensor:
+    def forward(self, *single: Tensor, **several: Tensor) -> Any:
         with _Cast(self._plan, self._source):
-            return logits_of(self.module(*single, **several))
+            return self.module(*single, **several)
 
 
 def _magnitude(tensor: Tensor) -> float:

@@ -63,6 +63,7 @@ def _load(
         found,
         network=network if is_code(spec.name) else describe(spec.name, spec.arguments),
         input=spec.input,
+        task=spec.task_name,
         folder=carried_by(folder.path, CONFIG),
     )
 

@@ -2,7 +2,8 @@
 
 from litdeploy.networks.hub import is_hub, published, tokenizer_folder
 from litdeploy.networks.load import build, load, new, new_like
-from litdeploy.networks.network import Network, logits_of
+from litdeploy.networks.network import Network
+from litdeploy.networks.output import answer_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, describe, request
 from litdeploy.networks.sections import Section, find_sections, sections_of
 
@@ -11,12 +12,12 @@ __all__ = [
     "Network",
     "NetworkName",
     "Section",
+    "answer_of",
     "build",
     "describe",
     "find_sections",
     "is_hub",
     "load",
-    "logits_of",
     "new",
     "new_like",
     "published",

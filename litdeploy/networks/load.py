@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from litdeploy.config.spec import (
     AnyInput,
     InputSpec,
     NetworkSpec,
+    TaskName,
     TensorInput,
     TokenInput,
     image_shape,
@@ -28,6 +29,7 @@ from litdeploy.errors import CheckpointError, LitdeployError, NetworkError, Sett
 from litdeploy.networks.families.family import Arguments
 from litdeploy.networks.hub import as_classifier, declared_classes, fill, is_hub, published
 from litdeploy.networks.network import Network
+from litdeploy.networks.output import check_task, detect_task
 from litdeploy.networks.registry import NetworkName, Request, check_stored, describe, identify, is_code, request
 from litdeploy.networks.student import shorten
 from litdeploy.networks.width import narrow
@@ -45,6 +47,7 @@ class _Said:
     normalise: str | None = None
     input_shape: tuple[int, ...] | None = None
     input: AnyInput | Callable[[nn.Module], AnyInput] | None = None
+    task: TaskName | None = None
 
     def over(self, known: AnyInput | None, name: str, source: str, module: nn.Module | None = None) -> AnyInput:
         """The input with these settings. Raises as `load`.
@@ -92,6 +95,7 @@ def load(
     input_shape: tuple[int, ...] | None = None,
     input: AnyInput | Callable[[nn.Module], AnyInput] | None = None,
     folder: Path | None = None,
+    task: TaskName | None = None,
 ) -> Network:
     """Load a network with its weights.
 
@@ -107,19 +111,22 @@ def load(
             nothing is known.
         folder: the folder of an `hf:` network's configuration, in place of the one in its name; None: for weights in a
             bundle, the bundle's own, unless a network is named.
+        task: what its output means; None: as in the file, else detected from one run (see `output.detect_task`).
 
     Returns:
         The network in eval mode, in float32, on the CPU.
 
     Raises:
         CheckpointError: the file is not a whole checkpoint, or does not fit the network.
-        NetworkError: the network is not recognized, ambiguous, or its input is not known.
+        NetworkError: the network is not recognized, ambiguous, or its input is not known; or its output is not that of
+            the task.
         SettingsError: the settings of the input do not fit the network.
     """
-    said = _Said(normalise, input_shape, input)
+    said = _Said(normalise, input_shape, input, task)
     if isinstance(source, nn.Module):
         asked = request(source)
-        return Network(source.eval(), _spec(asked, source, {}, said, asked.name), asked.name)
+        made = Network(source.eval(), _spec(asked, source, {}, said, asked.name), asked.name)
+        return _running(made, task)
     if not isinstance(source, Checkpoint):
         source, network = published(source, network)
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
@@ -135,7 +142,7 @@ def load(
     else:
         load_weights(module, checkpoint.weights, source, describe(asked_for.name, arguments))
     spec = _spec(asked_for, module, arguments, said, source)
-    return _running(Network(module.eval(), spec, source))
+    return _running(Network(module.eval(), spec, source), task)
 
 
 def new(
@@ -146,12 +153,14 @@ def new(
     seed: int,
     input_shape: tuple[int, ...] | None = None,
     data_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
 ) -> Network:
     """Build a newly initialized network with this number of classes, and the data's channels unless it names others.
 
     Args:
         input_shape: as for `load`.
         data_shape: the data's, used if `input_shape` is None and the network takes this kind of input.
+        task: as for `load`.
 
     Raises:
         NetworkError: the network is unknown.
@@ -167,7 +176,7 @@ def new(
     if input_shape is None and (other or isinstance(known, TokenInput)):
         shape = None
     spec = _spec(asked, module, arguments, _Said(normalise, shape), asked.name)
-    return _running(Network(module, spec.with_(classes=()), asked.name))
+    return _running(Network(module, spec.with_(classes=()), asked.name), task)
 
 
 def new_like(network: NetworkName, other: Network, seed: int) -> Network:
@@ -277,15 +286,26 @@ def _rebuilt(
         spec = spec.with_(arguments=classifier)
         module = build(spec, asked, source, within=limit, folder=folder)
         load_weights(module, checkpoint.weights, source, describe(spec.name, spec.arguments))
-    return _running(
-        Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source), _MADE_UP
-    )
+    made = Network(module.eval(), spec.with_(input=said.over(spec.input, spec.name, source)), source)
+    return _running(made, said.task or spec.task, _MADE_UP, detects=False)
 
 
-def _running(network: Network, otherwise: str = "") -> Network:
-    """Check that a network runs: weights may fit the arguments, and layers not each other or the input."""
+def _running(network: Network, task: TaskName | None, otherwise: str = "", detects: bool = True) -> Network:
+    """Check that a network runs, since weights may fit the arguments, and layers not each other or the input; and give
+    it its task.
+
+    Args:
+        task: None: detect it, or keep that of its spec if not `detects`.
+    """
+    spec, example = network.spec, network.example(2)
     try:
-        network.class_count()
+        output = network.output(example)
+        if task is not None:
+            check_task(task, example, spec.input, output, network.source)
+        elif detects:
+            task = detect_task(network.module, example, spec.input, output, network.source)
+        network = replace(network, spec=spec.with_(task=None if task == spec.input.task else task))
+        network.classes_in(output)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         widths = "the layer widths in its header do not fit together, or " if network.spec.widths else ""
         raise NetworkError(
@@ -302,7 +322,7 @@ def _recognized(checkpoint: Checkpoint, asked: Request | None, said: _Said) -> N
     module = found.build(reading.arguments, within=BuildLimit(checkpoint.weights, source))
     spec = _spec(found, module, reading.arguments, said, source)
     load_weights(module, reading.weights, source, describe(name, reading.arguments))
-    return _running(Network(module.eval(), spec, source), _MADE_UP)
+    return _running(Network(module.eval(), spec, source), said.task, _MADE_UP)
 
 
 def _spec(

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from litdeploy.batch import Batch, forward, mapped
 from litdeploy.config.spec import InputTensor, NetworkSpec
 from litdeploy.errors import NetworkError
+from litdeploy.networks.output import answer_of, class_count_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Network:
 
     Attributes:
         module: takes the tensors that `spec.input` names: one as its first argument (normalized float32 images
-            (N, C, H, W)), several as keyword arguments. Returns logits (N, classes), or an output object with them
-            under `.logits`; a generator returns images (N, C, H, W), normalized as its input.
+            (N, C, H, W)), several as keyword arguments. Returns a tensor, or several in any structure (see
+            `output.named_tensors`); a generator returns images (N, C, H, W), normalized as its input.
         spec: rebuilds the module without its weights.
         source: the network's file or name, for messages.
     """
@@ -42,24 +43,36 @@ class Network:
         batch = noise if len(noise) > 1 else next(iter(noise.values()))
         return mapped(lambda tensor: tensor.to(first.device), batch)
 
+    @torch.no_grad()
+    def output(self, batch: Batch) -> Any:
+        """What the module returns in eval mode."""
+        training = self.module.training
+        self.module.eval()
+        returned = forward(self.module, batch)
+        self.module.train(training)
+        return returned
+
     def within(self, text_length: int | None) -> Network:
         """The network for texts of at most this many tokens; a network of anything else is unchanged."""
         return replace(self, spec=self.spec.with_(input=self.spec.input.within(text_length)))
 
     def class_count(self) -> int:
-        """Width of the logits, from one run on one sample; for a generator, the number of its domains.
+        """Number of classes, from one run on one sample; 0 if its outputs are not of classes; for a generator, the
+        number of its domains.
 
         Raises:
             NetworkError: a generator's images have another size than its input.
         """
-        training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
-            given = logits_of(forward(self.module, self.example(1))).shape[1:]
-        self.module.train(training)
-        spec = self.spec.input
+        return self.classes_in(self.output(self.example(1)))
+
+    def classes_in(self, output: object) -> int:
+        """The same in what the module returned."""
+        task, spec = self.spec.task_name, self.spec.input
+        answer = answer_of(output, task)
         if not spec.domains:
-            return int(given[-1])
+            return class_count_of(answer, task)
+        assert isinstance(answer, Tensor)
+        given = answer.shape[1:]
         if given != spec.shape:
             raise NetworkError(
                 f"{self.source}: takes images of {' × '.join(map(str, spec.shape))} and makes images of "
@@ -91,18 +104,6 @@ def channels_last(module: nn.Module) -> nn.Module:
         if tensor.dim() == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return module
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits (N, classes) in a classifier's output: a tensor, a tuple that starts with one, or `.logits`."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise TypeError(f"the network returns a {type(output).__name__}; a tensor of logits is needed")
 
 
 def counting() -> FlopCounterMode:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError, StudentError
-from litdeploy.networks.network import Network, logits_of
+from litdeploy.networks.network import Network
+from litdeploy.networks.output import answer_of
 from litdeploy.networks.sections import Section, find_sections, recording
 from litdeploy.networks.student import own_sections
 
@@ -269,7 +271,11 @@ def _graph(module: nn.Module, example: Batch) -> Any:
 
     with torch.enable_grad():
         return torch_pruning.DependencyGraph().build_dependency(
-            module, example, forward_fn=forward, output_transform=logits_of, verbose=False
+            module,
+            example,
+            forward_fn=forward,
+            output_transform=partial(answer_of, task="classification"),
+            verbose=False,
         )
 
 

@@ -197,7 +197,13 @@ def _report(bundle: Bundle, manifest: Manifest, sides: dict[str, Side], results:
     task = task_of_scores(teacher.scores, student.scores)
     onnx = manifest.artefacts.get("onnx")
     return Report(
-        verdict=sentence(teacher, student, headline(results.measurements), fields["environment"].device_name),
+        verdict=sentence(
+            teacher,
+            student,
+            headline(results.measurements),
+            fields["environment"].device_name,
+            len(manifest.student.classes),
+        ),
         bundle=str(bundle.path),
         student_sha256=manifest.student_sha256,
         onnx_sha256=onnx.sha256 if onnx else None,

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from litdeploy.batch import Batch, mapped
+from litdeploy.config.spec import AnyInput
 from litdeploy.errors import RunnerError
 from litdeploy.files import parse_json
 from litdeploy.runtime.device import DTYPES
+from litdeploy.tasks import TASKS, Task, task_of
 
 _NUMBERS = TypeAdapter(list[float], config=ConfigDict(strict=True, allow_inf_nan=False))
 _NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
@@ -79,6 +82,23 @@ def read_adapter(metadata: Mapping[str, str], source: str = "the exported file")
         mean=read_numbers(metadata, "mean", source),
         std=read_numbers(metadata, "std", source),
     )
+
+
+def read_task(metadata: Mapping[str, str], spec: AnyInput | None, source: str) -> Task[Any]:
+    """Read the task from an exported file's metadata; its input's own if they do not state one.
+
+    Raises:
+        RunnerError: there is no task of that name.
+    """
+    stated = metadata.get("task")
+    if stated is None:
+        return task_of(spec)
+    if stated not in TASKS:
+        raise RunnerError(
+            f"{source}: its metadata state the task '{stated}', which there is not ({', '.join(TASKS)}). The file is "
+            "damaged or not from litdeploy. Export it again: litdeploy export"
+        )
+    return TASKS[stated]
 
 
 def read_numbers(metadata: Mapping[str, str], key: str, source: str) -> tuple[float, ...]:

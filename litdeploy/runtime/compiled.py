@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from litdeploy.batch import Batch, cast, forward, mapped, tensors_of
 from litdeploy.errors import CompilationError, RunnerError
-from litdeploy.networks import logits_of
+from litdeploy.networks import answer_of
 from litdeploy.runtime.compilation import compiled
 from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
 from litdeploy.runtime.eager import PRECISIONS, placed
@@ -31,7 +31,7 @@ class CompiledRunner:
         # The other modes capture CUDA graphs, whose outputs the next call overwrites.
         self._copies = device.type == "cuda" and self._mode != "default"
         self._module: nn.Module | None = None
-        self._compiled: dict[tuple[torch.Size, ...], Callable[[Batch], Tensor]] = {}
+        self._compiled: dict[tuple[torch.Size, ...], Callable[[Batch], Batch]] = {}
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -44,7 +44,7 @@ class CompiledRunner:
         self._module = None
         self._compiled.clear()
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         """See `Runner.run`. The first call with a batch shape compiles."""
         if self._module is None:
             raise not_open(self.name)
@@ -53,8 +53,8 @@ class CompiledRunner:
         batch = cast(mapped(lambda tensor: tensor.detach().contiguous(), batch), DTYPES[self._precision])
         call = self._compiled.get(_shapes(batch))
         with torch.inference_mode(), ieee_float32(self.device):
-            logits = (self._first(self._module, batch) if call is None else call(batch)).float()
-            return logits.clone() if self._copies else logits
+            output = cast(self._first(self._module, batch) if call is None else call(batch), torch.float32)
+            return mapped(torch.clone, output) if self._copies else output
 
     def describe(self) -> Description:
         """See `Runner.describe`."""
@@ -67,13 +67,15 @@ class CompiledRunner:
             build_seconds=self._build_seconds,
         )
 
-    def _first(self, module: nn.Module, batch: Batch) -> Tensor:
-        def run(batch: Batch) -> Tensor:
-            return logits_of(forward(module, batch))
+    def _first(self, module: nn.Module, batch: Batch) -> Batch:
+        task = self._network.spec.task_name
+
+        def run(batch: Batch) -> Batch:
+            return answer_of(forward(module, batch), task)
 
         call = compiled(run, mode=self._mode)
         try:
-            logits = call(batch)
+            output = call(batch)
         except CompilationError as error:
             raise RunnerError(
                 f"the runner '{self.name}' cannot compile {self._network.source} ({error}). "
@@ -81,7 +83,7 @@ class CompiledRunner:
                 "Or leave this runner out of the target's `runners`."
             ) from error
         self._compiled[_shapes(batch)] = call
-        return logits
+        return output
 
 
 def _shapes(batch: Batch) -> tuple[torch.Size, ...]:

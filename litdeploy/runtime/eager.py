@@ -7,10 +7,10 @@ import time
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from litdeploy.batch import Batch, cast, forward
-from litdeploy.networks import Network, logits_of
+from litdeploy.networks import Network, answer_of
 from litdeploy.networks.network import channels_last
 from litdeploy.runtime.device import DTYPES, device_name, ieee_float32
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
@@ -40,13 +40,14 @@ class EagerRunner:
     def __exit__(self, *_: object) -> None:
         self._module = None
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         """See `Runner.run`."""
         if self._module is None:
             raise not_open(self.name)
         check_batch(self.name, batch, self._network.spec.input.tensors, self.device)
         with torch.inference_mode(), ieee_float32(self.device):
-            return logits_of(forward(self._module, cast(batch, DTYPES[self._precision]))).float()
+            output = forward(self._module, cast(batch, DTYPES[self._precision]))
+            return cast(answer_of(output, self._network.spec.task_name), torch.float32)
 
     def describe(self) -> Description:
         """See `Runner.describe`."""

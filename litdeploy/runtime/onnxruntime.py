@@ -16,11 +16,11 @@ from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import AnyInput, Free, InputTensor, input_of
 from litdeploy.errors import DependencyError, RunnerError, first_line
 from litdeploy.files import is_file
-from litdeploy.runtime.adapter import InputAdapter, read_adapter
+from litdeploy.runtime.adapter import InputAdapter, read_adapter, read_task
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.tasks import task_of
+from litdeploy.tasks import Task
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Expensive operations: if one falls back to the CPU, the GPU waits for it.
@@ -154,7 +154,8 @@ class OnnxRuntimeRunner:
         # Otherwise a call that fails on CUDA is silently repeated in a new session on the CPU.
         session.disable_fallback()
         check_placement(session, provider, self._path)
-        self._read_signature(session, input_of(metadata))
+        spec = input_of(metadata)
+        self._read_signature(session, spec, read_task(metadata, spec, str(self._path)))
         return session
 
     def _cuda_settings(self) -> dict[str, str]:
@@ -176,7 +177,7 @@ class OnnxRuntimeRunner:
         """Whether bfloat16 is emulated in float32: ONNX Runtime has no bfloat16 kernels for the CPU."""
         return self._adapter.precision == "bf16" and self.device.type == "cpu"
 
-    def _read_signature(self, session: Any, spec: AnyInput | None) -> None:
+    def _read_signature(self, session: Any, spec: AnyInput | None, task: Task[Any]) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if not inputs or not outputs:
             raise RunnerError(
@@ -189,7 +190,7 @@ class OnnxRuntimeRunner:
         taken = [_input_tensor(each, self._adapter) for each in inputs]
         known = tuple(each for each in taken if each is not None)
         sizes = tuple(logits.shape[1:])
-        fixed = task_of(spec).class_count(sizes, spec) is not None
+        fixed = task.class_count(sizes, spec) is not None
         if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(

@@ -99,7 +99,7 @@ class Runner(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         """Run one batch of any size.
 
         On CUDA the work is queued in the current stream's order; the host does not wait.
@@ -108,7 +108,7 @@ class Runner(Protocol):
             batch: the network's input on `device`: normalized float32 images (N, C, H, W), or several tensors by name.
 
         Returns:
-            The output, float32, on `device`: logits (N, classes), or images.
+            The answer of the network's task, float32, on `device`: logits (N, classes), images, or named tensors.
 
         Raises:
             RunnerError: a wrong shape, type or device, a call outside the `with` block, or the backend fails.

@@ -13,11 +13,10 @@ from torch import Tensor
 from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError
-from litdeploy.runtime.adapter import InputAdapter, read_adapter
+from litdeploy.runtime.adapter import InputAdapter, read_adapter, read_task
 from litdeploy.runtime.device import DTYPES, device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.tasks import task_of
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -240,7 +239,7 @@ def _checked_adapter(built: Engine) -> InputAdapter:
     spec = input_of(details.metadata)
     several = [] if spec is None or len(spec.tensors) == 1 else [each.name for each in spec.tensors]
     named = list(details.inputs) == several if several else len(details.inputs) <= 1
-    fits = task_of(spec).class_count(logits[1:], spec) is not None
+    fits = read_task(details.metadata, spec, str(built.path)).class_count(logits[1:], spec) is not None
     if not typed or not fixed or not named or not fits or len(images) != 4:
         raise RunnerError(
             f"{built.path}: not an engine as `litdeploy export` builds it: one floating-point input "

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from litdeploy.config.recipe import DataSettings, Recipe
-from litdeploy.config.spec import NetworkSpec, Noun
+from litdeploy.config.spec import NetworkSpec, Noun, TaskName
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import BundleError
 
@@ -88,13 +88,49 @@ class Likeness(Record):
         return {f"{split}_psnr": self.psnr, f"{split}_ssim": self.ssim}
 
 
+class Measures(Record):
+    """What a task measures on one split, the main measure first; the task says what each is called and which direction
+    is better (`Task.measures`).
+
+    Attributes:
+        task: whose measures they are.
+        values: name → value, without those that are not finite; a measure of one tensor is named `NAME/TENSOR`.
+        images: number of samples.
+    """
+
+    task: TaskName
+    values: dict[str, float] = Field(min_length=1)
+    images: int = Field(ge=1)
+
+    @property
+    def correct(self) -> float | None:
+        """None: there is no share of samples answered as labeled."""
+        return None
+
+    def summary(self) -> str:
+        """The score in a few words."""
+        name, value = next(iter(self.values.items()))
+        return f"{name} {value:.4g}"
+
+    def details(self) -> str:
+        """The other measures."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in list(self.values.items())[1:])
+
+    def row(self, split: str) -> dict[str, float]:
+        """The score's entries in a line of metrics.jsonl."""
+        return {f"{split}_{name}": value for name, value in self.values.items()}
+
+
 def _kind(score: Any) -> str:
-    return "likeness" if isinstance(score, Likeness) or (isinstance(score, dict) and "psnr" in score) else "accuracy"
+    for record, name, key in ((Measures, "measures", "values"), (Likeness, "likeness", "psnr")):
+        if isinstance(score, record) or (isinstance(score, dict) and key in score):
+            return name
+    return "accuracy"
 
 
 # How good a network is, by its task's metric. The fields decide which one it is, so that files need no tag.
 Score = Annotated[
-    Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")],
+    Annotated[Accuracy, Tag("accuracy")] | Annotated[Likeness, Tag("likeness")] | Annotated[Measures, Tag("measures")],
     Discriminator(_kind),
 ]
 
@@ -105,15 +141,17 @@ class ScoredRecord(Record):
     Attributes:
         accuracy: of a classifier.
         likeness: of a student that makes images, to its teacher's.
+        measures: of every other task, and of a classifier without labels.
     """
 
     accuracy: dict[str, Accuracy]
     likeness: dict[str, Likeness] = Field(default_factory=dict)
+    measures: dict[str, Measures] = Field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, Score]:
         """Split → score, whichever task's."""
-        return {**self.accuracy, **self.likeness}
+        return {**self.accuracy, **self.likeness, **self.measures}
 
     @staticmethod
     def keyed(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
@@ -121,6 +159,7 @@ class ScoredRecord(Record):
         return {
             "accuracy": {split: score for split, score in scores.items() if isinstance(score, Accuracy)},
             "likeness": {split: score for split, score in scores.items() if isinstance(score, Likeness)},
+            "measures": {split: score for split, score in scores.items() if isinstance(score, Measures)},
         }
 
 
@@ -133,6 +172,7 @@ class BatchParity(Record):
         max_relative: the same, divided by the largest magnitude in the reference's output.
         top1: share of samples on which both give the same class; None for images.
         likeness: how near the candidate's images come to the reference's; None for logits.
+        cosines: least and mean cosine of the candidate's embeddings to the reference's; None for other outputs.
         within: whether the tolerance is kept.
     """
 
@@ -142,19 +182,24 @@ class BatchParity(Record):
     max_relative: float | None
     top1: float | None
     likeness: Likeness | None = None
+    cosines: tuple[float, float] | None = None
     within: bool
 
     def agreement(self) -> str:
-        """The task's own figure: `99.90%`, or PSNR and SSIM; `–` if the outputs could not be compared."""
+        """The task's own figure: `99.90%`, PSNR and SSIM, or cosines; `–` if the outputs could not be compared."""
         if self.top1 is not None:
             return f"{self.top1:.2%}"
+        if self.cosines is not None:
+            return "cosine at least {:.5f}, mean {:.5f}".format(*self.cosines)
         return self.likeness.summary() if self.likeness else "–"
 
     def alike(self) -> str:
         """How alike both are, before "samples"."""
         if self.top1 is not None:
             return f"same class on {self.agreement()} of"
-        return f"{self.agreement()} over" if self.likeness else "not comparable over"
+        if self.likeness is None and self.cosines is None:
+            return "over" if self.max_absolute is not None else "not comparable over"
+        return f"{self.agreement()} over"
 
 
 class LabeledParity(Record):
@@ -205,6 +250,11 @@ class Parity(Record):
     def limits(self) -> str:
         """The limits that apply."""
         limits = self.tolerance
+        near = f"{limits.atol:g} + {limits.rtol:g} of the largest value"
+        if any(batch.cosines for batch in self.batches):
+            return f"{near}, cosine at least {limits.cosine:g}"
+        if self.top1 is None and not any(batch.likeness for batch in self.batches):
+            return near
         if self.top1 is None:
             return f"PSNR at least {limits.psnr:g} dB, SSIM at least {limits.ssim:g}"
         return f"{limits.atol:g} + {limits.rtol:g} of the largest logit, same class on at least {limits.top1:.2%}" + (
@@ -251,6 +301,7 @@ class Difference(Record):
             batch sizes; None if a value is NaN or infinite.
         top1: share of samples on which both give the same class; None for images.
         likeness: how near the candidate's images come to the reference's; None for logits.
+        measures: the candidate's, compared with the reference; None for images and labeled logits.
         reference_accuracy, candidate_accuracy: on the whole test split; None for images.
         parity: figures at each batch size, and the limits; None for compression, which has none.
     """
@@ -263,6 +314,7 @@ class Difference(Record):
     max_relative: float | None
     top1: float | None
     likeness: Likeness | None = None
+    measures: Measures | None = None
     reference_accuracy: Accuracy | None
     candidate_accuracy: Accuracy | None
     parity: Parity | None = None
@@ -270,7 +322,7 @@ class Difference(Record):
     @property
     def score(self) -> Score | None:
         """The candidate's score on the test split."""
-        return self.candidate_accuracy or self.likeness
+        return self.candidate_accuracy or self.likeness or self.measures
 
     @staticmethod
     def figures(batches: Sequence[BatchParity], reference: Score | None, candidate: Score | None) -> dict[str, Any]:
@@ -281,6 +333,7 @@ class Difference(Record):
             "max_relative": None if None in relative else max(relative),
             "top1": same_class(batches),
             "likeness": candidate if isinstance(candidate, Likeness) else None,
+            "measures": candidate if isinstance(candidate, Measures) else None,
             "reference_accuracy": reference if isinstance(reference, Accuracy) else None,
             "candidate_accuracy": candidate if isinstance(candidate, Accuracy) else None,
         }

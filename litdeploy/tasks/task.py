@@ -5,15 +5,19 @@ Code outside this package never asks which task a network has; it asks the task:
     task = task_of(network.spec)
     score = task.evaluate(runner.run, batches, network.spec.input)
 
+A score is a record of the task's own (`Accuracy`, `Likeness`), or `Measures`, whose reports are made here from what the
+task declares in `measures`: a new task needs no code for them.
+
 `task_of` finds it from a network's spec or its input, `task_of_scores` from scores, in reports, which hold no spec.
 
 | who asks | what |
 |---|---|
 | data | `check_classes`, `inputs`, `any_size` |
-| trainer | `loss`, `check_objective`, `training_inputs`, `repeats`, `evaluate`, `key`, `chance`, `write_samples` |
+| trainer | `loss`, `fused`, `check_objective`, `repeats`, `training_inputs`, `evaluate`, `key`, `chance`, |
+| | `write_samples` |
 | exporter, runtime | `output_name`, `output_shape`, `output_labels`, `class_count` |
 | parity, verify, fidelity | `compare`, `compare_scores`, `agreeing`, `evaluate` |
-| reports | `split`, `figure`, `rows`, `headline`, `verdict`, `points`, `interval`, `curve`, and words |
+| reports | `split`, `figure`, `rows`, `headline`, `verdict`, `points`, `interval`, `curves`, and words |
 | messages | `output`, `makes`, `labeled`, `measure`, `advice` |
 
 The trainer's fused kernels compute the same as `loss`, which defines it. A new task is a file with one class, and one
@@ -22,25 +26,26 @@ row of `TASKS`; if its score is a new record, that is a class in `storage/record
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch
-from litdeploy.config.spec import AnyInput, NetworkSpec
+from litdeploy.config.spec import AnyInput, NetworkSpec, TaskName
 from litdeploy.config.target import Tolerance
-from litdeploy.errors import StudentError
-from litdeploy.storage.records import BatchParity, LabeledParity, Record
+from litdeploy.errors import DataError, StudentError
+from litdeploy.storage.records import BatchParity, LabeledParity, Measures, Record
 
 S = TypeVar("S", bound=Record)
 
-# What a network takes → its output.
-Inference = Callable[[Batch], Tensor]
+# What a network takes → its answer (`networks.output.answer_of`).
+Inference = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,46 @@ class ScoreRow:
     teacher: str
     student: str
     change: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value in `Measures`.
+
+    Attributes:
+        name: its key there; that of one tensor is `NAME/TENSOR`.
+        label: in a table, and in lower case in a sentence: `Agreement with the teacher`.
+        unit: after the figure, with its space: ` %`.
+        factor: from the value to that unit.
+        decimals: of the figure.
+        better: the direction of better values.
+        labeled: whether it compares with labels; it is then measured of the teacher too.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    factor: float = 1.0
+    decimals: int = 4
+    better: Literal["higher", "lower"] = "higher"
+    labeled: bool = False
+
+    def figure(self, value: float | None) -> str:
+        """`98.21 %`, or a dash."""
+        return "–" if value is None else f"{self.factor * value:.{self.decimals}f}{self.unit}"
+
+    def change(self, before: float | None, after: float | None) -> str:
+        """`−0.42`, in percentage points if the unit is percent; a dash if one is missing."""
+        if before is None or after is None:
+            return "–"
+        unit = " points" if self.unit == " %" else self.unit
+        return f"{self.factor * (after - before):+.{self.decimals}f}{unit}".replace("-", "−")
+
+    @property
+    def curve(self) -> Curve:
+        """Its course over the epochs."""
+        unit = self.unit.strip()
+        return Curve(self.name, f"{self.label} on validation{', ' * bool(unit)}{unit}", self.label, unit, self.factor)
 
 
 @dataclass(frozen=True)
@@ -90,10 +135,12 @@ class Task(ABC, Generic[S]):
         measure: what its metric is called in a sentence.
         heading, note: of the report's section on it; the note may be empty.
         side_by_side: title of its table when two reports are compared.
-        curve: its metric over the epochs.
+        curves: its metrics over the epochs that are drawn.
+        measures: what its `Measures` may hold, the main one first.
+        fused: whether the trainer's kernels compute its loss.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[TaskName]
     score: type[S]
     output: ClassVar[str]
     output_name: ClassVar[str]
@@ -108,13 +155,23 @@ class Task(ABC, Generic[S]):
     heading: ClassVar[str]
     note: ClassVar[str] = ""
     side_by_side: ClassVar[str]
-    curve: ClassVar[Curve]
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    fused: ClassVar[bool] = False
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        return tuple(measure.curve for measure in self.measures[:1])
+
+    def needs_teacher(self, labeled: bool) -> bool:
+        """Whether its metric on data with or without labels compares with the teacher's outputs."""
+        return self.needs_reference or not labeled
 
     # Shape and labels of the output.
 
     @abstractmethod
     def class_count(self, sizes: Sequence[int | str], spec: AnyInput | None) -> int | None:
-        """Number of classes (or domains) of an output of these sizes, without the batch; None if they do not fit."""
+        """Number of classes (or domains) of an output of these sizes, without the batch; 0 if it has none, None if they
+        do not fit."""
 
     @abstractmethod
     def output_shape(self, spec: AnyInput, classes: int | str) -> tuple[int | str, ...]:
@@ -126,7 +183,6 @@ class Task(ABC, Generic[S]):
 
     # Data.
 
-    @abstractmethod
     def check_classes(
         self, source: str, classes: Sequence[str], attributes: bool, spec: NetworkSpec, wanted: int
     ) -> None:
@@ -141,6 +197,11 @@ class Task(ABC, Generic[S]):
         Raises:
             DataError: the network has other ones.
         """
+        if classes:
+            raise DataError(
+                f"{source} has labels ({', '.join(classes[:5])}{', …' * (len(classes) > 5)}), and {spec.name} "
+                f"{self.makes}, which are not compared with classes. Leave the labels unused: --labels none"
+            )
 
     def inputs(self, inputs: Batch, labels: Tensor | None, spec: AnyInput, first: int = 0) -> Batch:
         """All that the network takes of a batch to measure by: the samples, and what is asked of it for them.
@@ -159,32 +220,44 @@ class Task(ABC, Generic[S]):
     # Training.
 
     @abstractmethod
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, temperature: float) -> Tensor:
+    def loss(
+        self,
+        student: Batch,
+        teacher: Batch,
+        labels: Tensor,
+        alpha: float,
+        temperature: float,
+        inputs: Batch | None = None,
+    ) -> Tensor:
         """L_KD: the loss of a student's output (weight 1 − alpha: to its teacher's, alpha: to the labels), a scalar.
 
         Args:
-            student, teacher: float32; the teacher's carries no gradient.
+            student, teacher: answers, float32; the teacher's carries no gradient.
+            labels: int64; not read if alpha is 0; −1 without labels, and alpha is then 0.
             temperature: τ, which both sides' logits are divided by.
+            inputs: what both took, for their masks.
         """
 
     def check_objective(self, learns_by: str, what: str, network: str) -> None:
         """Check that an objective can learn from these outputs.
 
         Args:
-            learns_by: an output (`logits`, `images`), or `sections`, which every network has.
+            learns_by: logits of classes (`logits`), `images`, whichever `output` the task's loss compares, or
+                `sections`, which every network has.
             what: the objective, for the message: `--method kd: its phase 'kd'`.
             network: name of the network.
 
         Raises:
             StudentError: it cannot.
         """
-        if learns_by not in ("sections", self.output):
-            outputs = {"logits": "logits of classes"}.get(learns_by, learns_by)
+        if learns_by not in ("sections", "output", self.output):
+            outputs = {"logits": "logits of classes", "output": "logits of classes"}.get(learns_by, learns_by)
             raise StudentError(f"{what} learns by {outputs}, and {network} {self.makes}. {self.advice}")
 
-    @abstractmethod
     def key(self, score: S) -> float:
         """The number to compare scores by: of two, the larger is the better. NaN is the worst."""
+        name, value = next(iter(_values(score).items()))
+        return value if self.measure_of(name).better == "higher" else -value
 
     def chance(self, score: S, classes: int) -> float | None:
         """The score that guessing reaches, if this one is hardly better; else None."""
@@ -226,17 +299,18 @@ class Task(ABC, Generic[S]):
 
         Args:
             run: the network.
-            batches: (what it takes, labels (N) or of attributes (N, K), int64), on the device of `run`.
-            reference: the teacher; see `needs_reference`.
+            batches: (what it takes, labels (N) or of attributes (N, K), int64), on the device of `run`. Labels of −1:
+                there are none, and outputs are compared with the reference's.
+            reference: the teacher; see `needs_teacher`.
 
         Raises:
-            DataError: there are no batches.
+            DataError: there are no batches; or no labels and no reference, if one of the two is needed.
             RunnerError: the outputs of both are not of one shape.
         """
 
     @abstractmethod
     def compare(
-        self, expected: Tensor, found: Tensor, batch_size: int, tolerance: Tolerance, spec: AnyInput
+        self, expected: Batch, found: Batch, batch_size: int, tolerance: Tolerance, spec: AnyInput
     ) -> BatchParity:
         """Compare a candidate's outputs with the reference's for the same inputs."""
 
@@ -244,31 +318,63 @@ class Task(ABC, Generic[S]):
         """Compare two scores on the same labeled samples; None if the metric compares with no labels."""
         return None
 
-    def agreeing(self, expected: Tensor, found: Tensor) -> int | None:
+    def agreeing(self, expected: Batch, found: Batch) -> int | None:
         """Number of samples with the same answer in both outputs; None if an output is no answer to choose."""
         return None
 
-    # Reports. `teacher` and `student` are scores by split.
+    # Reports. `teacher` and `student` are scores by split; here of `Measures`.
 
-    @abstractmethod
     def split(self, teacher: Mapping[str, S], student: Mapping[str, S]) -> str | None:
         """The split that a report judges by: `test`, else `validation`; None if neither has what is needed."""
+        return preferred_split(student)
 
-    @abstractmethod
     def figure(self, score: S | None) -> str:
         """The score with as many digits as its number of samples allows."""
+        values = _values(score)
+        return next((self.measure_of(name).figure(value) for name, value in values.items()), "–")
 
-    @abstractmethod
     def rows(self, teacher: Mapping[str, S], student: Mapping[str, S]) -> list[ScoreRow]:
         """Rows of the table that compares both networks."""
+        rows = []
+        for split in sorted(teacher.keys() | student.keys()):
+            before, after = _values(teacher.get(split)), _values(student.get(split))
+            for name in dict.fromkeys([*after, *before]):
+                measure, own, students = self.measure_of(name), before.get(name), after.get(name)
+                figures = measure.figure(own), measure.figure(students), measure.change(own, students)
+                rows.append(ScoreRow(f"{measure.label}, {split}", *figures))
+        return rows
 
-    @abstractmethod
     def headline(self, teacher: Mapping[str, S], student: Mapping[str, S]) -> tuple[str, str, str] | None:
         """(name, figure, small print) at the head of a report; None if there is nothing to show."""
+        split = self.split(teacher, student)
+        values = _values(student.get(split)) if split else {}
+        if not values:
+            return None
+        (name, value), *others = values.items()
+        main = self.measure_of(name)
+        rest = [f"{self.measure_of(each).label}: {self.measure_of(each).figure(found)}" for each, found in others[:2]]
+        return main.label, main.figure(value), "; ".join([*rest, str(split)])
 
-    @abstractmethod
-    def verdict(self, teacher: Mapping[str, S], student: Mapping[str, S]) -> str:
-        """The end of the sentence on speed that says what the speed cost, with its comma or semicolon."""
+    def verdict(self, teacher: Mapping[str, S], student: Mapping[str, S], classes: int = 0) -> str:
+        """The end of the sentence on speed that says what the speed cost, with its comma or semicolon.
+
+        Args:
+            classes: their number, to compare with guessing; 0: not known.
+        """
+        split = self.split(teacher, student)
+        values = _values(student.get(split)) if split else {}
+        if not values:
+            return ", and what that cost was not measured"
+        name, value = next(iter(values.items()))
+        main = self.measure_of(name)
+        unlabeled = "" if any(self.measure_of(each).labeled for each in values) else "; not compared with labels"
+        return f"; {main.label[0].lower()}{main.label[1:]}: {main.figure(value)} ({split} split{unlabeled})"
+
+    def measure_of(self, name: str) -> Measure:
+        """What a key in `Measures` means; of an unknown one, which a file may have, its name."""
+        kind, _, tensor = name.partition("/")
+        known = next((each for each in self.measures if each.name == kind), Measure(kind, kind))
+        return replace(known, label=f"{known.label}, {tensor}") if tensor else known
 
     def points(self, before: S, after: S) -> float | None:
         """Percentage points from teacher to student, between the figures as shown; None without labels."""
@@ -279,9 +385,37 @@ class Task(ABC, Generic[S]):
         return None
 
 
+def _values(score: Any) -> dict[str, float]:
+    return score.values if isinstance(score, Measures) else {}
+
+
 def preferred_split(*sides: Mapping[str, object]) -> str | None:
     """`test`, else `validation`: the first that all sides have."""
     return next((name for name in ("test", "validation") if all(name in side for side in sides)), None)
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """The values that a file can hold; the first, the main one, is finite."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def without_labels(labels: Tensor) -> bool:
+    """Whether these labels stand for none: they are −1."""
+    return bool(labels.numel()) and int(labels.flatten()[0]) < 0
+
+
+def needed(reference: Inference | None) -> Inference:
+    """The teacher's inference, which a metric without labels needs.
+
+    Raises:
+        DataError: there is none.
+    """
+    if reference is None:
+        raise DataError(
+            "there are no labels to compare with, so that the outputs are compared with the teacher's, and no teacher "
+            "is given. Name it: --teacher FILE; or give labels (--label-column NAME)"
+        )
+    return reference
 
 
 def largest_differences(expected: Tensor, found: Tensor) -> tuple[float | None, float | None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +53,7 @@ class Translation(Task[Likeness]):
         "together, the SSIM as the mean over the images."
     )
     side_by_side = "Likeness of each student’s images to its teacher’s"
-    curve: ClassVar[Curve] = Curve("psnr", "Validation PSNR, dB", "PSNR of validation images to the teacher's", "dB")
+    curves = (Curve("psnr", "Validation PSNR, dB", "PSNR of validation images to the teacher's", "dB"),)
 
     def class_count(self, sizes: Sequence[int | str], spec: AnyInput | None) -> int | None:
         return spec.domains if spec and tuple(sizes) == spec.shape else None
@@ -81,7 +80,18 @@ class Translation(Task[Likeness]):
         """Images, and for each the domains of another: see `swapped`."""
         return _with_domains(inputs, swapped(labels), spec)
 
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, temperature: float) -> Tensor:
+    def check_objective(self, learns_by: str, what: str, network: str) -> None:
+        super().check_objective("logits" if learns_by == "output" else learns_by, what, network)
+
+    def loss(
+        self,
+        student: Batch,
+        teacher: Batch,
+        labels: Tensor,
+        alpha: float,
+        temperature: float,
+        inputs: Batch | None = None,
+    ) -> Tensor:
         """None: a generator learns by its sections and by a discriminator. See `check_objective`."""
         raise StudentError(f"images have no logits to distil. {self.advice}")
 
@@ -146,6 +156,8 @@ class Translation(Task[Likeness]):
         with torch.no_grad():
             for batch, _ in batches:
                 expected, found = (each(batch) for each in (reference, run))
+                assert isinstance(expected, Tensor)
+                assert isinstance(found, Tensor)
                 if expected.shape != found.shape:
                     raise RunnerError(
                         f"images of {tuple(found.shape)} cannot be compared with images of {tuple(expected.shape)}: "
@@ -161,9 +173,11 @@ class Translation(Task[Likeness]):
         return _likeness(square, similar, images)
 
     def compare(
-        self, expected: Tensor, found: Tensor, batch_size: int, tolerance: Tolerance, spec: AnyInput
+        self, expected: Batch, found: Batch, batch_size: int, tolerance: Tolerance, spec: AnyInput
     ) -> BatchParity:
         """PSNR and SSIM of the candidate's images to the reference's, at least the tolerance's."""
+        assert isinstance(expected, Tensor)
+        assert isinstance(found, Tensor)
         assert spec.images is not None
         expected_NCHW, found_NCHW = expected.double().cpu(), found.double().cpu()
         absolute, relative = largest_differences(expected_NCHW, found_NCHW)
@@ -198,7 +212,7 @@ class Translation(Task[Likeness]):
         near = student[split]
         return "Likeness", f"{near.psnr:.1f} dB", f"PSNR, SSIM {near.ssim:.4f}, {split}"
 
-    def verdict(self, teacher: Mapping[str, Likeness], student: Mapping[str, Likeness]) -> str:
+    def verdict(self, teacher: Mapping[str, Likeness], student: Mapping[str, Likeness], classes: int = 0) -> str:
         split = self.split(teacher, student)
         assert split is not None  # without a score no report knows that images are made
         near = student[split]

@@ -129,10 +129,11 @@ def compress(
     recipes = chain_of(loaded, resolved)
     plan = plan_run(loaded, recipes[0], network, place)
     check_recipe(resolved, ranks, [section.name for section in plan.sections], feature_cache_dir is not None)
+    opened = _open(plan, loaded, place, progress, store)
     compression = _Compression(
         given=loaded,
         record=record,
-        data=_open(plan, loaded, place, progress, store),
+        data=opened,
         device=place,
         precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
@@ -157,7 +158,8 @@ def compress(
         for number, student in enumerate(recipes):
             last = student is recipes[-1]
             target = bundle if last else bundle.in_chain(student.depths[-1])
-            if number:
+            if number or not opened.labeled:
+                student = student if opened.labeled else student.model_copy(update={"alpha": 0.0})
                 plan = plan_run(compression.teacher, student, network, place)
             if not last:
                 ranks.on_first(_enter, held, target, False, resume)
@@ -186,7 +188,9 @@ def _open(
     check_against(data, teacher.spec, teacher.class_count())
     show_left_out(data, progress)
     steps_per_epoch(data.train, recipe.batch_size)
-    check_objectives(plan, teacher)
+    check_objectives(plan, teacher, data.labeled)
+    if not data.labeled and recipe.alpha:
+        progress.note("the data have no labels: alpha is 0, and the student learns from the teacher alone")
     return data
 
 
@@ -291,16 +295,16 @@ class _Compression:
             with trainer.resumable(bundle.path, partial(self._keep_interrupted, trainer, write)):
                 # Not the trainer's teacher, which may be in bf16 and whose batch norms are folded.
                 given = channels_last(copy.deepcopy(self.given.module).to(self.device))
-                if task_of(self.given.spec).needs_reference:
+                if task_of(self.given.spec).needs_teacher(self.data.labeled):
                     trainer.reference = given.eval()
                 elif not self.lineage:
                     scores["teacher"]["validation"] = ranks.on_first(self._validate_teacher, trainer, given)
                 yield trainer
                 note("testing teacher and student on the test split, once")
                 scores["student"] = {"test": ranks.on_first(self._test, trainer, trainer.student)}
-                if trainer.reference is not None:
+                if trainer.reference is not None and task_of(self.given.spec).samples:
                     ranks.on_first(self._draw_samples, bundle, trainer, trainer.reference)
-                elif not self.lineage:
+                elif trainer.reference is None and not self.lineage:
                     scores["teacher"]["test"] = ranks.on_first(self._test, trainer, given)
                 with trainer.interruption.held():
                     ranks.on_first(write, "complete")
@@ -359,6 +363,7 @@ class _Compression:
             compiles_teacher(recipe.compile, epochs * share * forward_flops(self.teacher.module, example), self.device),
             fallback(recipe.compile, trainer.note),
             called=plan.called,
+            task=self.teacher.spec.task_name,
         )
         template = trainer.teacher.template
         layout = _layout(trainer, template, taught, keep)
@@ -389,7 +394,7 @@ class _Compression:
         trainer.cache = FeatureCache(template, layout, decision.views, images, padding, self.device, kept, key)
 
     def _validate_teacher(self, trainer: Trainer, teacher: nn.Module) -> Score:
-        found = evaluate(teacher, self.data.validation, trainer.input, self.precision)
+        found = evaluate(teacher, self.data.validation, trainer.spec, self.precision)
         trainer.note(f"teacher: {found.summary()} on {found.images} validation {self.data.noun}s")
         chance = task_of(trainer.spec).chance(found, len(self.data.classes))
         if chance is not None:
@@ -400,7 +405,7 @@ class _Compression:
         return found
 
     def _test(self, trainer: Trainer, module: nn.Module) -> Score:
-        return evaluate(module, self.data.test, trainer.input, "fp32", trainer.reference)
+        return evaluate(module, self.data.test, trainer.spec, "fp32", trainer.reference)
 
     def _draw_samples(self, bundle: Bundle, trainer: Trainer, teacher: nn.Module) -> None:
         task, split = task_of(trainer.spec), self.data.test

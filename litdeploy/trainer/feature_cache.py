@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch
 from litdeploy.config.spec import Noun
 from litdeploy.data import Crops, Picked, Split, free_memory, shuffled
 from litdeploy.errors import TrainingError
@@ -41,18 +42,18 @@ LAST = "filled"
 
 @dataclass(frozen=True)
 class Layout:
-    """Tensors that are kept of one view of one image, besides the logits.
+    """Tensors that are kept of one view of one image.
 
     Attributes:
         shapes: name → shape without the batch, in bfloat16: `layer2.output`, and `layer2.input` if that is not
             another section's output.
         inputs: section → the name that its input is kept under, for sections whose input is needed.
-        classes: width of the logits, in float32.
+        output: tensor of the teacher's answer → shape without the batch, in float32; `logits` if it is one tensor.
     """
 
     shapes: dict[str, tuple[int, ...]]
     inputs: dict[str, str]
-    classes: int
+    output: dict[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, features: Features, inputs: Collection[str], outputs: Collection[str]) -> Layout | None:
@@ -75,13 +76,14 @@ class Layout:
             if name in outputs:
                 given[id(call.output)] = f"{name}.output"
                 shapes[f"{name}.output"] = tuple(call.output.shape[1:])
-        return cls(shapes, kept, features.logits_NK.shape[1])
+        return cls(shapes, kept, {name: tuple(tensor.shape[1:]) for name, tensor in _named(features.output).items()})
 
     def bytes(self, views: int, images: int) -> int:
         """Size of a cache of this many views of this many images."""
         values = sum(math.prod(shape) for shape in self.shapes.values())
-        # Besides values and logits: how the view was cropped (two offsets, a flip), and whether the slot is filled.
-        return views * images * (2 * values + 4 * self.classes + 6)
+        answer = sum(math.prod(shape) for shape in self.output.values())
+        # Besides values and answer: how the view was cropped (two offsets, a flip), and whether the slot is filled.
+        return views * images * (2 * values + 4 * answer + 6)
 
 
 @dataclass(frozen=True)
@@ -226,11 +228,19 @@ class FeatureCache:
             what = {"views": views, "images": images, "shapes": layout.shapes, **(key or {})}
             self._files = CacheFiles(folder, what)
         slots = views * images
+        self._several = isinstance(template.output, dict)
         self._values = {
             name: self._tensor(name, (slots + 1, *_stored_shape(shape)), torch.bfloat16, device)
             for name, shape in layout.shapes.items()
         }
-        self._logits = self._tensor("logits", (slots + 1, layout.classes), torch.float32, device)
+        # By their places: the names are the user's.
+        self._answer = {
+            name: self._tensor(
+                f"output{place}" if self._several else "logits", (slots + 1, *shape), torch.float32, device
+            )
+            for place, (name, shape) in enumerate(layout.output.items())
+        }
+        self._answer_types = {name: tensor.dtype for name, tensor in _named(template.output).items()}
         # A few bytes, which the host reads when it plans a batch: always in its memory.
         host = torch.device("cpu")
         self._cuts = self._tensor("cuts", (3, slots), torch.int16, host)
@@ -277,8 +287,9 @@ class FeatureCache:
 
     def write(self, slots_N: Tensor, features: Features) -> None:
         """Store the features of a batch; `mark` then declares them valid."""
-        slots_N = slots_N.to(self._logits.device)
-        self._logits.index_copy_(0, slots_N, features.logits_NK.to(self._logits.device))
+        slots_N = slots_N.to(self._storage)
+        for name, tensor in _named(features.output).items():
+            self._answer[name].index_copy_(0, slots_N, tensor.to(self._storage, torch.float32))
         for name, call in features.calls.items():
             for key, value in ((f"{name}.input", call.input), (f"{name}.output", call.output)):
                 if key in self._values:
@@ -296,11 +307,15 @@ class FeatureCache:
     def read(self, slots_N: Tensor) -> Features:
         """Read the features of these slots, on the device, in the template's dtype. Tensors outside the layout are
         empty."""
-        slots_N = slots_N.to(self._logits.device)
+        slots_N = slots_N.to(self._storage)
+        answer = {
+            name: kept.index_select(0, slots_N).to(self._device, self._answer_types[name])
+            for name, kept in self._answer.items()
+        }
         read = {name: self._read(name, slots_N) for name in self.layout.shapes}
         nothing = torch.empty(0, device=self._device)
         return Features(
-            self._logits.index_select(0, slots_N).to(self._device),
+            answer if self._several else next(iter(answer.values())),
             {
                 name: SectionCall(
                     read.get(self.layout.inputs.get(name, ""), nothing), arguments, read.get(f"{name}.output", nothing)
@@ -352,6 +367,11 @@ class FeatureCache:
         if self._files is None:
             return torch.zeros(shape, dtype=dtype, device=device)
         return self._files.tensor(name, shape, dtype)
+
+    @property
+    def _storage(self) -> torch.device:
+        """Where the features are."""
+        return next(iter(self._answer.values())).device
 
     @property
     def _nowhere(self) -> int:
@@ -406,6 +426,10 @@ def refill(
 def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Feature maps are stored as (height, width, channels), so that they are read in channels-last memory format."""
     return (shape[1], shape[2], shape[0]) if len(shape) == 3 else shape
+
+
+def _named(output: Batch) -> dict[str, Tensor]:
+    return output if isinstance(output, dict) else {"logits": output}
 
 
 def _channels_last(value: Tensor) -> Tensor:

@@ -248,9 +248,14 @@ def _copies_nothing(recipe: Recipe) -> StudentError:
     )
 
 
-def check_objectives(plan: Plan, teacher: Network) -> None:
-    """Raise StudentError if an objective cannot learn from the teacher's outputs."""
+def check_objectives(plan: Plan, teacher: Network, labeled: bool) -> None:
+    """Raise StudentError if an objective cannot learn from the teacher's outputs, or from data without labels."""
     for phase in plan.phases:
         if phase.settings.epochs:
             what = f"--method {plan.recipe.method}: its phase '{phase.name}'"
             task_of(teacher.spec).check_objective(phase.objective.learns_by, what, teacher.spec.name)
+            if phase.objective.needs_labels and not labeled:
+                raise StudentError(
+                    f"{what} learns from labels, and the data have none. Choose a method that learns from the teacher, "
+                    "such as --method lit, or give labels: --label-column NAME, or a folder for each class"
+                )

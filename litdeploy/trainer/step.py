@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from litdeploy.batch import Batch, device_of, forward, size_of, tensors_of
+from litdeploy.batch import Batch, cast, device_of, forward, size_of, tensors_of
 from litdeploy.config.recipe import Choice
 from litdeploy.errors import CompilationError
-from litdeploy.networks.network import counting, logits_of
+from litdeploy.networks.network import counting
+from litdeploy.networks.output import answer_of
 from litdeploy.networks.sections import Section, recording, run_section
 from litdeploy.runtime import compilation
 from litdeploy.trainer.distributed import ALONE, Ranks
@@ -52,6 +53,7 @@ class Step:
         compiled: run forward and backward through `torch.compile`.
         fallback: called with the reason if compilation fails; the step then runs eagerly. None: raise an error.
         ranks: those that share each batch; gradients are averaged over them.
+        task: that the student's answer is of.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Step:
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
         ranks: Ranks = ALONE,
+        task: str = "classification",
     ) -> None:
         self.student = student
+        self._task = task
         self.objective = objective
         self._sections = {section.name: section for section in sections}
         self._ranks = ranks
@@ -136,25 +140,25 @@ class Step:
             partial(run_section, list(twin), calls[name].input, self._sections[name].own(calls[name].arguments))
             for name, twin in self._branches.items()
         ]
-        logits, outputs = side_by_side(partial(self._chain, inputs), branches, self._streams)
+        output, outputs = side_by_side(partial(self._chain, inputs), branches, self._streams)
         own = self._own
         ran = dict(zip(self._branches, outputs, strict=True))
         ran |= {name: own[name].output for name in self._in_chain}
         return Outputs(
-            logits=logits.float(),
+            output=cast(output, torch.float32),
             labels=labels_N,
-            teacher_logits=None if features is None else features.logits_NK,
+            teacher_output=None if features is None else features.output,
             branches={name: (ran[name], calls[name].output) for name in self.objective.branches},
             chain={name: (own[name].output, calls[name].output) for name in self.objective.chain},
             inputs=inputs,
             again=self._chain,
         )
 
-    def _chain(self, inputs: Batch) -> Tensor:
-        """The student's own logits; empty if the objective needs none."""
+    def _chain(self, inputs: Batch) -> Batch:
+        """The student's own answer; empty if the objective needs none."""
         if not self.objective.needs_chain:
             return tensors_of(inputs)[0].new_empty(0)
-        return logits_of(forward(self.student, inputs))
+        return answer_of(forward(self.student, inputs), self._task)
 
 
 def prepare(student: nn.Module, objective: Objective, sections: Iterable[Section]) -> None:
@@ -265,8 +269,8 @@ def _is_small_and_strided(convolution: nn.Conv2d) -> bool:
 
 
 def side_by_side(
-    main: Callable[[], Tensor], others: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cuda.Stream]
-) -> tuple[Tensor, list[Tensor]]:
+    main: Callable[[], Batch], others: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cuda.Stream]
+) -> tuple[Batch, list[Tensor]]:
     """Call `main` on the current stream and each other function on its own stream, forked from it and joined again.
 
     Autograd runs each operation's backward on the stream of its forward, so the backward passes overlap too. A CUDA

@@ -1,4 +1,4 @@
-"""The frozen teacher: one forward pass a batch gives its logits and each section's input T_{i−1} and output T_i."""
+"""The frozen teacher: one forward pass a batch gives its answer and each section's input T_{i−1} and output T_i."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from litdeploy.batch import Batch, cast, forward, moved, picked
 from litdeploy.config.recipe import Recipe
@@ -18,7 +18,8 @@ from litdeploy.config.spec import AnyInput
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, NetworkName, load, published
 from litdeploy.networks.folding import fold_batch_norms
-from litdeploy.networks.network import channels_last, logits_of
+from litdeploy.networks.network import channels_last
+from litdeploy.networks.output import answer_of
 from litdeploy.networks.registry import is_code
 from litdeploy.networks.sections import Section, SectionCall, recording
 from litdeploy.runtime import compilation
@@ -33,11 +34,11 @@ class Features:
     """The teacher's tensors for a batch.
 
     Attributes:
-        logits_NK: its output, float32.
+        output: its answer, float32.
         calls: section → its input and output, in the training precision.
     """
 
-    logits_NK: Tensor
+    output: Batch
     calls: dict[str, SectionCall]
 
 
@@ -47,13 +48,14 @@ class Teacher:
 
     Args:
         module: not modified.
-        sections: its sections whose inputs and outputs are needed; empty: the logits only.
+        sections: its sections whose inputs and outputs are needed; empty: the answer only.
         example: inputs, float32; the module is run on them once, to find what can be folded.
         device: of the copy.
-        precision: `fp32` or `bf16`: dtype of its weights and of all results but the logits.
+        precision: `fp32` or `bf16`: dtype of its weights and of all results but the answer.
         compiled: run through `torch.compile`.
         fallback: called with the reason if compilation fails; the teacher then runs eagerly. None: raise an error.
         called: section → its name in the features, if that differs.
+        task: that its answer is of.
 
     Attributes:
         module: the copy.
@@ -70,8 +72,10 @@ class Teacher:
         compiled: bool = False,
         fallback: Callable[[str], None] | None = None,
         called: Mapping[str, str] | None = None,
+        task: str = "classification",
     ) -> None:
-        self._settings = (sections, example, device, precision, compiled, fallback, called)
+        self._settings = (sections, example, device, precision, compiled, fallback, called, task)
+        self._task = task
         self._called = {section.name: section.name for section in sections} | dict(called or {})
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         fold_batch_norms(self.module, moved(example, next(module.parameters()).device), sections)
@@ -99,8 +103,8 @@ class Teacher:
         return self._forward(cast(batch, self._dtype))
 
     def _forward(self, batch: Batch) -> Features:
-        logits_NK = logits_of(forward(self.module, batch)).float()
-        return Features(logits_NK, {self._called[name]: call for name, call in self._calls.items()})
+        output = cast(answer_of(forward(self.module, batch), self._task), torch.float32)
+        return Features(output, {self._called[name]: call for name, call in self._calls.items()})
 
 
 def load_student(like: nn.Module, path: str | Path, name: str) -> nn.Module:
@@ -135,7 +139,9 @@ def read_teacher(
         NetworkError: the recipe, which may come from a stranger, names code, and the caller does not.
     """
     if isinstance(teacher, nn.Module):
-        teacher = load(teacher, normalise=recipe.normalise, input_shape=recipe.input_shape, input=takes)
+        teacher = load(
+            teacher, normalise=recipe.normalise, input_shape=recipe.input_shape, input=takes, task=recipe.task
+        )
     if isinstance(teacher, Network):
         return teacher.within(recipe.data.text_length), None
     if network is None and recipe.network is not None and is_code(recipe.network):
@@ -145,6 +151,13 @@ def read_teacher(
         )
     path, network = published(teacher, network if network is not None else recipe.network)
     checkpoint = read_checkpoint(path)
-    loaded = load(checkpoint, network=network, normalise=recipe.normalise, input_shape=recipe.input_shape, input=takes)
+    loaded = load(
+        checkpoint,
+        network=network,
+        normalise=recipe.normalise,
+        input_shape=recipe.input_shape,
+        input=takes,
+        task=recipe.task,
+    )
     loaded = loaded.within(recipe.data.text_length)
     return loaded, TeacherRecord(path=str(path.absolute()), sha256=checkpoint.sha256, spec=loaded.spec)

@@ -116,6 +116,7 @@ def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: 
         data_shape=data.shape,
         classes=len(data.classes),
         seed=recipe.seed,
+        task=recipe.task,
     ).within(recipe.data.text_length)
     task = task_of(made.spec)
     if not task.labeled:
@@ -150,7 +151,7 @@ def _claim(checkpoints: Checkpoints, path: Path, overwrite: bool, resume: bool) 
 
 
 def _finish(trainer: Trainer, path: Path) -> Score:
-    test = evaluate(trainer.student, trainer.data.test, trainer.input, "fp32")
+    test = evaluate(trainer.student, trainer.data.test, trainer.spec, "fp32")
     write_checkpoint(path, trainer.student.state_dict(), trainer.spec)
     trainer.checkpoints.clear()
     return test

@@ -103,7 +103,7 @@ class Trainer:
         saved: Snapshot | None = None,
     ) -> None:
         self.student: nn.Module = channels_last(plan.student.module.to(device))
-        self.spec = plan.student.spec.with_(classes=data.classes)
+        self.spec = plan.student.spec.with_(classes=data.classes or plan.student.spec.classes)
         self.input: AnyInput = plan.student.spec.input
         self.example = moved(plan.student.example(), device)
         self.sections: Sequence[Section] = plan.sections
@@ -279,7 +279,7 @@ class Trainer:
     def _validate(self) -> Score:
         if not self.phase.objective.needs_chain:
             estimate_statistics(self.student, self.sections, self._samples(ESTIMATION_BATCHES), self.precision)
-        return evaluate(self.student, self.data.validation, self.input, self.precision, self.reference)
+        return evaluate(self.student, self.data.validation, self.spec, self.precision, self.reference)
 
     # Phases.
 
@@ -343,7 +343,8 @@ class Trainer:
         flops = 3 * images * forward_flops(self.student, self.example)
         compiled = compiles_step(self.recipe.compile, flops, self.device) and not self._synchronizes
         report = fallback(self.recipe.compile, self.progress.note)
-        return Step(self.student, self.phase.objective, sections, self.precision, compiled, report, self.sharing)
+        how = (self.precision, compiled, report, self.sharing, self.spec.task_name)
+        return Step(self.student, self.phase.objective, sections, *how)
 
     def _gather(self) -> None:
         """Make the student whole for evaluation: fetch divided sections from their owners, and average batch norm

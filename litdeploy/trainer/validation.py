@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from litdeploy.batch import Batch, forward
-from litdeploy.config.spec import AnyInput
+from litdeploy.batch import Batch, cast, forward
+from litdeploy.config.spec import NetworkSpec
 from litdeploy.data import Split, normalised_batches
-from litdeploy.networks.network import logits_of
+from litdeploy.networks.output import answer_of
 from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
 
@@ -18,7 +18,7 @@ from litdeploy.tasks import task_of
 def evaluate(
     module: nn.Module,
     split: Split,
-    spec: AnyInput,
+    spec: NetworkSpec,
     precision: str,
     reference: nn.Module | None = None,
     batch_size: int = 256,
@@ -26,21 +26,23 @@ def evaluate(
     """Measure a module on a split, on the module's device. Leaves it in eval mode.
 
     Args:
+        spec: of the module.
         reference: the teacher, if the task's metric compares with it.
     """
-    batches = normalised_batches(split, spec, batch_size)
-    original = None if reference is None else _answers(reference, precision)
-    score: Score = task_of(spec).evaluate(_answers(module, precision), batches, spec, original)
+    batches = normalised_batches(split, spec.input, batch_size)
+    original = None if reference is None else _answers(reference, spec.task_name, precision)
+    run = _answers(module, spec.task_name, precision)
+    score: Score = task_of(spec).evaluate(run, batches, spec.input, original)
     return score
 
 
-def _answers(module: nn.Module, precision: str) -> Callable[[Batch], Tensor]:
+def _answers(module: nn.Module, task: str, precision: str) -> Callable[[Batch], Batch]:
     module.eval()
     device = next(module.parameters()).device
 
     @torch.no_grad()
-    def run(batch: Batch) -> Tensor:
+    def run(batch: Batch) -> Batch:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return logits_of(forward(module, batch)).float()
+            return cast(answer_of(forward(module, batch), task), torch.float32)
 
     return run

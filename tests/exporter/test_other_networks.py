@@ -108,7 +108,7 @@ def parity(network: Network, candidate: Runner, precision: Precision) -> Parity:
             network.example(32),
             (1, 8),
             tolerance.model_copy(update={"top1": 0.0}),
-            network.spec.input,
+            network.spec,
         )
 
 

@@ -21,9 +21,7 @@ def test_each_batch_size_sees_whole_batches_of_the_images(student: Network, tmp_
         open_runner("eager", network=student, device=CPU) as reference,
         open_runner("onnxruntime", path=tmp_path / "student.onnx", device=CPU) as candidate,
     ):
-        parity = compare_runners(
-            reference, candidate, student.example(19), (1, 2, 8, 24), Tolerance(), student.spec.input
-        )
+        parity = compare_runners(reference, candidate, student.example(19), (1, 2, 8, 24), Tolerance(), student.spec)
     assert [(each.batch_size, each.images) for each in parity.batches] == [(1, 16), (2, 18), (8, 16), (24, 24)]
     assert parity.within
     assert all(each.max_absolute is not None and 0 < each.max_absolute < 1e-4 for each in parity.batches)
@@ -39,7 +37,7 @@ def test_labels_are_judged_too(student: Network) -> None:
     ):
         labels = reference.run(batch).argmax(1)
         tolerance = Tolerance(atol=1, rtol=1, top1=0)
-        parity = compare_runners(reference, candidate, batch, (1, 8), tolerance, student.spec.input, labels)
+        parity = compare_runners(reference, candidate, batch, (1, 8), tolerance, student.spec, labels)
     assert parity.accuracy is not None
     assert parity.accuracy.reference.top1 == 1
     assert parity.accuracy.lost == 24 - round(24 * parity.accuracy.candidate.top1)
@@ -55,12 +53,10 @@ def test_the_class_is_judged_over_all_batch_sizes_together(student: Network) -> 
         open_runner("eager", network=student, device=CPU) as reference,
         open_runner("eager", network=student, device=CPU, precision="bf16") as candidate,
     ):
-        parity = compare_runners(
-            reference, candidate, batch, (1, 8), Tolerance(atol=1, rtol=1, top1=0), student.spec.input
-        )
+        parity = compare_runners(reference, candidate, batch, (1, 8), Tolerance(atol=1, rtol=1, top1=0), student.spec)
         assert 0 < parity.top1 <= 1
         assert parity.top1 == pytest.approx((16 * parity.batches[0].top1 + 40 * parity.batches[1].top1) / 56)
-        strict = compare_runners(reference, reference, batch, (1, 8), Tolerance(top1=1), student.spec.input)
+        strict = compare_runners(reference, reference, batch, (1, 8), Tolerance(top1=1), student.spec)
     assert strict.within
 
 

@@ -46,7 +46,7 @@ def test_scores_name_their_task() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_each_row_says_all_that_others_ask(name: str) -> None:
     task = TASKS[name]
-    asked = ("score", "output", "output_name", "makes", "advice", "measure", "heading", "side_by_side", "curve")
+    asked = ("score", "output", "output_name", "makes", "advice", "measure", "heading", "side_by_side", "curves")
     assert all(getattr(task, attribute) for attribute in asked)
     assert task.name == name
     assert task.labeled != task.needs_reference

@@ -73,7 +73,7 @@ def test_sections_that_take_further_tensors_are_not_kept(teacher: Teacher) -> No
     calls = dict(teacher.template.calls)
     first = calls["layer1"]
     calls["layer1"] = SectionCall(first.input, [((), {}), ((), {"mask": torch.ones(1)})], first.output)
-    features = Features(teacher.template.logits_NK, calls)
+    features = Features(teacher.template.output, calls)
     assert Layout.of(features, NAMES[:1], NAMES) is None
     # Their outputs are what they are.
     kept = Layout.of(features, NAMES[1:], NAMES)
@@ -89,7 +89,7 @@ def test_only_the_logits_are_kept_where_no_section_is_compared(teacher: Teacher)
     cache.begin_pass()
     indices_N = torch.arange(4)
     found = cache.read(fill(cache, teacher, indices_N))
-    assert torch.equal(found.logits_NK, teacher(IMAGES[:4]).logits_NK)
+    assert torch.equal(found.output, teacher(IMAGES[:4]).output)
     assert found.calls["layer1"].output.numel() == 0
 
 
@@ -101,7 +101,7 @@ def test_what_is_read_is_what_the_teacher_gave(teacher: Teacher, tmp_path: Path,
     indices_N = torch.tensor([7, 2, 9, 4])
     found = cache.read(fill(cache, teacher, indices_N))
     expected = teacher(IMAGES[indices_N])
-    assert torch.equal(found.logits_NK, expected.logits_NK)
+    assert torch.equal(found.output, expected.output)
     assert tuple(found.calls) == NAMES
     for name in NAMES:
         assert torch.equal(found.calls[name].output, expected.calls[name].output)
@@ -169,7 +169,7 @@ def test_a_folder_serves_the_next_run(teacher: Teacher, tmp_path: Path) -> None:
     views = second.choose(indices_N, fresh(indices_N, seed=9))
     assert views.known
     assert torch.equal(views.crops.tops_N, fresh(indices_N).tops_N)
-    assert torch.equal(second.read(views.slots_N).logits_NK, first.read(slots_N).logits_NK)
+    assert torch.equal(second.read(views.slots_N).output, first.read(slots_N).output)
 
 
 def test_a_folder_of_another_teacher_is_refused_and_left_alone(teacher: Teacher, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_file_that_is_gone_is_told_once_all_were_there(tmp_path: Path) -> None
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LAYOUT = Layout({"layer1.output": (16, 32, 32)}, {}, 10)
+LAYOUT = Layout({"layer1.output": (16, 32, 32)}, {}, {"logits": (10,)})
 ONE_VIEW = 1000 * (2 * 16 * 32 * 32 + 40 + 6)
 
 

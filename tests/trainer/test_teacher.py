@@ -28,7 +28,7 @@ def test_the_folded_teacher_gives_what_the_teacher_gives(module: torch.nn.Module
     with torch.no_grad(), recording(module, sections.of(module, NAMES)) as calls:
         logits = module(IMAGES)
     found = teacher(IMAGES)
-    torch.testing.assert_close(found.logits_NK, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.output, logits, rtol=1e-4, atol=1e-4)
     assert tuple(found.calls) == NAMES
     for name, call in calls.items():
         torch.testing.assert_close(found.calls[name].input, call.input, rtol=1e-4, atol=1e-4)
@@ -38,7 +38,7 @@ def test_the_folded_teacher_gives_what_the_teacher_gives(module: torch.nn.Module
 
 def test_in_bf16_all_but_the_logits_is_bf16(module: torch.nn.Module) -> None:
     found = Teacher(module, sections.of(module, NAMES), IMAGES, torch.device("cpu"), "bf16")(IMAGES)
-    assert found.logits_NK.dtype == torch.float32
+    assert found.output.dtype == torch.float32
     assert {call.output.dtype for call in found.calls.values()} == {torch.bfloat16}
 
 

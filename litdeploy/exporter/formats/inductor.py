@@ -18,8 +18,8 @@ from litdeploy.exporter.build import Built, ExportWrapper, Job
 from litdeploy.exporter.precision import Conversion
 from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.networks import Network
+from litdeploy.runtime.adapter import read_task
 from litdeploy.runtime.inductor import built_for, inputs_of
-from litdeploy.tasks import task_of
 from litdeploy.version import __version__
 
 _IO_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -117,8 +117,7 @@ def _metadata(network: Network, precision: str, io_precision: str, embedded: boo
         "precision": precision,
         "io_precision": io_precision,
         "preprocessing": "embedded" if embedded else "outside",
-        **spec.input.metadata(),
-        "classes": json.dumps(spec.classes),
+        **spec.metadata(),
     }
 
 
@@ -167,7 +166,7 @@ def _signature(path: Path, details: dict[str, Any]) -> Signature:
         sources.append(Tensor(f"INPUT__{place}", type_, ("batch", *shape)))
     spec = input_of(metadata)
     classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
-    output = (classes,) if spec is None else task_of(spec).output_shape(spec, classes)
+    output = (classes,) if spec is None else read_task(metadata, spec, str(path)).output_shape(spec, classes)
     return sources, Tensor("OUTPUT__0", kind, ("batch", *output))
 
 

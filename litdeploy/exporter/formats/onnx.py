@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import time
 import warnings
@@ -230,7 +229,7 @@ def _strip(model: Any, depth: int) -> None:
 def _describe(model: Any, spec: NetworkSpec, texts: dict[str, str]) -> None:
     from onnx.helper import set_model_props
 
-    metadata = {"litdeploy": __version__, **texts, **spec.input.metadata(), "classes": json.dumps(spec.classes)}
+    metadata = {"litdeploy": __version__, **texts, **spec.metadata()}
     set_model_props(model, metadata)
 
 

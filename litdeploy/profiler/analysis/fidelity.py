@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litdeploy.batch import Batch, forward, size_of
+from litdeploy.batch import Batch, forward, size_of, tensors_of
 from litdeploy.data import prepared
 from litdeploy.errors import DataError
 from litdeploy.exporter.evidence import open_test_data
-from litdeploy.networks import Network, Section, logits_of
+from litdeploy.networks import Network, Section, answer_of
 from litdeploy.networks.sections import recording, run_section
 from litdeploy.profiler.schema import Deviation, Fidelity
 from litdeploy.runtime.eager import placed
@@ -90,7 +90,7 @@ def compare_sections(
     count = 0
     with recording(teacher, sections[0]) as whole, recording(student, list(own_sections.values())) as own:
         for batch in batches:
-            output, own_output = logits_of(forward(teacher, batch)), logits_of(forward(student, batch))
+            output, own_output = (answer_of(forward(each, batch), task.name) for each in (teacher, student))
             # The student's own chain first: running its parts alone records anew.
             for name in names:
                 places[name][1].add(own[name].output, whole[name].output)
@@ -101,7 +101,7 @@ def compare_sections(
                 alone = run_section(section.blocks_in(student), whole[name].input, arguments)
                 places[name][0].add(alone, whole[name].output)
             with _giving(last, whole[names[-1]].output):
-                head_output = logits_of(forward(student, batch))
+                head_output = answer_of(forward(student, batch), task.name)
             for index, found in enumerate((head_output, own_output)):
                 places[task.output][index].add(found, output)
                 agreeing[index].append(task.agreeing(output, found))
@@ -127,9 +127,10 @@ class _Difference:
     error: float = 0.0
     reference: float = 0.0
 
-    def add(self, found: Tensor, reference: Tensor) -> None:
-        self.error += float((found - reference).double().square().sum())
-        self.reference += float(reference.double().square().sum())
+    def add(self, found: Batch, reference: Batch) -> None:
+        for tensor, expected in zip(tensors_of(found), tensors_of(reference), strict=True):
+            self.error += float((tensor - expected).double().square().sum())
+            self.reference += float(expected.double().square().sum())
 
     def relative(self) -> float | None:
         if not self.reference or not math.isfinite(self.error) or not math.isfinite(self.reference):

@@ -9,8 +9,12 @@ from litdeploy.profiler.schema import Measurement, Report, Side
 from litdeploy.tasks import task_of_scores
 
 
-def sentence(teacher: Side, student: Side, measurement: Measurement, device: str) -> str:
-    """State the gain in speed and its cost in accuracy, on the test split, else on the validation split."""
+def sentence(teacher: Side, student: Side, measurement: Measurement, device: str, classes: int = 0) -> str:
+    """State the gain in speed and its cost in accuracy, on the test split, else on the validation split.
+
+    Args:
+        classes: their number, to compare the accuracy with guessing; 0: not known.
+    """
     where = f"in {measurement.runner} at batch {measurement.batch_size} on {device}"
     ratio = times(measurement.comparison.speedup)
     match measurement.comparison.verdict:
@@ -26,7 +30,7 @@ def sentence(teacher: Side, student: Side, measurement: Measurement, device: str
                 f"medians is {ratio}, but {measurement.comparison.reason})"
             )
     task = task_of_scores(teacher.scores, student.scores)
-    return f"{speed}{task.verdict(teacher.scores, student.scores)}."
+    return f"{speed}{task.verdict(teacher.scores, student.scores, classes)}."
 
 
 def check_gates(report: Report, *, min_speedup: float | None = None, max_accuracy_drop: float | None = None) -> None:

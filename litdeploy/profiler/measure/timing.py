@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from litdeploy.batch import Batch, device_of, mapped, tensors_of
 from litdeploy.config.target import Timing
@@ -379,24 +380,28 @@ def device_times(runner: Runner, batch: Batch) -> dict[str, Any]:
         return {}
     stopwatch = DeviceStopwatch(device)
     with torch.no_grad():
-        logits = runner.run(batch)
+        output = tensors_of(runner.run(batch))
         on_host = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each) for each in tensors_of(batch)]
-        host_logits = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        host_output = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in output]
         on_device = mapped(torch.empty_like, batch)
 
         def copy_in() -> None:
             for target, source in zip(tensors_of(on_device), on_host, strict=True):
                 target.copy_(source, non_blocking=True)
 
+        def copy_out(tensors: list[Tensor]) -> None:
+            for target, source in zip(host_output, tensors, strict=True):
+                target.copy_(source, non_blocking=True)
+
         def end_to_end() -> None:
             copy_in()
-            host_logits.copy_(runner.run(on_device), non_blocking=True)
+            copy_out(tensors_of(runner.run(on_device)))
             stopwatch.wait()
 
         nvml = open_nvml(device)
         return {
             "copy_in_ms": _device_ms(stopwatch, copy_in),
-            "copy_out_ms": _device_ms(stopwatch, lambda: host_logits.copy_(logits, non_blocking=True)),
+            "copy_out_ms": _device_ms(stopwatch, lambda: copy_out(output)),
             "end_to_end_ms": _host_ms(stopwatch, end_to_end),
             "captured_ms": _captured_ms(stopwatch, runner, batch),
             "energy_joules": None if nvml is None else _joules(stopwatch, nvml, lambda: runner.run(batch)),

@@ -17,7 +17,7 @@ from litdeploy.profiler.formatting import milliseconds, runner_of, short, times
 from litdeploy.profiler.report import tables
 from litdeploy.profiler.schema import Measurement, Report
 from litdeploy.storage.records import descent
-from litdeploy.tasks import TASKS, task_of_scores
+from litdeploy.tasks import CURVES, task_of_scores
 
 # Findings that put the figures themselves in doubt: they are shown with the verdict.
 DISTURBANCES = ("throttled", "noisy neighbour", "drift", "behind pace")
@@ -161,8 +161,8 @@ def _training(charts: ModuleType, report: Report) -> list[TitledChart]:
     validation = report.teacher.scores.get("validation")
     teacher = validation.correct if validation else None
     drawn = [("Training loss", charts.training_loss(report.training))]
-    for task in TASKS.values():
-        drawn.append((task.curve.title, charts.validation_curve(report.training, task.curve, teacher)))
+    for curve in CURVES.values():
+        drawn.append((curve.title, charts.validation_curve(report.training, curve, teacher)))
     return [(title, drawing) for title, drawing in drawn if drawing is not None]
 
 

@@ -30,7 +30,7 @@ def indistill(recipe: Recipe, start: Start) -> list[TrainingPhase]:
     ]
     last = recipe.main.model_copy(update={"epochs": recipe.epochs - guided})
     objective: Objective = (
-        Distillation(recipe)
+        Distillation(recipe, start.task)
         if settings.then == "kd"
         else ProbabilisticTransfer(start.matches[-1].student, settings.pkt_weight, settings.label_weight)
     )

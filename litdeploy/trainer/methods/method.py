@@ -15,6 +15,7 @@ from litdeploy.config.spec import NetworkSpec
 from litdeploy.networks import Network, Section
 from litdeploy.networks.width import Match
 from litdeploy.storage.records import Score
+from litdeploy.tasks import Task, task_of
 from litdeploy.trainer.objectives import Objective
 
 # How a student starts: with blocks copied from the teacher, new blocks, or new weights throughout (stem and head too).
@@ -104,6 +105,11 @@ class Start:
     student: nn.Module | None = None
     fresh: Callable[[int], nn.Module] | None = None
     teacher: Network | None = None
+
+    @property
+    def task(self) -> Task[Any]:
+        """What the outputs mean."""
+        return task_of(None if self.teacher is None else self.teacher.spec)
 
 
 def _copy(recipe: Recipe) -> Init:

@@ -10,8 +10,8 @@ from litdeploy.trainer.objectives.adversarial import load_discriminator
 
 def lit(recipe: Recipe, start: Start) -> list[TrainingPhase]:
     """LIT, then fine-tuning of the whole student: by L_KD, or against a discriminator if the recipe names one."""
-    sections: Objective = (Lit if recipe.beta else LitSections)(recipe, start.sections)
-    last: Objective = Distillation(recipe)
+    sections = Lit(recipe, start.sections, start.task) if recipe.beta else LitSections(recipe, start.sections)
+    last: Objective = Distillation(recipe, start.task)
     if recipe.discriminator is not None:
         assert start.teacher is not None
         last = Adversarial(recipe, load_discriminator(recipe.discriminator, start.teacher))
@@ -23,7 +23,7 @@ def lit(recipe: Recipe, start: Start) -> list[TrainingPhase]:
 
 def kd(recipe: Recipe, start: Start) -> list[TrainingPhase]:
     """Knowledge distillation by logits alone."""
-    return [TrainingPhase("kd", for_all_epochs(recipe), Distillation(recipe))]
+    return [TrainingPhase("kd", for_all_epochs(recipe), Distillation(recipe, start.task))]
 
 
 def hint(recipe: Recipe, start: Start) -> list[TrainingPhase]:
@@ -33,7 +33,7 @@ def hint(recipe: Recipe, start: Start) -> list[TrainingPhase]:
     distilled = recipe.main.model_copy(update={"epochs": recipe.epochs - epochs})
     return [
         TrainingPhase("hint", guided, Hint(start.sections)),
-        TrainingPhase("kd", distilled, Distillation(recipe)),
+        TrainingPhase("kd", distilled, Distillation(recipe, start.task)),
     ]
 
 

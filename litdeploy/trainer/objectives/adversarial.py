@@ -34,6 +34,7 @@ class Adversarial(Objective):
     """
 
     learns_by = "images"
+    needs_labels = True
 
     def __init__(self, recipe: Recipe, discriminator: nn.Module) -> None:
         self.recipe = recipe
@@ -48,13 +49,15 @@ class Adversarial(Objective):
         realness, logits_NK = self.discriminator.to(translated_NCHW.device)(translated_NCHW)
         own_NK = as_vectors(outputs.labels, wanted_NK.shape[1])
         back_NCHW = outputs.again({"images": translated_NCHW, "domains": own_NK})
+        assert isinstance(back_NCHW, Tensor)
         adversarial = -realness.float().mean()
         domain = domain_loss(logits_NK.float(), wanted_NK.float(), exclusive=outputs.labels.dim() == 1)
         cycle = (images_NCHW.float() - back_NCHW.float()).abs().mean()
         loss = adversarial + self.recipe.domain_weight * domain + self.recipe.cycle_weight * cycle
         parts = {"adversarial": adversarial, "domain": domain, "cycle": cycle}
-        if outputs.teacher_logits is not None:
-            parts["teacher"] = F.l1_loss(translated_NCHW, outputs.teacher_logits)
+        if outputs.teacher_output is not None:
+            assert isinstance(outputs.teacher_output, Tensor)
+            parts["teacher"] = F.l1_loss(translated_NCHW, outputs.teacher_output)
             loss = loss + self.recipe.teacher_weight * parts["teacher"]
         return {"loss": loss, **parts}
 

@@ -44,6 +44,7 @@ class ProbabilisticTransfer(Objective):
         self.chain = (section,)
         self._weight = weight
         self._label_weight = label_weight
+        self.needs_labels = label_weight > 0
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         student_NE, teacher_NE = (embedding(output) for output in outputs.chain[self.chain[0]])

@@ -10,10 +10,12 @@ learns one short piece of the teacher, undisturbed by errors of the sections in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.tasks import Task, task_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.objectives.logits import distillation_loss
 from litdeploy.trainer.objectives.objective import Objective, Outputs
@@ -23,14 +25,16 @@ class Lit(Objective):
     """LIT with β > 0: the student's own chain learns by L_KD, and each section by the teacher's tensors."""
 
     freezes = True
+    learns_by = "output"
 
-    def __init__(self, recipe: Recipe, sections: Sequence[str]) -> None:
+    def __init__(self, recipe: Recipe, sections: Sequence[str], task: Task[Any] | None = None) -> None:
         self.recipe = recipe
+        self._kd = distillation_loss(recipe, task or task_of(None))
         self.branches = tuple(sections)
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         recipe = self.recipe
-        kd = distillation_loss(outputs, recipe)
+        kd = self._kd(outputs)
         sections = _section_losses(outputs)
         loss = recipe.beta * kd + (1 - recipe.beta) * recipe.section_weight * sections.sum()
         return {"loss": loss, "kd": kd, **_by_name(sections, outputs)}

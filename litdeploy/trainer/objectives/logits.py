@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.tasks import Task, task_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.objectives.objective import Objective, Outputs
 
@@ -17,6 +19,7 @@ class CrossEntropy(Objective):
     """Cross-entropy with the labels, without a teacher."""
 
     needs_teacher = False
+    needs_labels = True
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(outputs.logits, outputs.labels)}
@@ -40,22 +43,35 @@ class SparseCrossEntropy(CrossEntropy):
         return {"loss": labels + self._sparsity * scales, "labels": labels, "scales": scales}
 
 
-def distillation_loss(outputs: Outputs, recipe: Recipe) -> Tensor:
-    """L_KD = α · CE(S(x), y) + (1 − α) · τ² · KL(softmax(T(x)/τ) ‖ softmax(S(x)/τ)), mean over the batch."""
-    assert outputs.teacher_logits is not None
-    return kernels.distillation_loss(
-        outputs.logits, outputs.teacher_logits, outputs.labels, recipe.alpha, recipe.temperature
-    )
+def distillation_loss(recipe: Recipe, task: Task[Any]) -> Callable[[Outputs], Tensor]:
+    """L_KD of a step's outputs: the task's loss, by the fused kernel if there is one.
+
+    For classification: α · CE(S(x), y) + (1 − α) · τ² · KL(softmax(T(x)/τ) ‖ softmax(S(x)/τ)), mean over the batch.
+    """
+    alpha, temperature = recipe.alpha, recipe.temperature
+
+    def fused(outputs: Outputs) -> Tensor:
+        assert isinstance(outputs.teacher_output, Tensor)
+        return kernels.distillation_loss(outputs.logits, outputs.teacher_output, outputs.labels, alpha, temperature)
+
+    def of_task(outputs: Outputs) -> Tensor:
+        assert outputs.teacher_output is not None
+        return task.loss(outputs.output, outputs.teacher_output, outputs.labels, alpha, temperature, outputs.inputs)
+
+    return fused if task.fused else of_task
 
 
 class Distillation(Objective):
-    """Knowledge distillation by logits alone (Hinton et al., 2015): the whole student learns by L_KD."""
+    """Knowledge distillation by the output alone (Hinton et al., 2015): the whole student learns by L_KD."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    learns_by = "output"
+
+    def __init__(self, recipe: Recipe, task: Task[Any] | None = None) -> None:
         self.recipe = recipe
+        self._kd = distillation_loss(recipe, task or task_of(None))
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        return {"loss": distillation_loss(outputs, self.recipe)}
+        return {"loss": self._kd(outputs)}
 
 
 class Hint(Objective):
@@ -65,6 +81,8 @@ class Hint(Objective):
     Nothing behind that section is trained. The paper's regressor is for a narrower student; this one has the teacher's
     width.
     """
+
+    learns_by = "output"
 
     def __init__(self, sections: Sequence[str]) -> None:
         self.chain = (sections[(len(sections) - 1) // 2],)

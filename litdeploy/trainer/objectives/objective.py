@@ -17,23 +17,29 @@ class Outputs:
     """The tensors computed by one step.
 
     Attributes:
-        logits: output of the student's own chain, float32: (N, classes), or images (N, C, H, W). Empty if the objective
-            needs no chain.
+        output: answer of the student's own chain, float32: logits (N, classes), images (N, C, H, W), or what else its
+            task has. Empty if the objective needs no chain.
         labels: int64, (N,); attributes: (N, K).
-        teacher_logits: the teacher's output, float32; None if the objective needs no teacher.
+        teacher_output: the teacher's answer, float32; None if the objective needs no teacher.
         branches: section → (S_i(T_{i−1}), T_i): the student's section on the teacher's input, and the teacher's output.
         chain: section → (its output in the student's own chain, the teacher's output).
         inputs: the student's inputs.
         again: runs the student's own chain on other inputs.
     """
 
-    logits: Tensor
+    output: Batch
     labels: Tensor
-    teacher_logits: Tensor | None = None
+    teacher_output: Batch | None = None
     branches: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     chain: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     inputs: Batch | None = None
-    again: Callable[[Batch], Tensor] | None = None
+    again: Callable[[Batch], Batch] | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """The output of a task that has one tensor."""
+        assert isinstance(self.output, Tensor)
+        return self.output
 
 
 class Objective(ABC):
@@ -45,7 +51,8 @@ class Objective(ABC):
         freezes: whether all but the planned sections keeps its weights, in eval mode.
         branches: sections that run on the teacher's input.
         chain: sections whose output in the student's own chain is compared.
-        learns_by: the output that carries the loss; `sections` suits any network.
+        learns_by: the output that carries the loss: see `Task.check_objective`.
+        needs_labels: whether the loss has no meaning without labels.
     """
 
     needs_teacher: bool = True
@@ -53,7 +60,8 @@ class Objective(ABC):
     freezes: bool = False
     branches: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
-    learns_by: Literal["logits", "images", "sections"] = "logits"
+    learns_by: Literal["logits", "images", "output", "sections"] = "logits"
+    needs_labels: bool = False
 
     @abstractmethod
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:

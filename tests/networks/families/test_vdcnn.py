@@ -86,6 +86,6 @@ def test_it_is_exported_for_any_batch(tmp_path: Path) -> None:
         open_runner("onnxruntime", path=tmp_path / "v.onnx", device=CPU) as candidate,
     ):
         found = compare_runners(
-            reference, candidate, network.example(32), (1, 8, 32), Target().tolerance.fp32, network.spec.input
+            reference, candidate, network.example(32), (1, 8, 32), Target().tolerance.fp32, network.spec
         )
     assert found.within, found.summary()

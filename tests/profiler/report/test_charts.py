@@ -27,7 +27,7 @@ def test_what_no_axis_can_hold_is_shown_as_missing(value: float) -> None:
     ],
 )
 def test_a_curve_is_in_its_tasks_unit(task: str, row: dict[str, float], description: str) -> None:
-    curve = TASKS[task].curve
+    curve = TASKS[task].curves[0]
     drawn = validation_curve([{"epoch": 1, **row}], curve, 0.9 if task == "classification" else None)
     assert drawn is not None
     assert f">{description}</desc>" in drawn

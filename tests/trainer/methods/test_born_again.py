@@ -89,7 +89,7 @@ def test_a_succession_makes_the_student_the_teacher_and_begins_anew(make_run: Ma
     succession = Succession(1, by == "kd", fresh)
     succession.apply(run)
     assert run.teacher is not None
-    torch.testing.assert_close(run.teacher(run.example).logits_NK, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run.teacher(run.example).output, expected, rtol=1e-4, atol=1e-5)
     assert seeds == [1]
     assert torch.equal(run.student.layer1[0].conv1.weight, FRESH.layer1[0].conv1.weight)
     stem = FRESH.conv1.weight if by == "kd" else before["conv1.weight"]
@@ -100,7 +100,7 @@ def test_a_succession_makes_the_student_the_teacher_and_begins_anew(make_run: Ma
     later = make_run(by_recipe(by))
     succession.restore(later)
     assert later.teacher is not None
-    assert torch.equal(later.teacher(run.example).logits_NK, run.teacher(run.example).logits_NK)
+    assert torch.equal(later.teacher(run.example).output, run.teacher(run.example).output)
 
 
 def test_features_of_one_teacher_do_not_serve_the_next(make_run: MakeRun, tmp_path: Path) -> None:
