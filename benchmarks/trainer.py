@@ -90,7 +90,9 @@ class Plain:
         self._own = {each.name: each for each in own_sections(student, sections, plan)}
         blocks = [block for each in self._own.values() for block in each.blocks_in(student)]
         parameters = [p for block in blocks for p in block.parameters()]
-        self._optimiser = torch.optim.SGD(parameters, 0.01, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        self._optimiser = torch.optim.SGD(
+            parameters, 0.01, momentum=recipe.momentum, weight_decay=recipe.weight_decay or 0.0
+        )
 
     def pass_over(self, split: Resident) -> None:
         order, draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     device = resolve_device(arguments.device)
     precision = resolve_precision(arguments.precision, device)
     torch.manual_seed(0)
-    recipe = Recipe(student_depth=arguments.student, batch_size=arguments.batch_size)
+    recipe = Recipe(student_depth=arguments.student, batch_size=arguments.batch_size).filled("sgd")
     made = new(arguments.teacher, normalise="cifar10", input_shape=(3, 32, 32), classes=10, seed=0)
     spec = made.spec.input
     assert isinstance(spec, InputSpec)

@@ -176,7 +176,7 @@ def test_the_bundle_is_verified_and_profiled_anew(run: Run, folder: Path) -> Non
     before = _json(WRITTEN / "classifier" / "profile" / "report.json")
     run("profile", "classifier", "--teacher", "teacher.safetensors", "--target", "target.yaml")
     after = _json(folder / "classifier" / "profile" / "report.json")
-    assert after.keys() == before.keys()
+    assert after.keys() >= before.keys()
     assert [(each["runner"], each["batch_size"]) for each in after["measurements"]] == [
         (each["runner"], each["batch_size"]) for each in before["measurements"]
     ]

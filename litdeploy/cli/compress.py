@@ -53,7 +53,7 @@ def command(
 
 def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
     """Print the result of a training."""
-    from litdeploy.storage.records import descent
+    from litdeploy.storage.records import CUT, descent
 
     if json:
         print_json({"bundle": str(bundle.path), **manifest.model_dump(mode="json")})
@@ -61,10 +61,10 @@ def show(bundle: Bundle, manifest: Manifest, json: bool) -> None:
     if manifest.lineage:
         note(descent(manifest.lineage))
     metrics = manifest.metrics
-    for role in ("teacher", "student"):
-        if metrics[role]:
+    for role in ("teacher", CUT, "student"):
+        if metrics.get(role):
             splits = "   ".join(f"{split} {scored(score)}" for split, score in metrics[role].items())
-            output.print(f"{role}   {splits}", highlight=False)
+            output.print(f"{role:<7}   {splits}", highlight=False)
     data = manifest.data
     held_out = f"held out of the training {data.noun}s" if data.test_is_held_out else "the dataset's own"
     note(f"The test split ({held_out}) was used once, after the last epoch.")

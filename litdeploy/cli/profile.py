@@ -74,6 +74,8 @@ def show(report: Report, bundle: Path) -> None:
     for failure in report.failures:
         batch = "" if failure.batch_size is None else f", batch {failure.batch_size}"
         note(f"{failure.runner}{batch}: not measured: {failure.message}")
+    for text in report.warnings:
+        note(f"warning: {text}")
     for finding in report.findings:
         output.print(f"- {finding.sentence}", highlight=False, markup=False)
     output.print(

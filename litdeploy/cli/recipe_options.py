@@ -85,7 +85,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "teacher_weight",
         "feature_cache",
     ),
-    "Training": ("optimiser", "momentum", "weight_decay", "precision", "compile", "batch_norm", "parallel"),
+    "Training": ("optimiser", "momentum", "weight_decay", "keep", "precision", "compile", "batch_norm", "parallel"),
 }
 
 # Not fields, but accepted by the verbs like one: each sets fields of the phases.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from litdeploy.storage.records import TeacherRecord
 from litdeploy.tasks import task_of
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.methods import METHODS, Start
+from litdeploy.trainer.optimizer import with_optimizer
 from litdeploy.trainer.plan import depth_plan
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.teacher import read_teacher
@@ -215,7 +216,7 @@ def compare(
     say = progress or Progress()
     grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
-    loaded, record = _begin(grid, asked)
+    loaded, record = _begin(grid, asked, say.note)
     grid.tidy(asked)
     failed: dict[str, str] = {}
     for number, cell in enumerate(asked, start=1):
@@ -248,9 +249,10 @@ def commands(
 
     Arguments and errors as for `compare`. Writes the recipe that the commands name.
     """
-    grid = Grid(out, teacher, _resolved(recipe, changes, progress or Progress()))
+    say = progress or Progress()
+    grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
-    _, record = _begin(grid, asked)
+    _, record = _begin(grid, asked, say.note)
     return [grid.command(cell, device) for cell in asked if _outcome(grid, cell, record) is None]
 
 
@@ -262,9 +264,11 @@ def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progr
     return resolved
 
 
-def _begin(grid: Grid, cells: Sequence[GridCell]) -> tuple[Network, TeacherRecord]:
-    """Load the teacher, check every cell so that none fails after hours, and claim the folder."""
+def _begin(grid: Grid, cells: Sequence[GridCell], note: Callable[[str], None]) -> tuple[Network, TeacherRecord]:
+    """Load the teacher, fill in the recipe for it, check every cell so that none fails after hours, and claim the
+    folder."""
     teacher, record = read_teacher(grid.teacher, grid.recipe, None)
+    grid.recipe = with_optimizer(grid.recipe, teacher.module, note)
     assert record is not None, "a teacher from a file has one"
     task = task_of(teacher.spec)
     if not task.labeled:

@@ -97,7 +97,12 @@ class Phase(Settings):
     """One phase of training."""
 
     epochs: int = Field(ge=0, description="Passes over the training data.")
-    learning_rate: float = Field(gt=0, description="Highest learning rate of the schedule.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Highest learning rate of the schedule; by default 0.1 with sgd and 0.0005 with adamw, in the "
+        "fine-tuning 0.01 and 0.0001.",
+    )
     schedule: Literal["one-cycle", "step"] = Field(
         "one-cycle",
         description="one-cycle: cosine up for the first 30 % of the steps, then down; step: ÷10 at each milestone.",
@@ -105,6 +110,12 @@ class Phase(Settings):
     milestones: tuple[int, ...] = Field(
         (), description="Epochs of this phase after which a step schedule divides the learning rate by ten."
     )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, of a recipe that is `filled`."""
+        assert self.learning_rate is not None, "Recipe.filled comes first"
+        return self.learning_rate
 
 
 class BornAgainSettings(Settings):
@@ -147,6 +158,11 @@ class SlimmingSettings(Settings):
         0.4, gt=0, lt=1, description="Share of the channels that slimming removes before fine-tuning."
     )
 
+
+Optimizer = Literal["sgd", "adamw"]
+
+# Learning rate of the main phase, that of the fine-tuning, and weight decay, if a recipe does not say.
+_DEFAULTS: dict[Optimizer, tuple[float, float, float]] = {"sgd": (0.1, 0.01, 5e-4), "adamw": (5e-4, 1e-4, 0.01)}
 
 # Field with the settings of one method → that method.
 _OF_METHOD = {"born_again": "born-again", "indistill": "indistill", "slimming": "slimming"}
@@ -204,10 +220,10 @@ class Recipe(Settings):
         "the method's own.",
     )
     main: Phase = Field(
-        Phase(epochs=9, learning_rate=0.1),
+        Phase(epochs=9),
         description="The main phase. Methods with a single phase train it for the epochs of both.",
     )
-    finetune: Phase = Field(Phase(epochs=1, learning_rate=0.01), description="The fine-tuning after the main phase.")
+    finetune: Phase = Field(Phase(epochs=1), description="The fine-tuning after the main phase.")
     discriminator: str | None = Field(
         None,
         description="Weights of a generator's discriminator: fine-tune the student against it instead of distilling.",
@@ -224,8 +240,10 @@ class Recipe(Settings):
         description="Weight of the mean absolute difference from the teacher's image in that fine-tuning; 0 leaves "
         "equation 6 alone.",
     )
-    optimiser: Literal["sgd", "adamw"] = Field(
-        "sgd", description="sgd with momentum, or adamw with betas (Loshchilov & Hutter, ICLR 2019)."
+    optimiser: Literal["auto", Optimizer] = Field(
+        "auto",
+        description="sgd with momentum, or adamw with betas (Loshchilov & Hutter, ICLR 2019); auto: adamw for networks "
+        "with layer norms, such as transformers, and sgd for others.",
     )
     hint_share: float = Field(
         0.2, gt=0, lt=1, description="Share of the epochs that method hint spends on its hint before distilling."
@@ -243,7 +261,14 @@ class Recipe(Settings):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="Decay rates of adamw's two moments."
     )
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of the optimizer.")
+    weight_decay: float | None = Field(
+        None, ge=0, description="Weight decay of the optimizer; by default 0.0005 with sgd and 0.01 with adamw."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Which student is delivered: the best on the validation split of all epochs and of the cut before "
+        "them, or the last.",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Precision of training; auto: bf16 if the device supports it."
     )
@@ -340,6 +365,23 @@ class Recipe(Settings):
             update={
                 "main": _scaled(self.main, epochs - finetune, factor),
                 "finetune": _scaled(self.finetune, finetune, factor),
+            }
+        )
+
+    def filled(self, optimizer: Optimizer) -> Recipe:
+        """Return the recipe with everything that it leaves to the optimizer.
+
+        Args:
+            optimizer: if the recipe names none.
+        """
+        optimizer = optimizer if self.optimiser == "auto" else self.optimiser
+        main, finetune, weight_decay = _DEFAULTS[optimizer]
+        return self.model_copy(
+            update={
+                "optimiser": optimizer,
+                "main": self.main.model_copy(update={"learning_rate": self.main.learning_rate or main}),
+                "finetune": self.finetune.model_copy(update={"learning_rate": self.finetune.learning_rate or finetune}),
+                "weight_decay": weight_decay if self.weight_decay is None else self.weight_decay,
             }
         )
 

@@ -217,6 +217,7 @@ def _report(bundle: Bundle, manifest: Manifest, sides: dict[str, Side], results:
         failures=tuple(results.failures),
         parity=_parity(bundle, onnx) if onnx else None,
         training=read_training(bundle.metrics_path),
+        warnings=manifest.warnings,
         data=manifest.data,
         test_used_once=task.split(teacher.scores, student.scores) == "test",
         recipe=manifest.recipe,

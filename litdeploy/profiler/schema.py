@@ -449,8 +449,7 @@ class Report(Record):
         bundle: the bundle's folder.
         student_sha256, onnx_sha256: hashes of the student's weights and of its ONNX file (None: there was none); a
             report whose hashes differ from the manifest's is out of date.
-        lineage: for a student of a chain, its ancestors from the teacher here to the student that taught it; else
-            empty.
+        lineage: a chain's networks, from the teacher here to the student that taught this one; else empty.
         depth_ratio, parameter_ratio, flop_ratio: teacher over student.
         measurements: by runner, then by batch size, in the target's order; at least one.
         failures: runners and batch sizes of the target that have no measurement.
@@ -460,6 +459,7 @@ class Report(Record):
         fidelity_missing: why it could not be measured.
         parity: the comparison of the exported student with PyTorch; None if it was not exported.
         training: the rows of metrics.jsonl; numbers that are not finite are None.
+        warnings: of the training.
         test_used_once: whether the scores on a test split are here; they are computed once, after the last epoch.
         recipe, target: with all their values.
         commands: the commands that repeat the report; `recipe.yaml` in them stands for `recipe`.
@@ -484,6 +484,7 @@ class Report(Record):
     fidelity_missing: str | None = None
     parity: Parity | None
     training: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...] = ()
     data: DataRecord
     test_used_once: bool
     environment: Environment

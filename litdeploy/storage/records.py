@@ -387,6 +387,8 @@ class RunRecord(Record):
     Attributes:
         device: of the first rank.
         ranks: number of processes of the training.
+        delivered: the whole epochs after which the student had its weights, 0 for the cut before any; None: after the
+            last, in older manifests.
     """
 
     started: str
@@ -397,6 +399,7 @@ class RunRecord(Record):
     precision: str
     versions: dict[str, str]
     ranks: int = 1
+    delivered: int | None = None
 
 
 class Artefact(Record):
@@ -439,6 +442,10 @@ class Artefact(Record):
         return shlex.join(words) if ours else None
 
 
+# The student before its first step: its key in a manifest's metrics, and the phase of its line in metrics.jsonl.
+CUT = "cut"
+
+
 class Manifest(Record):
     """All about a bundle.
 
@@ -448,8 +455,9 @@ class Manifest(Record):
         lineage: for a chain's student, from that teacher to the student that taught it; else empty.
         discriminator_sha256: of the file that the student was fine-tuned against; None if there was none.
         carried: file name in `transformers/` → SHA-256.
-        metrics: `teacher` or `student` → split → score; the teacher has none if scores compare with it. The test
-            split is used once, after the last epoch.
+        metrics: `teacher`, `student` or `cut` (the student before its first step) → split → score; the teacher has none
+            if scores compare with it. The test split is used once, after the last epoch.
+        warnings: what the user should know about the trained student.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -465,6 +473,7 @@ class Manifest(Record):
     data: DataRecord
     run: RunRecord
     metrics: dict[str, dict[str, Score]]
+    warnings: tuple[str, ...] = ()
     artefacts: dict[str, Artefact] = {}
 
 

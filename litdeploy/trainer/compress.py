@@ -26,12 +26,13 @@ from litdeploy.networks.student import depth_of
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, remove_files
 from litdeploy.storage.checkpoint import write_checkpoint
-from litdeploy.storage.records import Ancestor, Manifest, RunRecord, Score, TeacherRecord
+from litdeploy.storage.records import CUT, Ancestor, Manifest, RunRecord, Score, TeacherRecord
 from litdeploy.tasks import task_of
 from litdeploy.trainer.distributed import Ranks, check_recipe, launched
 from litdeploy.trainer.feature_cache import AUTO_VIEWS, FeatureCache, Layout, plan_cache
+from litdeploy.trainer.identity import digest_of, identity_of
 from litdeploy.trainer.methods import TrainingPhase
-from litdeploy.trainer.optimizer import steps_per_epoch
+from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan, chain_of, check_objectives, plan_run
 from litdeploy.trainer.progress import Progress, check_tensorboard
 from litdeploy.trainer.resolve import resolve_recipe
@@ -40,9 +41,7 @@ from litdeploy.trainer.resume import (
     Checkpoints,
     Every,
     check_chain,
-    digest_of,
     find_snapshot,
-    identity_of,
 )
 from litdeploy.trainer.step import compiles_teacher, fallback, forward_flops, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Features, Teacher, load_student, read_teacher
@@ -126,6 +125,7 @@ def compress(
         )
     store = None if objects is None else objects.store(loaded)
     resolved = resolved if store is None else store.adapted(resolved)
+    resolved = with_optimizer(resolved, loaded.module, progress.note)
     recipes = chain_of(loaded, resolved)
     plan = plan_run(loaded, recipes[0], network, place)
     check_recipe(resolved, ranks, [section.name for section in plan.sections], feature_cache_dir is not None)
@@ -306,8 +306,11 @@ class _Compression:
                     ranks.on_first(self._draw_samples, bundle, trainer, trainer.reference)
                 elif trainer.reference is None and not self.lineage:
                     scores["teacher"]["test"] = ranks.on_first(self._test, trainer, given)
+                warnings = trainer.warnings(scores["teacher"].get("validation"))
+                for text in warnings:
+                    note(f"warning: {text}")
                 with trainer.interruption.held():
-                    ranks.on_first(write, "complete")
+                    ranks.on_first(write, "complete", warnings)
         # The features of a run that did not come this far may be needed to resume it.
         remove_files(bundle.path / "features", "features")
 
@@ -439,6 +442,7 @@ class _Compression:
         discriminator: str | None,
         scores: dict[str, dict[str, Score]],
         status: Literal["complete", "interrupted"],
+        warnings: tuple[str, ...] = (),
     ) -> None:
         """Write the weights first, the manifest that names them last; remove the checkpoints of a complete run."""
         bundle.manifest_path.unlink(missing_ok=True)  # of an earlier interruption; it names other weights
@@ -448,6 +452,8 @@ class _Compression:
         metrics = {"teacher": scores["teacher"]} if status == "interrupted" else scores
         if position.validation is not None:
             metrics = {**metrics, "student": {"validation": position.validation, **metrics.get("student", {})}}
+        if position.cut is not None:
+            metrics = {**metrics, CUT: {"validation": position.cut}}
         run = RunRecord(
             started=position.started,
             seconds=round(trainer.elapsed, 3),
@@ -457,6 +463,7 @@ class _Compression:
             precision=self.precision,
             versions={"python": platform.python_version(), "torch": torch.__version__},
             ranks=self.ranks.size,
+            delivered=trainer.delivered if status == "complete" else None,
         )
         bundle.write(
             Manifest.model_validate(
@@ -473,6 +480,7 @@ class _Compression:
                     "data": self.data.record(),
                     "run": run,
                     "metrics": metrics,
+                    "warnings": warnings,
                 }
             )
         )

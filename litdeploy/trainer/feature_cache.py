@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from litdeploy.data import Crops, Picked, Split, free_memory, shuffled
 from litdeploy.errors import TrainingError
 from litdeploy.files import parse_json, read_small, write_whole
 from litdeploy.networks.sections import SectionCall
+from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.teacher import Features
 
 # Views that `auto` keeps, and how many epochs must at least use each.
@@ -387,6 +388,25 @@ class FeatureCache:
         return value.permute(0, 3, 1, 2) if value.dim() == 4 else value
 
 
+def passes_until(
+    phases: Sequence[TrainingPhase], phase: int, epoch: int, step: int
+) -> Iterator[tuple[bool, int | None]]:
+    """The passes of a run up to a step: for each, whether it used the present cache, and its steps; None: all.
+
+    Features of earlier teachers are not kept; their passes only drew from the generators.
+    """
+    begun = phases[: phase + 1]
+    first = max(
+        (number for number, each in enumerate(begun) if each.transition and each.transition.new_teacher), default=0
+    )
+    for number, each in enumerate(begun):
+        taught = each.objective.needs_teacher and number >= first
+        for _ in range(epoch if number == phase else each.settings.epochs):
+            yield taught, None
+        if number == phase:
+            yield taught, step
+
+
 @torch.no_grad()
 def refill(
     cache: FeatureCache,
@@ -403,7 +423,7 @@ def refill(
 
     Args:
         split, batch_size, seed: of the run.
-        passes: for each, whether it used the cache, and its steps; None: all.
+        passes: of the run; see `passes_until`.
         draw: generator → crops of a batch.
         features: of a batch with these crops.
     """

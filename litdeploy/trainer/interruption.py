@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from litdeploy.errors import InterruptedRun, LitdeployError, TrainingError, interrupting_signals
+from litdeploy.data import worker_died
+from litdeploy.errors import DataError, InterruptedRun, LitdeployError, TrainingError, interrupting_signals
 
 # Usable share of the free memory: the allocator fragments it, and libraries choose faster algorithms if they can.
 _USABLE = 0.9
@@ -28,11 +29,13 @@ class Interruption:
     Attributes:
         asked: whether a signal came. Inside `held`, the holder polls it; elsewhere it raises KeyboardInterrupt.
         twice: whether a second one came: the run then neither waits nor writes.
+        lacking: whose memory ran out in `stoppable`.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.twice = False
+        self.lacking: Literal["device", "host"] | None = None
         self._held = False
 
     @contextmanager
@@ -109,6 +112,43 @@ def resumable(
         if advise:
             error.add_note(advice())
         raise
+
+
+@contextmanager
+def stoppable(
+    interruption: Interruption, stepping: Callable[[], bool], checkpoint: Callable[[], None], alone: bool
+) -> Iterator[None]:
+    """Write a checkpoint if an epoch is stopped while no step is half done.
+
+    Lack of memory sets `lacking`: an error raised here would keep the failed step's memory in use.
+
+    Args:
+        stepping: whether a step is in progress.
+        alone: whether no other rank shares the run.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not interruption.twice and not stepping():
+            checkpoint()
+        raise
+    except DataError:
+        if alone and not stepping():
+            checkpoint()
+            if interruption.asked:  # a terminal's Ctrl-C reaches the worker processes too
+                raise KeyboardInterrupt from None
+        raise
+    except torch.OutOfMemoryError:
+        interruption.lacking = "device"
+    except (MemoryError, RuntimeError) as error:
+        # torch reports a dead worker process from a signal handler, which may run in the middle of a step.
+        if "DataLoader worker" in str(error):
+            if interruption.asked:
+                raise KeyboardInterrupt from None
+            raise worker_died(error) from error
+        if not refuses_memory(error):
+            raise
+        interruption.lacking = "host"
 
 
 def refuses_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from litdeploy.config.recipe import Recipe
 from litdeploy.errors import TrainingError
 from litdeploy.trainer.distributed import ALONE, Ranks
 from litdeploy.trainer.methods import TrainingPhase
@@ -107,5 +108,14 @@ class LossMonitor:
         return TrainingError(
             f"epoch {self._position.epochs_done + 1}, step {step} ({self._phase.name}): {what}, at a learning rate of "
             f"about {rate:.3g}. Try a lower one, in a new run: --learning-rate "
-            f"{self._phase.settings.learning_rate / 3:.2g} --overwrite"
+            f"{self._phase.settings.rate / 3:.2g} --overwrite"
         )
+
+
+def no_longer_finite(position: Position, weights: Sequence[str], recipe: Recipe) -> TrainingError:
+    """The error of weights that are NaN or infinite; none are named if they are another rank's."""
+    return TrainingError(
+        f"epoch {position.epochs_done + 1}, step {position.step}: weights are no longer finite numbers "
+        f"({', '.join(weights[:3]) or 'of another rank'}). Try a lower learning rate: --learning-rate "
+        f"{recipe.main.rate / 3:.2g} --overwrite"
+    )

@@ -195,10 +195,10 @@ def _initial(
     teacher: Network, plan: DepthPlan, sections: Sequence[Section], recipe: Recipe, network: NetworkName | None
 ) -> nn.Module:
     """The student before its first step, as the method or the recipe's `init` has it."""
-    default = METHODS[recipe.method].init(recipe)
-    if default != "copy" and recipe.init == "copy":
+    method = METHODS[recipe.method]
+    if method.init(recipe) != "copy" and recipe.init == "copy":
         raise _copies_nothing(recipe)
-    init = "scratch" if default == "scratch" else recipe.init or default
+    init = method.initial(recipe)
     if init == "copy":
         return make_student(teacher.module, plan)
     asked = None if network is None else request(network)

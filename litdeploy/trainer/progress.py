@@ -54,7 +54,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None, rows: Sequence[Row] = ()) -> None:
-        self._writer = _summary_writer(tensorboard, len(rows) + 1) if tensorboard else None
+        self._writer = _summary_writer(tensorboard, rows) if tensorboard else None
         self._path = path
         if path != Path(os.devnull):
             with write_whole(path) as temporary:
@@ -98,6 +98,7 @@ def _summary_writer_class() -> Any:
     return SummaryWriter
 
 
-def _summary_writer(folder: Path, first_epoch: int) -> SummaryWriter:
+def _summary_writer(folder: Path, rows: Sequence[Row]) -> SummaryWriter:
+    first_epoch = int(rows[-1]["epoch"]) + 1 if rows else 0
     writer: SummaryWriter = _summary_writer_class()(str(folder), purge_step=first_epoch)
     return writer

@@ -24,6 +24,15 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any], 
         NetworkError: the recipe, which may be a stranger's file, names code, and the changes do not.
     """
     base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe else Recipe()
+    if base.main.learning_rate or base.finetune.learning_rate:
+        # Its rates are those of the optimizer and weight decay that were the defaults for every network.
+        before = Recipe().filled("sgd")
+        base = base.model_copy(
+            update={
+                "optimiser": before.optimiser if base.optimiser == "auto" else base.optimiser,
+                "weight_decay": before.weight_decay if base.weight_decay is None else base.weight_decay,
+            }
+        )
     changes = {key: value for key, value in changes.items() if value is not None}
     student = base.indistill.student if base.indistill else None
     if student is not None and is_code(student) and "student" not in changes.get("indistill", {}):

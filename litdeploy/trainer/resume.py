@@ -1,10 +1,11 @@
-"""Resuming: what a run remembers to continue bit for bit, the checkpoints that hold it, and whose they are.
+"""Resuming: what a run remembers to continue bit for bit, and the checkpoints that hold it.
 
 A checkpoint is one safetensors file of tensors and JSON, whose name holds its SHA-256:
 
     checkpoints/epoch-00003-step-0000120-SHA256.safetensors
 
     student/NAME                weights and buffers
+    best/NAME                   the same of the best student so far
     optimiser/I/NAME            buffer I of a trained parameter
     random/order, …             states of the random generators
     cache/cuts, cache/filled    which features are cached, and of which views
@@ -20,7 +21,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,15 +34,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from litdeploy.config.recipe import Recipe
-from litdeploy.config.spec import DepthPlan, NetworkSpec
-from litdeploy.data import Data
+from litdeploy.config.spec import NetworkSpec
 from litdeploy.errors import BundleError, NetworkError, SettingsError
 from litdeploy.files import remove, remove_matching, remove_partial, sha256_of, write_whole
-from litdeploy.networks import Network
 from litdeploy.storage.bundle import Bundle
-from litdeploy.storage.records import Ancestor, Score, TeacherRecord
-from litdeploy.trainer.distributed import Ranks
+from litdeploy.storage.records import Score
+from litdeploy.trainer.identity import completed, differences, recipe_identity
 from litdeploy.trainer.progress import Row
 
 _VERSION = 2
@@ -50,9 +48,6 @@ _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{64})\.safetensors")
 _KEPT = 2
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 DEFAULT_EVERY = "10min"
-
-# Paths and loader settings change no image: the fingerprint identifies the data, as the hash does the discriminator.
-_OF_NO_EFFECT: dict[str, Any] = {"data": {"source", "workers", "resident", "tokenizer"}, "discriminator": True}
 
 
 class Position(BaseModel):
@@ -67,7 +62,10 @@ class Position(BaseModel):
         first_loss: mean over the phase's first steps; a diverging loss is compared with it.
         epochs_done, training_seconds: of all phases together, whole epochs.
         steps_done, images_done: of all phases together.
-        validation: the student's score after the last whole epoch.
+        validation: the student's score after the last whole epoch; after all of them that of the delivered student.
+        cut: its score before its first step; None: not measured.
+        best, best_epoch: score of the best student so far, and the whole epochs after which it was that; None: none is
+            kept.
         rows: the metrics so far.
         started: when the run began (ISO 8601).
         elapsed: seconds of wall-clock time in earlier processes.
@@ -86,6 +84,9 @@ class Position(BaseModel):
     images_done: int = Field(0, ge=0)
     training_seconds: float = 0.0
     validation: Score | None = None
+    cut: Score | None = None
+    best: Score | None = None
+    best_epoch: int | None = None
     rows: list[Row] = []
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     elapsed: float = 0.0
@@ -260,7 +261,7 @@ class Checkpoints:
             if saved is None:
                 self._note(f"warning: {path}: torn or altered (its content does not match its name); not used")
                 continue
-            differing = differences(saved.facts.get("identity"), self._identity)
+            differing = differences(completed(saved.facts.get("identity")), completed(self._identity))
             if saved.facts.get("version") != _VERSION:
                 differing = [f"version of the checkpoint's format: {saved.facts.get('version')}, and here {_VERSION}"]
             if differing:
@@ -299,19 +300,6 @@ class Checkpoints:
     def tidy(self) -> None:
         """Remove partial files of a killed process."""
         remove_partial(self._folder)
-
-
-def differences(theirs: Any, ours: Any, at: str = "") -> list[str]:
-    """The keys in which two JSON values differ, a line each."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = sorted({*theirs, *ours})
-        return [line for key in keys for line in differences(theirs.get(key), ours.get(key), f"{at}.{key}".lstrip("."))]
-    return [] if theirs == ours else [f"{at}: {_short(theirs)} there, {_short(ours)} here"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _read(path: Path) -> Snapshot | None:
@@ -459,55 +447,6 @@ def foreign(what: str) -> BundleError:
 # Whether the run to resume is this one.
 
 
-def identity_of(
-    teacher: Network,
-    record: TeacherRecord | None,
-    plan: DepthPlan | None,
-    recipe: Recipe,
-    data: Data,
-    precision: str,
-    device: torch.device,
-    ranks: Ranks,
-    lineage: Sequence[Ancestor] = (),
-    discriminator: str | None = None,
-) -> dict[str, Any]:
-    """What must be equal for a run of `compress` to be resumed. Plain JSON.
-
-    Args:
-        teacher, record: the first of a chain.
-        lineage: of a chain, from that teacher to the student that teaches this one.
-        discriminator: SHA-256 of its file; None if there is none.
-    """
-    return {
-        **({"lineage": [each.sha256 for each in lineage]} if lineage else {}),
-        "teacher": digest_of(teacher) if record is None else record.sha256,
-        "network": teacher.spec.model_dump(mode="json"),
-        "plan": None if plan is None else {name: list(kept) for name, kept in plan.items()},
-        "discriminator": discriminator,
-        **common_identity(recipe, data, precision, device, ranks),
-    }
-
-
-def identity_of_new(
-    spec: NetworkSpec, recipe: Recipe, data: Data, precision: str, device: torch.device, ranks: Ranks
-) -> dict[str, Any]:
-    """What must be equal for a run of `train` to be resumed."""
-    return {"network": spec.model_dump(mode="json"), **common_identity(recipe, data, precision, device, ranks)}
-
-
-def common_identity(recipe: Recipe, data: Data, precision: str, device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """What must be equal for any run to be resumed."""
-    record = data.record()
-    return {
-        "recipe": recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
-        "data": record.fingerprint,
-        **({} if record.tokenizer is None else {"tokenizer": record.tokenizer}),
-        "precision": precision,
-        "device": device.type,
-        "processes": ranks.size,
-    }
-
-
 def find_snapshot(
     bundle: Bundle, checkpoints: Checkpoints, identity: dict[str, Any], note: Callable[[str], None]
 ) -> tuple[bool, Snapshot | None]:
@@ -527,7 +466,7 @@ def find_snapshot(
         manifest = bundle.read()
         if manifest.status == "complete":
             theirs: dict[str, Any] = {
-                "recipe": manifest.recipe.model_dump(mode="json", exclude=_OF_NO_EFFECT),
+                "recipe": recipe_identity(manifest.recipe),
                 "data": manifest.data.fingerprint,
                 "network": manifest.teacher.spec.model_dump(mode="json"),
                 "discriminator": manifest.discriminator_sha256,
@@ -559,15 +498,6 @@ def find_snapshot(
     position = saved.facts.get("position", {})
     note(f"{bundle.path}: resuming after {position.get('epochs_done')} epochs and {position.get('step')} steps")
     return False, saved
-
-
-def digest_of(network: Network) -> str:
-    """SHA-256 of a network's weights in memory. A file's SHA-256 covers its header too."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_chain(bundle: Bundle, depths: tuple[int, ...]) -> None:

@@ -20,12 +20,13 @@ from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
 from litdeploy.trainer.compress import show_left_out
 from litdeploy.trainer.distributed import check_recipe, launched
+from litdeploy.trainer.identity import identity_of_new
 from litdeploy.trainer.methods import METHODS, Start
-from litdeploy.trainer.optimizer import steps_per_epoch
+from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan
 from litdeploy.trainer.progress import Progress
 from litdeploy.trainer.resolve import resolve_recipe
-from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot, identity_of_new
+from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot
 from litdeploy.trainer.trainer import Trainer
 from litdeploy.trainer.validation import evaluate
 
@@ -78,6 +79,7 @@ def train(
     progress = progress if progress is not None and ranks.first else Progress()
     check_recipe(resolved, ranks)
     made, data = _open(network, resolved, place, progress)
+    resolved = with_optimizer(resolved, made.module, progress.note)
     precision = resolve_precision(resolved.precision, place)
     with ExitStack() as held:
         ranks.on_first(_enter, held, path)
@@ -102,6 +104,8 @@ def train(
         with trainer.resumable(path):
             trainer.fit()
             assert trainer.position.validation is not None
+            for text in trainer.warnings(None):
+                progress.note(f"warning: {text}")
             test = ranks.on_first(_finish, trainer, path)
     return Trained(path, trainer.position.validation, test)
 

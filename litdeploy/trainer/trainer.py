@@ -28,20 +28,20 @@ from torch import Tensor, nn
 from litdeploy.batch import Batch, mapped, moved
 from litdeploy.config.recipe import Augmentation, Recipe
 from litdeploy.config.spec import AnyInput
-from litdeploy.data import Crops, Data, Picked, draw_crops, prepared, shuffled, worker_died
-from litdeploy.errors import DataError, TrainingError
+from litdeploy.data import Crops, Data, Picked, draw_crops, prepared, shuffled
+from litdeploy.errors import TrainingError
 from litdeploy.networks import Section
 from litdeploy.networks.network import channels_last
 from litdeploy.networks.width import narrow
-from litdeploy.storage.records import Score
+from litdeploy.storage.records import CUT, Score
 from litdeploy.tasks import task_of
 from litdeploy.trainer import kernels
 from litdeploy.trainer.batch_norm import ESTIMATION_BATCHES, average_statistics, estimate_statistics, synchronized
 from litdeploy.trainer.distributed import ALONE, Ranks, divide
-from litdeploy.trainer.feature_cache import FeatureCache, refill
-from litdeploy.trainer.interruption import Interruption, out_of_host_memory, out_of_memory, refuses_memory, resumable
+from litdeploy.trainer.feature_cache import FeatureCache, passes_until, refill
+from litdeploy.trainer.interruption import Interruption, out_of_host_memory, out_of_memory, resumable, stoppable
 from litdeploy.trainer.methods import TrainingPhase
-from litdeploy.trainer.monitor import LossMonitor
+from litdeploy.trainer.monitor import LossMonitor, no_longer_finite
 from litdeploy.trainer.objectives import LitSections
 from litdeploy.trainer.optimizer import new_optimizer, new_schedule, steps_per_epoch
 from litdeploy.trainer.plan import Plan
@@ -60,6 +60,7 @@ from litdeploy.trainer.resume import (
     restore_random,
     restore_student,
 )
+from litdeploy.trainer.selection import Selection, unchanged
 from litdeploy.trainer.step import Captured, Step, compiles_step, fallback, forward_flops, section_flops
 from litdeploy.trainer.teacher import DTYPES, Features, Teacher
 from litdeploy.trainer.validation import evaluate
@@ -84,6 +85,7 @@ class Trainer:
         cache: of the teacher's features; None: compute them for each batch.
         reference: the unmodified teacher on `device`, if the task's metric compares with it; else None.
         spec: rebuilds the student in its present shape.
+        selection: of the student to deliver.
         order, draws: generators of the images' order and of their crops, on the CPU.
         stepping: whether a step is in progress: weights and statistics may then be half changed.
     """
@@ -118,6 +120,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.saved = saved
         self.position = Position() if saved is None else saved.position()
+        self.selection = Selection(task_of(self.spec), self.recipe, self.phases, self.position)
         self.teacher: Teacher | None = None
         self.cache: FeatureCache | None = None
         self.reference: nn.Module | None = None
@@ -129,7 +132,6 @@ class Trainer:
         # The generator of the order and the passes of the cache before the present epoch; None between two epochs.
         self._before_epoch: tuple[Tensor, int] | None = None
         self._started = time.perf_counter()
-        self._lacking: str | None = None
         progress.noun = data.noun
         self._log = MetricsLog(
             metrics if ranks.first else Path(os.devnull), tensorboard if ranks.first else None, self.position.rows
@@ -169,12 +171,15 @@ class Trainer:
                 with self.begun(phase):
                     while self.position.epoch < phase.settings.epochs:
                         with self._stoppable():
+                            if self.selection.cut_is_next:
+                                self._measure_cut()
                             self.train_epoch()
                             self._end_epoch()
-                        if self._lacking:
+                        if self.interruption.lacking:
                             raise self._out_of_memory()
             if self.saved is not None:
                 self._restore(self.saved, in_phase=False)
+            self.position.validation = self.ranks.on_first(self.selection.deliver, self.student, self.note)
 
     def train_epoch(self) -> None:
         """Train on each batch once, or on the rest of an epoch that was interrupted."""
@@ -252,9 +257,8 @@ class Trainer:
         """Validate, log, and write a checkpoint if one is due."""
         position, recipe = self.position, self.recipe
         self._gather()
-        # With several ranks, one would stop while the others wait for it.
-        with self.interruption.released() if self.ranks.size == 1 else nullcontext():
-            position.validation = self.ranks.on_first(self._validate)
+        with self._unhurried():
+            position.validation = self.ranks.on_first(self._validate, not self.phase.objective.needs_chain)
         self.step.prepare()
         steps = steps_per_epoch(self.data.train, recipe.batch_size)
         row: Row = {
@@ -268,6 +272,8 @@ class Trainer:
             "images_per_second": round(steps * recipe.batch_size / position.seconds, 1),
         }
         position.end_epoch(row)
+        if self.ranks.first:
+            self.selection.offer(self.student, position.validation)
         self._before_epoch = None
         self._log.write(row)
         self.progress.end(row)
@@ -276,10 +282,28 @@ class Trainer:
         if not between and max(self.ranks.totals([float(self._due())])):
             self.checkpoint()
 
-    def _validate(self) -> Score:
-        if not self.phase.objective.needs_chain:
+    def _validate(self, apart: bool) -> Score:
+        """The student's score. Blocks that were copied or trained apart need statistics of its own chain first."""
+        if apart:
             estimate_statistics(self.student, self.sections, self._samples(ESTIMATION_BATCHES), self.precision)
         return evaluate(self.student, self.data.validation, self.spec, self.precision, self.reference)
+
+    def _measure_cut(self) -> None:
+        """Measure the student before its first step. All ranks call it."""
+        position = self.position
+        with self._unhurried(), unchanged(self.student):
+            position.cut = self.ranks.on_first(self._validate, True)
+            if self.ranks.first:
+                self.selection.offer(self.student, position.cut)
+        self.step.prepare()
+        self.note(f"the cut alone: {position.cut.summary()} on validation")
+        measured = position.cut.row("validation")
+        position.rows.append({"phase": CUT, "epoch": position.epochs_done, "epochs": self.epochs, **measured})
+        self._log.write(position.rows[-1])
+
+    def _unhurried(self) -> AbstractContextManager[None]:
+        """Work that may stop anywhere. With several ranks, one would stop while the others wait for it."""
+        return self.interruption.released() if self.ranks.size == 1 else nullcontext()
 
     # Phases.
 
@@ -374,6 +398,16 @@ class Trainer:
         """Seconds of wall-clock time, in all processes of the run."""
         return self.position.elapsed + time.perf_counter() - self._started
 
+    @property
+    def delivered(self) -> int:
+        """The whole epochs after which the delivered student had its weights."""
+        return self.position.epochs_done if self.position.best_epoch is None else self.position.best_epoch
+
+    def warnings(self, teacher: Score | None) -> tuple[str, ...]:
+        """What the user should know about the delivered student. See `Selection.warnings`."""
+        steps = steps_per_epoch(self.data.train, self.recipe.batch_size)
+        return self.selection.warnings(self.recipe, steps, len(self.data.classes), teacher)
+
     # What a transition between two phases uses: see `methods.method.Training`.
 
     @property
@@ -441,39 +475,13 @@ class Trainer:
         advice = self.checkpoints.advice
         return resumable(self.interruption, so_far, advice, interrupted, self.ranks.first)
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """Write a checkpoint if an epoch is stopped while no step is half done.
-
-        Lack of memory sets `_lacking`: an error raised here would keep the failed step's memory in use.
-        """
-        try:
-            yield
-        except KeyboardInterrupt:
-            if not self.interruption.twice and not self.stepping:
-                self.checkpoint()
-            raise
-        except DataError:
-            if self.ranks.size == 1 and not self.stepping:
-                self.checkpoint()
-                if self.interruption.asked:  # a terminal's Ctrl-C reaches the worker processes too
-                    raise KeyboardInterrupt from None
-            raise
-        except torch.OutOfMemoryError:
-            self._lacking = "device"
-        except (MemoryError, RuntimeError) as error:
-            # torch reports a dead worker process from a signal handler, which may run in the middle of a step.
-            if "DataLoader worker" in str(error):
-                if self.interruption.asked:
-                    raise KeyboardInterrupt from None
-                raise worker_died(error) from error
-            if not refuses_memory(error):
-                raise
-            self._lacking = "host"
+    def _stoppable(self) -> AbstractContextManager[None]:
+        """Write a checkpoint if an epoch is stopped while no step is half done. See `interruption.stoppable`."""
+        return stoppable(self.interruption, lambda: self.stepping, self.checkpoint, self.ranks.size == 1)
 
     def _out_of_memory(self) -> TrainingError:
         size = self.recipe.batch_size
-        if self._lacking == "host":
+        if self.interruption.lacking == "host":
             return out_of_host_memory(size)
         # Frees the optimizer's state and the captured graphs.
         del self.optimizer, self.schedule, self.monitor, self._update_new, self._update_cached
@@ -512,6 +520,7 @@ class Trainer:
         """The run's state between two steps. All ranks call it; the first gets the state of all."""
         position, cache = self.position, self.cache
         found = {f"student/{key}": value for key, value in self.student.state_dict().items()}
+        found |= self.selection.tensors()
         facts: dict[str, Any] = {
             "position": {**position.model_dump(mode="json"), "elapsed": self.elapsed},
             "spec": self.spec.model_dump(mode="json"),
@@ -528,11 +537,7 @@ class Trainer:
         tensors = cloned(found)
         bad = not_finite(tensors)
         if self.ranks.totals([float(bool(bad))])[0] if in_phase else bad:
-            raise TrainingError(
-                f"epoch {position.epochs_done + 1}, step {position.step}: weights are no longer finite numbers "
-                f"({', '.join(bad[:3]) or 'of another rank'}). Try a lower learning rate: --learning-rate "
-                f"{self.recipe.main.learning_rate / 3:.2g} --overwrite"
-            )
+            raise no_longer_finite(position, bad, self.recipe)
         if in_phase and self.ranks.size > 1:
             own = dict(tensors)
             for rank, theirs in enumerate(self.ranks.gather(tensors)):
@@ -572,6 +577,8 @@ class Trainer:
         tensors, facts = saved.of_rank(self.ranks.rank), saved.facts
         with of_this_student():
             restore_student(self.student, tensors)
+            if self.ranks.first:
+                self.selection.restore(tensors)
             if in_phase:
                 restore_optimizer(self.student, self.optimizer, self.schedule, tensors, facts)
                 restore_random(self.order, self.draws, self.device, tensors)
@@ -586,17 +593,8 @@ class Trainer:
     def _refill(self, cache: FeatureCache) -> None:
         """Fill an empty cache as the run had filled it up to its position."""
         assert self.teacher is not None
-        position, teacher = self.position, self.teacher
-        begun = self.phases[: position.phase + 1]
-        # Features of earlier teachers are not kept; their passes only drew from the generators.
-        new_teachers = [n for n, phase in enumerate(begun) if phase.transition and phase.transition.new_teacher]
-        passes: list[tuple[bool, int | None]] = []
-        for number, phase in enumerate(begun):
-            taught = phase.objective.needs_teacher and number >= max(new_teachers, default=0)
-            whole = position.epoch if number == position.phase else phase.settings.epochs
-            passes += [(taught, None)] * whole
-            if number == position.phase:
-                passes.append((taught, position.step))
+        teacher, position = self.teacher, self.position
+        passes = passes_until(self.phases, position.phase, position.epoch, position.step)
         size, seed = self.recipe.batch_size, self.recipe.seed
         draw = partial(draw_crops, size, self._augmentation)
         refill(cache, self.data.train, size, seed, passes, draw, lambda *batch: teacher(self._augmented(*batch)))

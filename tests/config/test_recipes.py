@@ -191,7 +191,7 @@ def shortest(recipe: Recipe, teacher: Network) -> tuple[Recipe, list[list[str]]]
 def trained_phases(metrics: Path) -> list[str]:
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-    return [row["phase"] for row in rows]
+    return [row["phase"] for row in rows if row["phase"] != "cut"]
 
 
 VARIANTS = [

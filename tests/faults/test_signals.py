@@ -176,17 +176,25 @@ class Stepping(Watching):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize(("call", "so_far"), [(1, r"after 0 of 4 epochs\."), (2, "after 0 of 4 epochs and 5 steps")])
 def test_stopped_while_it_validates(
-    tiny: Compress, whole: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: int,
+    so_far: str,
+    tiny: Compress,
+    whole: dict[str, Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = trainer.evaluate
+    """The cut, or the student after its first epoch."""
+    real, calls = trainer.evaluate, iter(range(1, 9))
 
     def evaluate(*arguments: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
-    with pytest.raises(InterruptedRun, match="after 0 of 4 epochs and 5 steps"):
+    with pytest.raises(InterruptedRun, match=so_far):
         tiny(tmp_path / "deploy")
     monkeypatch.undo()
     assert_same(tiny(tmp_path / "deploy", resume=True), whole["eager"])

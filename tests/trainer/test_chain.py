@@ -303,7 +303,7 @@ def test_a_chain_of_generators_is_measured_against_the_first(generators: Bundle,
         assert bundle.samples_path.is_file()
         assert manifest.discriminator_sha256 == sha256_of(generator_files / "D.ckpt")
         rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
-        assert [row["phase"] for row in rows] == ["lit", "finetune"]
+        assert [row["phase"] for row in rows] == ["cut", "lit", "finetune"]
     first, last = generators.in_chain(10).read(), generators.read()
     assert last.student.plan == {"blocks": (0,)}
     assert [(each.depth, each.sha256, each.metrics) for each in last.lineage] == [

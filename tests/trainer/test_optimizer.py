@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from litdeploy.config.recipe import Phase, Recipe
-from litdeploy.trainer.optimizer import new_optimizer
+from litdeploy.networks.families.resnet import resnet
+from litdeploy.trainer.optimizer import new_optimizer, with_optimizer
+from litdeploy.trainer.resolve import resolve_recipe
 
 
 def steps(recipe: Recipe, device: str = "cpu", count: int = 3) -> torch.Tensor:
@@ -47,10 +51,10 @@ def test_adamw_decouples_the_decay(betas: tuple[float, float]) -> None:
     torch.testing.assert_close(found, by_hand(3, *betas, 0.3), rtol=1e-5, atol=1e-6)
 
 
-def test_sgd_is_what_a_recipe_has_that_says_nothing() -> None:
+def test_sgd_adds_the_decay_to_the_gradient() -> None:
     student = torch.linspace(-1, 2, 6).view(2, 3)
     gradient = 2 * 0.5 * (0.5 * student.sum())
-    found = steps(Recipe(weight_decay=0.1), count=1)
+    found = steps(Recipe(optimiser="sgd", weight_decay=0.1), count=1)
     torch.testing.assert_close(found, student - 0.1 * (gradient + 0.1 * student))
 
 
@@ -58,3 +62,41 @@ def test_sgd_is_what_a_recipe_has_that_says_nothing() -> None:
 def test_the_fused_update_is_the_same() -> None:
     recipe = Recipe(optimiser="adamw", weight_decay=0.3)
     torch.testing.assert_close(steps(recipe, "cuda"), steps(recipe), rtol=1e-5, atol=1e-6)
+
+
+def transformer() -> nn.Module:
+    return nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 8, norm_first=True) for _ in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("network", "stated", "expected"),
+    [
+        (resnet(8, width=2), {}, ("sgd", 0.1, 0.01, 5e-4)),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), {}, ("sgd", 0.1, 0.01, 5e-4)),
+        (transformer(), {}, ("adamw", 5e-4, 1e-4, 0.01)),
+        (transformer(), {"optimiser": "sgd"}, ("sgd", 0.1, 0.01, 5e-4)),
+        (transformer(), {"weight_decay": 0.0}, ("adamw", 5e-4, 1e-4, 0.0)),
+        (transformer(), {"main": Phase(epochs=2, learning_rate=2e-3)}, ("adamw", 2e-3, 1e-4, 0.01)),
+        (nn.Sequential(resnet(8, width=2), nn.LayerNorm(10)), {}, ("sgd", 0.1, 0.01, 5e-4)),
+    ],
+)
+def test_what_a_recipe_leaves_open_follows_the_kind_of_network(
+    network: nn.Module, stated: dict[str, Any], expected: tuple[str, float, float, float]
+) -> None:
+    notes: list[str] = []
+    filled = with_optimizer(Recipe(**stated), network, notes.append)
+    assert (filled.optimiser, filled.main.rate, filled.finetune.rate, filled.weight_decay) == expected
+    assert len(notes) == 1
+    assert with_optimizer(filled, network, notes.append) == filled
+    assert len(notes) == 1
+
+
+def test_a_recipe_with_a_learning_rate_means_what_it_meant() -> None:
+    """When sgd, and a weight decay of 5e-4, were the defaults for every network."""
+    main = Phase(epochs=2, learning_rate=0.05)
+    found = resolve_recipe(Recipe(main=main), {"data": "digits"})
+    assert (found.optimiser, found.weight_decay) == ("sgd", 5e-4)
+    found = resolve_recipe(Recipe(main=main, optimiser="adamw"), {"data": "digits"})
+    assert (found.optimiser, found.weight_decay) == ("adamw", 5e-4)
+    found = resolve_recipe(Recipe(), {"data": "digits", "learning_rate": 0.05})
+    assert (found.optimiser, found.main.rate, found.weight_decay) == ("auto", 0.05, None)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.trainer.resume import Checkpoints, Every, Snapshot, differences, same_bits
+from litdeploy.trainer.identity import differences
+from litdeploy.trainer.resume import Checkpoints, Every, Snapshot, same_bits
 
 IDENTITY = {"recipe": {"seed": 0, "main": {"epochs": 3}}, "data": "abc"}
 

@@ -97,8 +97,9 @@ def test_other_methods(bert: Compress, method: str) -> None:
     changes: dict[str, Any] = {"born_again": {"generations": 2}} if method == "born-again" else {}
     bundle = bert(method=method, student_depth=depth, **changes)
     rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
-    assert rows
-    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
+    losses = [row["loss"] for row in rows if row["phase"] != "cut"]
+    assert losses
+    assert torch.isfinite(torch.tensor(losses)).all()
 
 
 def test_sections_apart_from_the_chain_keep_no_features(bert: Compress) -> None:

@@ -35,7 +35,7 @@ from tests import sections
 NAMES = ("layer1", "layer2", "layer3")
 PLAN = dict.fromkeys(NAMES, (0,))
 SPEC = InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
-RECIPE = Recipe(batch_size=4, augmentation=Augmentation(padding=1, flip=True), compile="off", seed=3)
+RECIPE = Recipe(batch_size=4, augmentation=Augmentation(padding=1, flip=True), compile="off", seed=3).filled("sgd")
 STILL = RECIPE.model_copy(update={"augmentation": Augmentation(padding=0, flip=False)})
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from litdeploy.profiler.formatting import milliseconds, runner_of, short, times
 from litdeploy.profiler.report import tables
 from litdeploy.profiler.schema import Measurement, Report
-from litdeploy.storage.records import descent
+from litdeploy.storage.records import CUT, descent
 from litdeploy.tasks import CURVES, task_of_scores
 
 # Findings that put the figures themselves in doubt: they are shown with the verdict.
@@ -39,6 +39,7 @@ def render(report: Report, sample_sheet: bytes | None = None) -> str:
     scores = report.teacher.scores, report.student.scores
     task = task_of_scores(*scores)
     charts = chart_module()
+    trained = [row for row in report.training if row.get("phase") != CUT]
     return fill(
         "report.html.j2",
         report=report,
@@ -67,7 +68,8 @@ def render(report: Report, sample_sheet: bytes | None = None) -> str:
         disturbances=[each for each in report.findings if each.kind in DISTURBANCES],
         split=task.split(*scores),
         sample_sheet=None if sample_sheet is None else base64.b64encode(sample_sheet).decode(),
-        phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in report.training)],
+        phases=[str(phase) for phase, _ in groupby(row.get("phase", "") for row in trained)],
+        cut=len(trained) < len(report.training),
         recipe=yaml.safe_dump(report.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
         drawn=charts is not None,
         charts=_charts(charts, report, groups) if charts else dict.fromkeys(_CHARTS),

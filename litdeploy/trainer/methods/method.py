@@ -132,6 +132,11 @@ class Method:
     init: Callable[[Recipe], Init] = _copy
     has_teacher: bool = True
 
+    def initial(self, recipe: Recipe) -> Init:
+        """How the student of a recipe starts."""
+        default = self.init(recipe)
+        return "scratch" if default == "scratch" else recipe.init or default
+
 
 def for_all_epochs(recipe: Recipe) -> Phase:
     """The main phase's settings with the epochs of both phases, for a method of one phase."""

@@ -33,6 +33,7 @@ class Adversarial(Objective):
         discriminator: images (N, C, H, W) → how real each patch is, and logits (N, K) of the domains. Frozen.
     """
 
+    scored = False  # images that look real are further from the teacher's
     learns_by = "images"
     needs_labels = True
 

@@ -51,6 +51,7 @@ class Objective(ABC):
         freezes: whether all but the planned sections keeps its weights, in eval mode.
         branches: sections that run on the teacher's input.
         chain: sections whose output in the student's own chain is compared.
+        scored: whether the task's metric on the validation split says how good its student is.
         learns_by: the output that carries the loss: see `Task.check_objective`.
         needs_labels: whether the loss has no meaning without labels.
     """
@@ -60,6 +61,7 @@ class Objective(ABC):
     freezes: bool = False
     branches: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
+    scored: bool = True
     learns_by: Literal["logits", "images", "output", "sections"] = "logits"
     needs_labels: bool = False
 

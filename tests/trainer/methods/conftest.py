@@ -33,7 +33,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
         )
         own = tuple(sections.of(student.module, SECTIONS))
         trainer = Trainer(
-            Plan(recipe, student, [], own, own),
+            Plan(recipe.filled("sgd"), student, [], own, own),
             open_data(DataSettings(source="digits"), CPU, 0),
             "fp32",
             CPU,

@@ -93,7 +93,7 @@ def test_on_digits(teacher_path: Path, tmp_path: Path) -> None:
     bundle = compress(teacher_path, out=tmp_path / "deploy", slimming=settings, **quick)
     manifest = bundle.read_complete()
     rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
-    assert [row["phase"] for row in rows] == ["sparse", "finetune", "finetune"]
+    assert [row["phase"] for row in rows] == ["sparse", "cut", "finetune", "finetune"]
     teacher, student = load(teacher_path), load(bundle.student_path)
     assert student.spec == manifest.student
     sizes = [sum(value.numel() for value in each.module.parameters()) for each in (teacher, student)]
