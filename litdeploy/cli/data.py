@@ -25,7 +25,7 @@ def _data() -> None:
 
 
 @app.command("pack")
-@recipe_options({"image_column", "label_column", "image_size"})
+@recipe_options({"image_column", "label_column", "labels", "image_size"})
 def pack_command(
     source: Annotated[str, typer.Argument(help="A dataset, as --data takes it elsewhere.")],
     out: Annotated[Path, typer.Option(help="The file to write, .safetensors.")],
@@ -62,7 +62,7 @@ def _show(packing: Packing) -> None:
         "bytes": f"{packing.bytes:,}",
         "SHA-256": packing.sha256,
         "images": " × ".join(map(str, header.shape)),
-        "classes": f"{len(header.classes)} ({names})",
+        "classes": f"{len(header.classes)} ({names})" if header.labeled else "none: without labels",
     }
     for key, value in lines.items():
         output.print(f"{key:<10} {value}", markup=False, highlight=False)

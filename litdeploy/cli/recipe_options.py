@@ -64,6 +64,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "data.image_column",
         "data.text_column",
         "data.label_column",
+        "data.labels",
         "data.attributes",
         "data.image_size",
         "data.text_length",

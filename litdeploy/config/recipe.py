@@ -27,12 +27,15 @@ class DataSettings(Settings):
 
     source: str | None = Field(
         None,
-        description="The dataset: a folder of class folders, a Parquet or CSV file, a folder of either, a hub id, "
-        "a packed file (litdeploy data pack), or digits.",
+        description="The dataset: a folder of class folders or of images alone, a Parquet, CSV or JSON-lines file, a "
+        "text file (a text a line), a folder of these, a hub id, a packed file (litdeploy data pack), or digits.",
     )
     image_column: str | None = Field(None, description="Column with the images, if its type does not show it.")
     text_column: str | None = Field(None, description="Column with the texts, if its name does not show it.")
     label_column: str | None = Field(None, description="Column with the labels, if its name does not show it.")
+    labels: Literal["auto", "none"] = Field(
+        "auto", description="Labels: auto uses those that the dataset has; none leaves them unused."
+    )
     attributes: tuple[str, ...] | None = Field(
         None,
         min_length=1,
@@ -81,6 +84,9 @@ class DataSettings(Settings):
             raise ValueError("label_column and attributes exclude one another; leave one of them out")
         if self.attributes is not None and len(set(self.attributes)) < len(self.attributes):
             raise ValueError("an attribute is named twice; leave it out once")
+        for field, named in (("label_column", self.label_column), ("attributes", self.attributes)):
+            if self.labels == "none" and named is not None:
+                raise ValueError(f"labels 'none' and {field} exclude one another; leave one of them out")
         return self
 
 

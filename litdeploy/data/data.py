@@ -33,7 +33,7 @@ class Store(Protocol):
         name: of the source, as the user gave it.
         noun: what it holds.
         splits: those of train, validation and test that the source itself has.
-        classes: names, in the order of the labels.
+        classes: names, in the order of the labels; empty without labels.
         columns: of images or texts, and of labels.
         test_share: share of the training images that is held out if there is neither a test nor a validation split.
         value_bytes: size of a stored value.
@@ -66,7 +66,7 @@ class Store(Protocol):
         ...
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        """One index into the classes for each row; of attributes 0 or 1 for each (rows, attributes).
+        """One index into the classes for each row; of attributes 0 or 1 for each (rows, attributes); −1 without labels.
 
         Raises:
             DataError: the split cannot be read, or a label is missing or not one of the classes.
@@ -122,7 +122,7 @@ def open_store(settings: DataSettings, spec: NetworkSpec | None = None) -> Store
         )
     found = sources.find(settings.source)
     if isinstance(found, PackedStore):
-        found.check(settings)
+        found.apply(settings)
         return found
     if holds_texts(found.load(found.first), settings):
         return TextStore(found, settings, _encoder(settings, spec))
@@ -146,14 +146,14 @@ class Data:
     """A dataset, its classes and its splits.
 
     `train` is the split of that name, or the only one, without what is held out of it. `test` is the test split; else
-    the validation split; else a tenth of the training images (of `digits` a fifth), stratified by label and the same
-    for every seed. `validation` is the validation split if there is a test split too; else the share
-    `settings.validation` of the training images, stratified, drawn by the seed. No image is in two of them.
+    the validation split; else a tenth of the training images (of `digits` a fifth), stratified by label (if there are
+    labels) and the same for every seed. `validation` is the validation split if there is a test split too; else the
+    share `settings.validation` of the training images, stratified, drawn by the seed. No image is in two of them.
 
     Attributes:
         source: its name, as the user gave it.
         noun: what it holds, in messages.
-        classes: names, in the order of the labels; those of the training images.
+        classes: names, in the order of the labels; those of the training images; empty without labels.
         tokens: the tokenizer; None for texts read as characters, and for images.
     """
 
@@ -178,14 +178,14 @@ class Data:
         return self._store.shape
 
     @property
-    def labeled(self) -> bool:
-        """Whether the data have labels; else each label is −1."""
-        return self._store.labeled if isinstance(self._store, ObjectStore) else bool(self.classes)
-
-    @property
     def given(self) -> bool:
         """Whether these are the user's own objects: nothing is augmented."""
         return isinstance(self._store, ObjectStore)
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the data have labels, and they are used; else each label is −1."""
+        return self._store.columns.label is not None
 
     @property
     def has_attributes(self) -> bool:
@@ -222,6 +222,7 @@ class Data:
             noun=self.noun,
             source=self.source,
             fingerprint=self._fingerprint,
+            labeled=self.labeled,
             tokenizer=None if self.tokens is None else self.tokens.fingerprint,
             images={split: len(self._rows(split)[1]) - len(self._bad.get(split, ())) for split in present},
             test_is_held_out="test" not in self._own,
@@ -299,9 +300,10 @@ class Data:
             members = random.permutation(np.flatnonzero(class_of.reshape(-1) == each))
             out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
         if not out.any():
+            why = "for every class has only one" if self.labeled else "for there is only one left"
             raise DataError(
-                f"{self.source}: none of its {len(rows)} training {self.noun}s can be held out, for every class "
-                f"has only one. Give it more {self.noun}s, or a validation and a test split."
+                f"{self.source}: none of its {len(rows)} training {self.noun}s can be held out, {why}. Give it more "
+                f"{self.noun}s, or a validation and a test split."
             )
         return rows[~out], rows[out]
 
@@ -343,16 +345,12 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
     if data.given:
         return
     task = task_of(spec)
-    task.check_classes(data.source, data.classes, data.has_attributes, spec, classes)
-    if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
+    if data.labeled:
+        _check_classes(data, spec, classes)
+    elif task.needs_labels:
         raise DataError(
-            f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
-            f"{', '.join(spec.classes[:5])}, …. "
-            + (
-                f"Name them in the network's order: --attributes {','.join(spec.classes)}"
-                if data.has_attributes
-                else f"Label the {data.noun}s by number, in the network's order."
-            )
+            f"{data.source} has no labels, or they are not used, and {spec.name} {task.makes} of the domains that the "
+            "labels name. Give --data a dataset with labels (--label-column NAME, or --attributes A,B)."
         )
     if isinstance(spec.input, TensorInput):
         raise DataError(
@@ -380,6 +378,20 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
             f"{data.source} has images of {height} × {width} pixels (height × width), and {spec.name} takes "
             f"{wanted_size[0]} × {wanted_size[1]}. Resize them: --image-size {wanted_size[0]},{wanted_size[1]}"
             + (f", or say that it takes these: --input-shape {channels},{height},{width}." if task.any_size else ".")
+        )
+
+
+def _check_classes(data: Data, spec: NetworkSpec, classes: int) -> None:
+    task_of(spec).check_classes(data.source, data.classes, data.has_attributes, spec, classes)
+    if spec.classes != data.classes and sorted(spec.classes) == sorted(data.classes):
+        raise DataError(
+            f"{data.source} has the network's classes in another order: {', '.join(data.classes[:5])}, … and not "
+            f"{', '.join(spec.classes[:5])}, …. "
+            + (
+                f"Name them in the network's order: --attributes {','.join(spec.classes)}"
+                if data.has_attributes
+                else f"Label the {data.noun}s by number, in the network's order."
+            )
         )
 
 

@@ -238,7 +238,7 @@ class ObjectStore:
         # A class is a whole number; other labels are for the user's own functions.
         self.labeled = labels is not None and not labels.is_floating_point()
         self.classes = self._class_names(network, objects.train.given) if self.labeled else ()
-        self.columns = Columns("inputs", "labels" if self.labeled else None)  # type: ignore[arg-type]
+        self.columns = Columns("inputs", "labels" if self.labeled else None)
         self._read: dict[int, tuple[Batch | None, Tensor]] = {}
 
     @property

@@ -1,4 +1,4 @@
-"""The verb `pack`: a dataset in one file, decoded once, with its classes and labels."""
+"""The verb `pack`: a dataset in one file, decoded once, with its classes and labels if it has them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def pack(
         images = store.stored(split, kept, _CPU)
         assert isinstance(images, torch.Tensor)
         tensors[images_key(split)] = images
-        tensors[labels_key(split)] = torch.from_numpy(store.labels(split)[kept])
+        if header.labeled:
+            tensors[labels_key(split)] = torch.from_numpy(store.labels(split)[kept])
     try:
         with write_whole(path) as temporary:
             save_file(tensors, temporary, {METADATA_KEY: header.model_dump_json()})

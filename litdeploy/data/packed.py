@@ -1,7 +1,7 @@
 """A dataset as one safetensors file of decoded images: read with safetensors alone, without `datasets` or Pillow.
 
     SPLIT.images   uint8 (images, channels, height, width)
-    SPLIT.labels   int64 (images), indices into the classes
+    SPLIT.labels   int64 (images), indices into the classes; left out without labels
 
 for each SPLIT of train, validation and test that its source has; the rest is in the file's metadata, see `Header`.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from safetensors import safe_open
 from torch import Tensor
 
@@ -42,8 +42,8 @@ class Header(Record):
         version: of this format.
         source: what it was packed from, as the user gave it.
         fingerprint: the source's.
-        image_column, label_column: columns of the source that were used.
-        classes: names, in the order of the labels.
+        image_column, label_column: columns of the source that were used; no label column: packed without labels.
+        classes: names, in the order of the labels; empty without labels.
         shape: (channels, height, width) of every image.
         images: split → number in this file.
         source_images: split → number in the source.
@@ -55,8 +55,8 @@ class Header(Record):
     source: str
     fingerprint: str
     image_column: str
-    label_column: str
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    label_column: str | None = None
+    classes: tuple[str, ...]
     shape: tuple[Count, Count, Count]
     images: Counts
     source_images: Counts
@@ -65,17 +65,25 @@ class Header(Record):
 
     @field_validator("classes")
     @classmethod
-    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+    def _of_labels(cls, classes: tuple[str, ...], known: ValidationInfo) -> tuple[str, ...]:
+        if len(classes) == 1 or bool(classes) != (known.data.get("label_column") is not None):
+            raise ValueError("labels have two classes or more, and without labels there are none")
         if len(set(classes)) < len(classes):
             raise ValueError("two classes have the same name")
         return classes
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the images have labels."""
+        return self.label_column is not None
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name → (dtype as safetensors names it, shape) of each tensor of the file."""
         expected: dict[str, tuple[str, tuple[int, ...]]] = {}
         for split, count in self.images.items():
             expected[images_key(split)] = ("U8", (count, *self.shape))
-            expected[labels_key(split)] = ("I64", (count,))
+            if self.labeled:
+                expected[labels_key(split)] = ("I64", (count,))
         return expected
 
 
@@ -116,7 +124,8 @@ class PackedStore:
                 _check_tensors(name, self.header, file)
                 self.splits: tuple[str, ...] = tuple(split for split in SPLITS if split in self.header.images)
                 self._labels: dict[str, NDArray[np.int64]] = {
-                    split: file.get_tensor(labels_key(split)).numpy().copy() for split in self.splits
+                    split: file.get_tensor(labels_key(split)).numpy().copy()
+                    for split in (self.splits if self.header.labeled else ())
                 }
         except DataError:
             raise
@@ -129,13 +138,17 @@ class PackedStore:
         self.shape = self.header.shape
         self.test_share = self.header.test_share
         self.columns = Columns(self.header.image_column, self.header.label_column)
+        if not self.header.labeled:
+            self._leave_labels()
 
-    def check(self, settings: DataSettings) -> None:
-        """Check the user's settings against how the data were packed.
+    def apply(self, settings: DataSettings) -> None:
+        """Check the user's settings against how the data were packed, and leave the labels unused if they say so.
 
         Raises:
             DataError: they ask for another size or other columns.
         """
+        if settings.labels == "none":
+            self._leave_labels()
         height, width = self.shape[1:]
         size = settings.image_size
         if size is not None and size != (height, width):
@@ -158,10 +171,15 @@ class PackedStore:
             ("label", settings.label_column, self.columns.label),
         ):
             if asked not in (None, used):
+                how = f"the {role}s of column '{used}'" if used else "no labels"
                 raise DataError(
-                    f"{self.name}: was packed with the {role}s of column '{used}'. Pack its source again: litdeploy "
+                    f"{self.name}: was packed with {how}. Pack its source again: litdeploy "
                     f"data pack {self.header.source} --{role}-column {asked} --out FILE{SUFFIX}."
                 )
+
+    def _leave_labels(self) -> None:
+        self._labels = {split: np.full(count, -1, np.int64) for split, count in self.header.images.items()}
+        self.columns, self.classes = Columns(self.header.image_column, None), ()
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, as `sha256sum` prints it; the source's own is in the header."""

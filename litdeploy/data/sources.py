@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from litdeploy.data.packed import SUFFIX as PACKED_KIND
 from litdeploy.data.packed import PackedStore
-from litdeploy.data.split import SPLITS
-from litdeploy.data.table import Columns, check_table, class_names, read_labels
+from litdeploy.data.split import SPLITS, free_memory
+from litdeploy.data.table import TEXT_KIND, Columns, check_table, class_names, read_labels, read_lines
 from litdeploy.errors import DataError, DependencyError, first_line
 from litdeploy.files import is_file, is_folder, sha256_of
 
@@ -38,12 +40,15 @@ _SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-_TABLE_KINDS = (".parquet", ".csv")
+_TABLE_KINDS = (".parquet", ".csv", ".jsonl", ".json", TEXT_KIND)
+# In a folder of images, files of the other kinds are notes about it.
+_BESIDE_IMAGES = (".parquet", ".csv")
 _IMAGE_KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 _WHAT_IS_TAKEN = (
-    "a .parquet or .csv file of images or texts, a folder of them named for their splits (train.parquet, "
-    "test.parquet), a folder of class folders (train/cat/1.png, or cat/1.png), a dataset's id at the Hugging Face hub "
-    "(uoft-cs/cifar10), digits, or a .safetensors file that `litdeploy data pack` wrote"
+    "a .parquet, .csv or .jsonl file of images or texts, a .txt file with a text a line, a folder of them named for "
+    "their splits (train.parquet, test.parquet), a folder of class folders (train/cat/1.png, or cat/1.png) or, without "
+    "labels, of images, a dataset's id at the Hugging Face hub (uoft-cs/cifar10), digits, or a .safetensors file that "
+    "`litdeploy data pack` wrote"
 )
 
 
@@ -141,6 +146,8 @@ def find(name: str | None) -> TableSource | PackedStore:
         if path.suffix.lower() not in _TABLE_KINDS:
             raise DataError(f"{name}: a {path.suffix or 'nameless'} file. What is taken: {_WHAT_IS_TAKEN}.")
         return _tables(name, {_split_of(path.stem) or "train": [path.absolute()]})
+    if path.exists():
+        raise DataError(f"{name}: is a pipe, a device or a socket. Save what comes from it as a file.")
     if _looks_like_path(name, path):
         raise DataError(f"{name}: no such file or folder (looked at {path.absolute()}). Give --data {_WHAT_IS_TAKEN}.")
     return _hub(name)
@@ -190,7 +197,7 @@ def _png(pixels_HW: np.ndarray[Any, Any]) -> bytes:
 
 
 def _folder(name: str, path: Path) -> TableSource:
-    files = _table_files(path)
+    files = _table_files(path, _BESIDE_IMAGES)
     named = {split: found for split, found in _by_split(files).items() if split is not None}
     if named:
         return _tables(name, named)
@@ -201,10 +208,20 @@ def _folder(name: str, path: Path) -> TableSource:
             f"may be the dataset. Give the table itself (--data {Path(name) / files[0].name}), or move it elsewhere."
         )
     if folders:
+        _check_unmixed(name, path, folders)
         return _classes_source(name, path, folders)
     if files:
         return _tables(name, {"train": files})
-    inside = [folder for folder in _subfolders(path) if _table_files(folder)]
+    inside = [folder for folder in _subfolders(path) if _table_files(folder, _BESIDE_IMAGES)]
+    if not inside:
+        images = _plain_images(name, path)
+        if images:
+            return _images_source(name, path, images)
+        files = _table_files(path)
+        if files:
+            named = {split: found for split, found in _by_split(files).items() if split is not None}
+            return _tables(name, named or {"train": files})
+        inside = [folder for folder in _subfolders(path) if _table_files(folder)]
     inside = [folder for folder in inside if folder.name == "data"] or inside
     if len(inside) > 1:
         raise DataError(
@@ -212,7 +229,7 @@ def _folder(name: str, path: Path) -> TableSource:
             f"Give one of them: --data {Path(name) / inside[0].name}."
         )
     if not inside:
-        raise DataError(f"{name}: no images found in this folder. What is taken: {_WHAT_IS_TAKEN}.")
+        raise DataError(f"{name}: no images or texts found in this folder. What is taken: {_WHAT_IS_TAKEN}.")
     tables = _by_split(_table_files(inside[0]))
     unnamed = tables.pop(None, [])
     return _tables(name, {split: found for split, found in tables.items() if split} or {"train": unnamed})
@@ -222,10 +239,10 @@ def _subfolders(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """Parquet files; if there are none, the CSV files."""
+def _table_files(folder: Path, kinds: tuple[str, ...] = _TABLE_KINDS) -> list[Path]:
+    """Files of the first of these kinds that the folder has: Parquet; if there are none, CSV; and so on."""
     entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    for kind in _TABLE_KINDS:
+    for kind in kinds:
         found = [entry for entry in entries if entry.suffix.lower() == kind]
         if found:
             return found
@@ -269,6 +286,63 @@ def _is_image(path: Path) -> bool:
     if path.exists() and not is_file(path):
         raise DataError(f"{path}: is a pipe, a device or a socket, and not an image file. Remove it from the folder.")
     return True
+
+
+def _check_unmixed(name: str, path: Path, folders: dict[str, dict[str, list[Path]]]) -> None:
+    """Raise DataError if images are next to the class folders too: they belong to no class."""
+    splits = [folder for folder in _subfolders(path) if _SPLIT_NAMES.get(folder.name.lower()) in folders]
+    loose = [image for folder in splits or [path] for image in _images_in(folder)]
+    if loose:
+        raise DataError(
+            f"{name}: holds images ({loose[0].name}{', …' * (len(loose) > 1)}) and folders of images "
+            f"({', '.join(sorted(_classes(folders))[:3])}); if the folders are the classes, the images have none. Move "
+            "either elsewhere; to use all images without labels, put them into one folder."
+        )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Image files of a folder, without those of its subfolders and hidden ones."""
+    return [entry for entry in sorted(folder.iterdir()) if not _is_hidden(entry) and _is_image(entry)]
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def _plain_images(name: str, path: Path) -> dict[str, list[Path]]:
+    """Split → image files, for images without classes: in the folder, in its only one, or in one for each split."""
+    loose = _images_in(path)
+    found = {folder: list(filterfalse(_is_hidden, files)) for folder, files in _images_by_class(path).items()}
+    folders = {folder: files for folder, files in found.items() if files}
+    if loose and folders:
+        raise DataError(
+            f"{name}: holds images ({loose[0].name}{', …' * (len(loose) > 1)}) and a folder of images "
+            f"({next(iter(folders))}); either may be the dataset. Give the folder (--data "
+            f"{Path(name) / next(iter(folders))}), or put all images into one."
+        )
+    if loose or not folders:
+        return {"train": loose} if loose else {}
+    named = {_SPLIT_NAMES[folder.lower()]: files for folder, files in folders.items() if folder.lower() in _SPLIT_NAMES}
+    if named:
+        return named
+    [(only, files)] = folders.items()
+    classes = _images_by_class(path / only)
+    if len(classes) > 1:
+        raise DataError(
+            f"{name}: holds one folder, {only}, and folders of images in it ({', '.join(sorted(classes)[:3])}). If "
+            f"they are the classes, give it: --data {Path(name) / only}"
+        )
+    return {"train": files}
+
+
+def _images_source(name: str, path: Path, images: dict[str, list[Path]]) -> TableSource:
+    def load(files: list[Path]) -> Any:
+        import datasets
+
+        return datasets.Dataset.from_dict({"image": [str(file) for file in files]})
+
+    splits = {split: partial(load, files) for split, files in images.items()}
+    return TableSource(name, splits, partial(_digest, [file for files in images.values() for file in files], path))
 
 
 def _classes(folders: dict[str, dict[str, list[Path]]]) -> set[str]:
@@ -315,6 +389,9 @@ def _load_tables(name: str, files: list[Path]) -> Any:
     for file in files:
         check_table(file, name)
     kind = files[0].suffix.lower().removeprefix(".")
+    if files[0].suffix.lower() == TEXT_KIND:
+        return _load_texts(name, files)
+    kind = {"jsonl": "json"}.get(kind, kind)
     # `datasets` takes patterns, and a folder may be called `run[1]`.
     patterns = [glob.escape(str(file)) for file in files]
     try:
@@ -325,6 +402,14 @@ def _load_tables(name: str, files: list[Path]) -> Any:
         mend = " Write it again in UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
         named = ", ".join(file.name for file in files[:3])
         raise DataError(f"{name}: {named} cannot be read as {kind} ({first_line(cause)}).{mend}") from error
+
+
+def _load_texts(name: str, files: list[Path]) -> Any:
+    import datasets
+    import pyarrow as pa
+
+    most = free_memory(torch.device("cpu")) // (2 * len(files))
+    return datasets.Dataset(pa.concat_tables([read_lines(file, name, most) for file in files]))
 
 
 @contextmanager

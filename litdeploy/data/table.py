@@ -1,12 +1,14 @@
-"""Tables from strangers: what a Parquet or CSV file may hold, which column is which, and the labels.
+"""Tables from strangers: what their files may hold, which column is which, and the labels.
 
 Files are checked before they are opened: `datasets` unpacks whatever looks packed.
 """
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from litdeploy.config.recipe import DataSettings
 from litdeploy.errors import DataError, first_line
+from litdeploy.files import open_regular
 
 _MOST_TIMES_FILE, _ALWAYS_ALLOWED = 64, 2**30
 _ROWS_AT_ONCE = 4096
@@ -24,14 +27,23 @@ _IMAGE_COLUMNS = ("image", "img", "images", "file_name", "filename", "file", "pa
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "category", "class_name")
 _TEXT_COLUMNS = ("text", "sentence", "content", "review", "review_text", "document", "comment")
 _STRINGS = ("string", "large_string")
+# A longer text is not one but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
+LONGEST = 2**20
+# Bytes of the longest character in UTF-8.
+_WIDEST = 4
+TEXT_KIND = ".txt"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used: one of images or texts; one of labels, or one for each attribute."""
+    """Names of the columns that are used: one of images or texts; one of labels, or one for each attribute.
+
+    Attributes:
+        label: None if the dataset has no labels, or they are not used.
+    """
 
     content: str
-    label: str
+    label: str | None
     attributes: tuple[str, ...] = ()
 
 
@@ -54,7 +66,9 @@ def check_table(file: Path, name: str) -> None:
     if file.suffix.lower() == ".parquet":
         _check_parquet(file, name)
     elif b"\0" in _start(file):
-        raise DataError(f"{name}: {file.name} is no text, which a CSV file is.")
+        kind = file.suffix.lower().removeprefix(".").upper()
+        what = "a text file" if file.suffix.lower() == TEXT_KIND else f"a {kind} file"
+        raise DataError(f"{name}: {file.name} is no text (it holds NUL bytes), and {what} is. Write it in UTF-8.")
 
 
 def _start(file: Path) -> bytes:
@@ -131,6 +145,42 @@ def _too_large(file: Path, name: str, found: int, length: int) -> DataError:
     )
 
 
+def read_lines(file: Path, name: str, most: int) -> Any:
+    """The lines of a text file that are not blank, as a table (`pyarrow.Table`) with the binary column `text`.
+
+    Args:
+        name: of the source, as the user gave it.
+        most: bytes that the file may have: its texts are held in memory.
+
+    Raises:
+        DataError: it cannot be read, is larger, has no text or an absurdly long line.
+    """
+    import pyarrow as pa
+
+    lines = []
+    try:
+        with open_regular(file) as stream:
+            if file.stat().st_size > most:
+                raise DataError(
+                    f"{name}: {file.name} has {file.stat().st_size / 1e9:.1f} GB, and a text file is read into memory, "
+                    f"of which {most / 1e9:.1f} GB are free for it. Save it as Parquet, which is not."
+                )
+            for number, line in enumerate(iter(partial(stream.readline, _WIDEST * LONGEST + 2), b""), start=1):
+                if len(line) > _WIDEST * LONGEST:
+                    raise DataError(
+                        f"{name}: line {number} of {file.name} is longer than {LONGEST:,} characters, the most of a "
+                        "text. A text file has a text a line: break it into lines."
+                    )
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    lines.append(text.rstrip(b"\r\n"))
+    except OSError as error:
+        raise DataError(f"{name}: {file.name} cannot be read ({error.strerror}).") from None
+    if not lines:
+        raise DataError(f"{name}: {file.name} has no text in it. Give a file with a text a line.")
+    return pa.table({"text": pa.array(lines, pa.large_binary())})
+
+
 def row_name(source: str, split: str, row: int) -> str:
     """What messages call a row."""
     return f"{source}: row {row} (counted from 0) of split '{split}'"
@@ -145,7 +195,25 @@ def find_columns(dataset: Any, source: str, settings: DataSettings) -> Columns:
     content = _choose(dataset, source, "image", settings.image_column, "Image", _IMAGE_COLUMNS)
     if settings.attributes is not None:
         return Columns(content, settings.attributes[0], settings.attributes)
-    return Columns(content, _choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS))
+    return Columns(content, _label_column(dataset, source, settings, content))
+
+
+def _label_column(dataset: Any, source: str, settings: DataSettings, content: str) -> str | None:
+    """The column of labels; None if they are not to be used, or if no other column can be one."""
+    others = {name for name in dataset.column_names if name != content and _may_be_labels(dataset.features[name])}
+    others |= {name for name in dataset.column_names if name in _LABEL_COLUMNS}
+    if settings.labels == "none" or (settings.label_column is None and not others):
+        return None
+    return _choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS)
+
+
+def _may_be_labels(feature: Any) -> bool:
+    """Whether a column of this type can hold labels: class names or whole numbers."""
+    return str(getattr(feature, "dtype", "")) in (*_STRINGS, "bool") or _is_whole(feature)
+
+
+def _is_whole(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
 
 
 def holds_texts(dataset: Any, settings: DataSettings) -> bool:
@@ -168,10 +236,8 @@ def find_text_columns(dataset: Any, source: str, settings: DataSettings) -> Colu
         raise DataError(f"{source}: options for images and for texts are given. Leave --image-… or --text-… out.")
     if settings.attributes is not None:
         raise DataError(f"{source}: has texts, and --attributes are of images. Leave it out.")
-    return Columns(
-        content=_choose(dataset, source, "text", settings.text_column, "", _TEXT_COLUMNS),
-        label=_choose(dataset, source, "label", settings.label_column, "ClassLabel", _LABEL_COLUMNS),
-    )
+    content = _choose(dataset, source, "text", settings.text_column, "", _TEXT_COLUMNS)
+    return Columns(content, _label_column(dataset, source, settings, content))
 
 
 def _choose(dataset: Any, source: str, role: str, named: str | None, feature: str, usual_names: tuple[str, ...]) -> str:
@@ -190,14 +256,15 @@ def _choose(dataset: Any, source: str, role: str, named: str | None, feature: st
         return found[0]
     why = f"{len(typed)} columns hold {role}s ({', '.join(typed)})" if typed else f"no column is known to hold {role}s"
     texts = f" (of texts --text-column {columns[0]})" if role == "image" and not typed else ""
+    without = ", or use the data without labels: --labels none" if role == "label" else ""
     raise DataError(
         f"{source}: {why}; its columns are {', '.join(columns)}. "
-        f"Name the one to use: --{role}-column {(typed or columns)[0]}{texts}."
+        f"Name the one to use: --{role}-column {(typed or columns)[0]}{texts}{without}."
     )
 
 
 def class_names(dataset: Any, source: str, split: str, columns: Columns, any_numbers: bool = False) -> tuple[str, ...]:
-    """Names of the classes, in the order of the labels; of attributes the requested ones.
+    """Names of the classes, in the order of the labels; of attributes the requested ones; none without labels.
 
     A `ClassLabel` has them; strings are sorted; whole numbers are their own names.
 
@@ -210,7 +277,10 @@ def class_names(dataset: Any, source: str, split: str, columns: Columns, any_num
     if columns.attributes:
         _attributes(dataset, source, split, columns.attributes)
         return columns.attributes
-    codes, names = _coded(dataset, source, split, columns)
+    if columns.label is None:
+        _check_columns(dataset, source, split, columns)
+        return ()
+    codes, names = _coded(dataset, source, split, columns, columns.label)
     feature = dataset.features[columns.label]
     if not any_numbers and not hasattr(feature, "names") and feature.dtype not in _STRINGS:
         numbers = tuple(str(number) for number in range(len(names)))
@@ -222,20 +292,23 @@ def class_names(dataset: Any, source: str, split: str, columns: Columns, any_num
     if len(names) < 2:
         raise DataError(
             f"{source}: all {len(codes)} labels in column '{columns.label}' of split '{split}' are '{names[0]}'; "
-            "at least two classes are needed."
+            "at least two classes are needed. Or use the data without labels: --labels none"
         )
     return names
 
 
 def read_labels(dataset: Any, source: str, split: str, columns: Columns, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """The labels of one split as indices into `classes`, or its attributes.
+    """The labels of one split as indices into `classes`, or its attributes; −1 for each row without labels.
 
     Raises:
         DataError: a column is missing or of the wrong type, or a label is missing or not one of the classes.
     """
     if columns.attributes:
         return _attributes(dataset, source, split, columns.attributes)
-    codes, names = _coded(dataset, source, split, columns)
+    if columns.label is None:
+        _check_columns(dataset, source, split, columns)
+        return np.full(len(dataset), -1, np.int64)
+    codes, names = _coded(dataset, source, split, columns, columns.label)
     index = {name: number for number, name in enumerate(classes)}
     to_class = np.array([index.get(name, -1) for name in names], dtype=np.int64)
     labels = to_class[codes]
@@ -275,25 +348,32 @@ def _attributes(dataset: Any, source: str, split: str, names: tuple[str, ...]) -
     return found
 
 
-def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """(indices, names): labels of any type as indices into their names."""
+def _check_columns(dataset: Any, source: str, split: str, columns: Columns) -> None:
+    """Check that a split has rows, and the columns that are used."""
     for column in (columns.content, columns.label):
-        if column not in dataset.column_names:
+        if column is not None and column not in dataset.column_names:
             raise DataError(
                 f"{source}: split '{split}' has no column '{column}'; its columns are "
                 f"{', '.join(dataset.column_names)}."
             )
     if len(dataset) == 0:
         raise DataError(f"{source}: split '{split}' is empty.")
-    feature = dataset.features[columns.label]
+
+
+def _coded(
+    dataset: Any, source: str, split: str, columns: Columns, label: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """(indices, names): labels of any type as indices into their names."""
+    _check_columns(dataset, source, split, columns)
+    feature = dataset.features[label]
     dtype = str(getattr(feature, "dtype", feature))
-    if not (dtype in _STRINGS or dtype.startswith(("int", "uint"))):
+    if not (dtype in _STRINGS or _is_whole(feature)):
         raise DataError(
-            f"{source}: column '{columns.label}' of split '{split}' holds {dtype}; class names or whole numbers from 0 "
+            f"{source}: column '{label}' of split '{split}' holds {dtype}; class names or whole numbers from 0 "
             "are needed (an empty cell turns a CSV file's whole numbers into float64). Mend it, or name another with "
             "--label-column."
         )
-    values = dataset.select_columns([columns.label]).with_format("arrow")[:].column(0)
+    values = dataset.select_columns([label]).with_format("arrow")[:].column(0)
     if values.null_count:
         row = values.is_null().to_pylist().index(True)
         raise _unlabeled(source, split, row)
@@ -314,6 +394,6 @@ def _coded(dataset: Any, source: str, split: str, columns: Columns) -> tuple[NDA
 
 def _unlabeled(source: str, split: str, row: int) -> DataError:
     return DataError(
-        f"{row_name(source, split, row)} has no label. Remove the row; a split without "
-        "labels can be neither trained nor evaluated on."
+        f"{row_name(source, split, row)} has no label. Remove the row, or use the whole dataset without labels: "
+        "--labels none"
     )

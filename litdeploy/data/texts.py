@@ -22,14 +22,12 @@ from litdeploy.config.spec import NetworkSpec, Noun, TokenInput
 from litdeploy.data.augment import FOREIGN
 from litdeploy.data.sources import TableSource, TableStore
 from litdeploy.data.split import OnDemand, Split
-from litdeploy.data.table import find_text_columns, row_name
+from litdeploy.data.table import LONGEST, find_text_columns, row_name
 from litdeploy.errors import DataError, first_line, import_library
 from litdeploy.networks import is_hub, tokenizer_folder
 from litdeploy.networks.embedder import lower_cases
 
 DEFAULT_LENGTH = 1014
-# A longer cell is not a text but a mistake: in a CSV file a quote that nothing closes takes in all that follows.
-LONGEST = 2**20
 # Stored after the end of a text: no id, so that a padding token written in a text is one of its tokens.
 NOTHING = -1
 _ROWS_AT_ONCE = 1024

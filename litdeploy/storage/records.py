@@ -370,12 +370,14 @@ class DataRecord(Record):
     """The dataset: source, fingerprint of its contents, what it holds, and the number of samples used of each split.
 
     Attributes:
+        labeled: whether its samples have labels, and they were used.
         tokenizer: SHA-256 of everything that decides its texts' tokens; None if they did not become tokens.
     """
 
     noun: Noun = "image"
     source: str
     fingerprint: str
+    labeled: bool = True
     tokenizer: str | None = None
     images: dict[str, int]
     test_is_held_out: bool = False

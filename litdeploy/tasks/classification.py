@@ -101,7 +101,7 @@ class Classification(Task[Scored]):
         "Distilling the Knowledge in a Neural Network", 2015)."""
         assert isinstance(student, Tensor)
         assert isinstance(teacher, Tensor)
-        hard = F.cross_entropy(student, labels)
+        hard = F.cross_entropy(student, labels) if alpha else 0.0  # data without labels have -1 here
         soft = F.kl_div(
             F.log_softmax(student / temperature, dim=-1),
             F.log_softmax(teacher.detach() / temperature, dim=-1),

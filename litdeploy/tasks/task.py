@@ -127,6 +127,7 @@ class Task(ABC, Generic[S]):
         output_name: of the output in an exported file.
         makes: what the network does, after its name in messages: "makes images".
         labeled: whether the metric compares with labels, so that the network's accuracy is defined.
+        needs_labels: whether its networks take the labels as an input, so that they need data with labels.
         needs_reference: whether the metric compares with another network's outputs.
         repeats: whether the same view of a sample gives the same output at each epoch.
         any_size: whether its networks take images of any size.
@@ -146,6 +147,7 @@ class Task(ABC, Generic[S]):
     output_name: ClassVar[str]
     makes: ClassVar[str]
     labeled: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
     any_size: ClassVar[bool] = False

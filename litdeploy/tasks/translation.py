@@ -38,6 +38,7 @@ class Translation(Task[Likeness]):
     output = "images"
     output_name = "translated"
     makes = "makes images"
+    needs_labels = True
     needs_reference = True
     repeats = False  # each step asks for other domains
     any_size = True

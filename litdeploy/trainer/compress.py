@@ -35,7 +35,7 @@ from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan, chain_of, check_objectives, plan_run
 from litdeploy.trainer.progress import Progress, check_tensorboard
-from litdeploy.trainer.resolve import resolve_recipe
+from litdeploy.trainer.resolve import fitted, resolve_recipe
 from litdeploy.trainer.resume import (
     DEFAULT_EVERY,
     Checkpoints,
@@ -123,17 +123,15 @@ def compress(
             f"{loaded.source} is a student already. Compress its teacher to the depth you want, step by step if that "
             "helps: --student-depth 17,9"
         )
-    store = None if objects is None else objects.store(loaded)
-    resolved = resolved if store is None else store.adapted(resolved)
-    resolved = with_optimizer(resolved, loaded.module, progress.note)
+    data, resolved = _open(resolved, loaded, place, progress, None if objects is None else objects.store(loaded))
     recipes = chain_of(loaded, resolved)
     plan = plan_run(loaded, recipes[0], network, place)
     check_recipe(resolved, ranks, [section.name for section in plan.sections], feature_cache_dir is not None)
-    opened = _open(plan, loaded, place, progress, store)
+    _check_data(data, plan, loaded, progress)
     compression = _Compression(
         given=loaded,
         record=record,
-        data=opened,
+        data=data,
         device=place,
         precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
@@ -158,8 +156,7 @@ def compress(
         for number, student in enumerate(recipes):
             last = student is recipes[-1]
             target = bundle if last else bundle.in_chain(student.depths[-1])
-            if number or not opened.labeled:
-                student = student if opened.labeled else student.model_copy(update={"alpha": 0.0})
+            if number:
                 plan = plan_run(compression.teacher, student, network, place)
             if not last:
                 ranks.on_first(_enter, held, target, False, resume)
@@ -175,23 +172,25 @@ def compress(
 
 
 def _open(
-    plan: Plan, teacher: Network, device: torch.device, progress: Progress, store: ObjectStore | None = None
-) -> Data:
-    """Open the data and check it against teacher and plan, before anything is written."""
-    recipe = plan.recipe
+    recipe: Recipe, teacher: Network, device: torch.device, progress: Progress, store: ObjectStore | None = None
+) -> tuple[Data, Recipe]:
+    """Open the data, and adapt the recipe to them."""
     if store is None:
         data = open_data(recipe.data, device, recipe.seed, teacher.spec)
     else:
+        recipe = store.adapted(recipe)
         data = open_objects(store, recipe.data, device, recipe.seed)
         for line in store.notes():
             progress.note(line)
+    return data, with_optimizer(fitted(recipe, data, progress.note), teacher.module, progress.note)
+
+
+def _check_data(data: Data, plan: Plan, teacher: Network, progress: Progress) -> None:
+    """Check the data against teacher and plan, before anything is written."""
     check_against(data, teacher.spec, teacher.class_count())
     show_left_out(data, progress)
-    steps_per_epoch(data.train, recipe.batch_size)
+    steps_per_epoch(data.train, plan.recipe.batch_size)
     check_objectives(plan, teacher, data.labeled)
-    if not data.labeled and recipe.alpha:
-        progress.note("the data have no labels: alpha is 0, and the student learns from the teacher alone")
-    return data
 
 
 def show_left_out(data: Data, progress: Progress) -> None:
@@ -384,9 +383,10 @@ class _Compression:
             "teacher": digest,
             "data": self.data.record().fingerprint,
             "data_settings": recipe.data.model_dump(
-                mode="json", exclude={"source", "workers", "resident", "tokenizer"}
+                mode="json", exclude={"source", "workers", "resident", "tokenizer", "labels"}
             ),
             **({} if self.data.tokens is None else {"tokenizer": self.data.tokens.fingerprint}),
+            **({} if self.data.labeled else {"labeled": False}),  # they decide what is held out
             "held_out_by_seed": recipe.seed,
             "input": trainer.input.model_dump(mode="json"),
             "augmentation": recipe.augmentation.model_dump(mode="json"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from litdeploy.config.recipe import Recipe, read_recipe
+from litdeploy.data import Data
 from litdeploy.errors import NetworkError, SettingsError
 from litdeploy.files import is_folder
 from litdeploy.networks.registry import is_code
@@ -70,3 +72,12 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any], 
             raise SettingsError(f"--epochs {epochs}: at least one epoch is needed.")
         resolved = resolved.with_epochs(epochs)
     return resolved
+
+
+def fitted(recipe: Recipe, data: Data, note: Callable[[str], None]) -> Recipe:
+    """The recipe with what follows from the data, which the user is shown: without labels their weight, alpha, is 0."""
+    if data.labeled:
+        return recipe
+    why = "they are left unused" if recipe.data.labels == "none" else f"{data.source} has none"
+    note(f"no labels: {why}; the student learns from its teacher alone (alpha 0)")
+    return recipe.with_(alpha=0.0)

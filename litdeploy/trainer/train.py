@@ -11,7 +11,7 @@ import torch
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, check_against, open_data
-from litdeploy.errors import BundleError, SettingsError
+from litdeploy.errors import BundleError, DataError, SettingsError
 from litdeploy.networks import Network, NetworkName, new
 from litdeploy.runtime import resolve_precision
 from litdeploy.storage.checkpoint import write_checkpoint
@@ -113,6 +113,12 @@ def train(
 def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: Progress) -> tuple[Network, Data]:
     """The new network and the data, checked against each other before anything is written."""
     data = open_data(recipe.data, device, recipe.seed)
+    if not data.labeled:
+        raise DataError(
+            f"{data.source}: has no labels, or they are not used, and a new network is trained by labels alone. Name "
+            "their column (--label-column NAME), or make a trained network shallower, which needs none: litdeploy "
+            "compress TEACHER"
+        )
     made = new(
         network,
         normalise=recipe.normalise,

@@ -129,11 +129,11 @@ def test_several_folders_of_tables(parquet: Parquet, tmp_path: Path, opened: Ope
 
 
 def test_paths_that_hold_nothing(tmp_path: Path, opened: Opened) -> None:
-    with pytest.raises(DataError, match=r"no images found in this folder.*a folder of class folders"):
+    with pytest.raises(DataError, match=r"no images or texts found in this folder.*a folder of class folders"):
         opened(tmp_path)
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"a \.txt file\. What is taken: a \.parquet or \.csv file"):
-        opened(tmp_path / "notes.txt")
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(DataError, match=r"a \.md file\. What is taken: a \.parquet, \.csv or \.jsonl file"):
+        opened(tmp_path / "notes.md")
     with pytest.raises(DataError, match=r"No dataset is named\. Give one with --data"):
         opened(None)
 

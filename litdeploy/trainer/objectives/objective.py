@@ -19,7 +19,7 @@ class Outputs:
     Attributes:
         output: answer of the student's own chain, float32: logits (N, classes), images (N, C, H, W), or what else its
             task has. Empty if the objective needs no chain.
-        labels: int64, (N,); attributes: (N, K).
+        labels: int64, (N,); attributes: (N, K); −1 without labels.
         teacher_output: the teacher's answer, float32; None if the objective needs no teacher.
         branches: section → (S_i(T_{i−1}), T_i): the student's section on the teacher's input, and the teacher's output.
         chain: section → (its output in the student's own chain, the teacher's output).
