@@ -8,9 +8,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(VENV)/bin/litdeploy demo
 
-# Two processes of one thread each: two of two threads would take turns on two cores.
+# Two processes of one thread each: two of two threads would take turns on two cores. They get the files in the order in
+# which tests/conftest.py puts them, the long ones first.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -34,6 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+    # Files that take long come first. xdist gives files out in this order: one that began last would keep one process
+    # busy when the other has nothing left.
+    long = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_runtest_setup() -> None:

@@ -103,6 +103,7 @@ def test_engines_for_three_architectures_and_a_triton_repository(
     assert len(list(compressed.export_path.iterdir())) == 8
 
 
+@pytest.mark.slow
 def test_each_precision_is_exported_verified_and_evaluated(
     run: Run, compressed: Bundle, tmp_path: Path, target: Path
 ) -> None:

@@ -80,7 +80,14 @@ def test_it_is_exported_verified_profiled_and_predicted(taught: Bundle) -> None:
     report = profile(taught, target=target, progress=lines.append)
     assert "teacher as Toy" in lines
     assert {each.runner for each in report.measurements} == {"toy"}
-    assert (taught.profile_path / "teacher.toy").is_file()
+    teacher = taught.profile_path / "teacher.toy"
+    built = teacher.stat().st_mtime_ns
+    profile(taught, target=target)
+    assert teacher.stat().st_mtime_ns == built
+    # The student's file in its place is another network's.
+    shutil.copy(taught.artefact_path(artefact), teacher)
+    profile(taught, target=target)
+    assert teacher.stat().st_mtime_ns != built
 
     [student] = predict(taught.read().teacher.path, [8], target=target).students
     assert {each.runner for each in student.measurements} == {"toy"}

@@ -1,4 +1,4 @@
-"""Runs and exports killed at random moments. What it shows and what not is told in `benchmarks.faults`."""
+"""Runs and exports killed at random moments: see `benchmarks.faults`, which does it at length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KILLS = 30
+KILLS = int(os.environ.get("LITDEPLOY_KILLS", "20"))
 
 
 @pytest.mark.slow

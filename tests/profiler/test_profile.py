@@ -142,10 +142,6 @@ def test_inductor_runs_a_package_of_each_side(made: Made) -> None:
     built = teacher.stat().st_mtime_ns
     profile(made.bundle, target=target)
     assert teacher.stat().st_mtime_ns == built
-    # The student's package in its place is another network's.
-    teacher.write_bytes((made.bundle.export_path / "student.pt2").read_bytes())
-    profile(made.bundle, target=target)
-    assert teacher.stat().st_mtime_ns != built
 
 
 def test_an_altered_export_is_refused(made: Made) -> None:

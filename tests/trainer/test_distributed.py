@@ -53,6 +53,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_ten_steps_of_two_ranks_equal_the_transcription_and_one_rank(two: Path) -> None:
     teacher, student = networks()
     formula = transcription(teacher, student)
@@ -113,6 +114,7 @@ def test_two_ranks_that_were_stopped_end_bit_equal(two: Path, name: str) -> None
     assert all(value.equal(weights[key]) for key, value in read_checkpoint(found.student_path).weights.items())
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_of_torchrun(teacher_path: Path, tmp_path: Path) -> None:
     command = [*TORCHRUN, "-m", "litdeploy", "compress", str(teacher_path), *LONG, "--out", str(tmp_path / "deploy")]
     with started(command, environment()) as job:
@@ -123,6 +125,7 @@ def test_a_killed_rank_ends_the_job_of_torchrun(teacher_path: Path, tmp_path: Pa
     assert f"Signal 9 (SIGKILL) received by PID {killed}" in told
 
 
+@pytest.mark.slow
 def test_a_rank_that_lost_the_other_says_so(teacher_path: Path, tmp_path: Path) -> None:
     """Started by nobody's agent, by srun's variables."""
     command = [sys.executable, "-m", "litdeploy", "compress", str(teacher_path), *LONG, "--out", str(tmp_path / "d")]

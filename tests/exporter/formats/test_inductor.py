@@ -20,6 +20,7 @@ from litdeploy.storage.bundle import Bundle
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_package_in_bf16_with_pixels_for_input_is_verified_and_evaluated(bundle: Bundle) -> None:
     target = Target(device="cpu", batch_sizes=(1, 16))
     manifest = export(bundle, onnx=False, aoti=True, precisions=("bf16",), embed_preprocessing=True, target=target)
