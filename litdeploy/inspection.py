@@ -10,6 +10,7 @@ from litdeploy.config.spec import AnyInput, DepthPlan
 from litdeploy.errors import NetworkError, RunnerError
 from litdeploy.files import is_folder, sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, describe, load, published, sections_of
+from litdeploy.networks.finding import survey
 from litdeploy.networks.student import depths_of
 from litdeploy.profiler.analysis.breakdown import break_down
 from litdeploy.profiler.schema import Breakdown
@@ -17,6 +18,15 @@ from litdeploy.runtime.inductor import read_package
 from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.records import Artefact, Manifest, Record
+
+
+class NoSection(Record):
+    """Modules that are no section, though they look like blocks: why, and what would make them one."""
+
+    name: str
+    blocks: int
+    reason: str
+    remedy: str
 
 
 class FoundNetwork(Record):
@@ -33,6 +43,7 @@ class FoundNetwork(Record):
         student_depths: possible values of `--student-depth`; empty for a student, and without repeated blocks.
         plan: the teacher's blocks that a student kept; None for a teacher.
         narrowed: number of layers from which channels were removed.
+        candidates: modules that look like blocks and are no section.
     """
 
     title: str
@@ -45,6 +56,7 @@ class FoundNetwork(Record):
     student_depths: tuple[int, ...]
     plan: DepthPlan | None
     narrowed: int
+    candidates: tuple[NoSection, ...] = ()
 
 
 class FoundOnnx(Record):
@@ -121,4 +133,8 @@ def _inspect_network(network: Network, path: Path) -> FoundNetwork:
         student_depths=depths,
         plan=spec.plan,
         narrowed=len(spec.widths),
+        candidates=tuple(
+            NoSection(name=each.name, blocks=each.blocks, reason=each.reason, remedy=each.remedy)
+            for each in survey(network.module, network.example())[1]
+        ),
     )

@@ -71,3 +71,13 @@ def test_a_network_of_one_block_a_section_has_its_depth(network: str, title: str
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         inspect(tmp_path / "nothing.pt")
+
+
+def test_modules_that_are_no_section_are_listed_with_the_reason(tmp_path: Path) -> None:
+    named = "tests.networks.test_finding:Crossed"
+    made = new(named, normalise="half", input_shape=(3, 8, 8), classes=3, seed=0)
+    write_checkpoint(tmp_path / "a.safetensors", made.module.state_dict(), made.spec)
+    found = inspect(tmp_path / "a.safetensors", network=named)
+    assert isinstance(found, FoundNetwork)
+    assert [part.name for part in found.breakdown.parts] == ["stem and head"]
+    assert {each.name for each in found.candidates} == {"listed", "unused", "one+two"}

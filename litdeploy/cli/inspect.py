@@ -50,7 +50,16 @@ def _show_network(found: FoundNetwork) -> None:
         table.add_row(
             part.name, "" if part.blocks is None else str(part.blocks), f"{part.parameters:,}", f"{part.flops:,}"
         )
-    output.print(table)
+    if len(found.breakdown.parts) > 1:
+        output.print(table)
+    else:  # stem and head alone
+        output.print("no sections: the network has no repeated blocks that can be left out", highlight=False)
+    for each in found.candidates:
+        output.print(
+            f"no section   {each.name} ({each.blocks} modules): {each.reason}. It would be one with: {each.remedy}",
+            highlight=False,
+            markup=False,
+        )
     if found.student_depths:
         depths = ", ".join(map(str, found.student_depths))
         shallower = [depth for depth in found.student_depths if depth < found.breakdown.depth]

@@ -36,7 +36,7 @@ def _size(text: str) -> list[int]:
     return list(o.whole_numbers(text, "--image-size", "32,32", 2))
 
 
-def _views(text: str) -> int | str:
+def _count(text: str) -> int | str:
     return int(text) if text.isdecimal() else text  # words are checked by the recipe
 
 
@@ -52,6 +52,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Options": ("student_depth", "data.source", "method", "epochs", "batch_size", "learning_rate", "seed"),
     "Student": (
         "student_blocks",
+        "blocks",
+        "sections",
         "init",
         "born_again.generations",
         "born_again.by",
@@ -123,7 +125,8 @@ _TEXTS = {
     "input_shape": _Text("C,H,W", _shape),
     "data.attributes": _Text("A,B,…", o.words),
     "data.image_size": _Text("H,W", _size),
-    "feature_cache": _Text("off|auto|N", _views),
+    "feature_cache": _Text("off|auto|N", _count),
+    "sections": _Text("auto|N", _count),
 }
 
 # The names of the methods would fill the column of --help; the description has them.

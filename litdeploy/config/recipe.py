@@ -220,6 +220,16 @@ class Recipe(Settings):
         description="Blocks per section of the student, as in layer1=3,layer3=2, instead of a depth; other sections "
         "stay whole.",
     )
+    blocks: Literal["spaced", "influence"] = Field(
+        "spaced",
+        description="Which blocks the student copies: spaced (evenly), or influence (those that change their input the "
+        "most, measured on the training data); of kinds that alternate, as many as their share.",
+    )
+    sections: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Into how many sections to divide one long stack of uniform blocks, as of a BERT; each learns on "
+        "the teacher's own input. auto: one for every three blocks.",
+    )
     init: Literal["copy", "fresh"] | None = Field(
         None,
         description="Initial weights of the student: copy (evenly spaced blocks of the teacher) or fresh; by default "

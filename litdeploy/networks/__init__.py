@@ -1,11 +1,12 @@
 """Networks: built by name or recognized from weights, their sections, and shallower students of them."""
 
+from litdeploy.networks.finding import find_sections, sections_of
 from litdeploy.networks.hub import is_hub, published, tokenizer_folder
 from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network
 from litdeploy.networks.output import answer_of
 from litdeploy.networks.registry import FAMILIES, NetworkName, describe, request
-from litdeploy.networks.sections import Section, find_sections, sections_of
+from litdeploy.networks.sections import Section
 
 __all__ = [
     "FAMILIES",

@@ -19,9 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from litdeploy.batch import Batch, forward
 from litdeploy.errors import NetworkError, StudentError
+from litdeploy.networks.finding import find_sections
 from litdeploy.networks.network import Network
 from litdeploy.networks.output import answer_of
-from litdeploy.networks.sections import Section, find_sections, recording
+from litdeploy.networks.sections import Section, recording
 from litdeploy.networks.student import own_sections
 
 

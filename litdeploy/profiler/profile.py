@@ -13,8 +13,9 @@ import torch
 from pydantic import ValidationError
 
 from litdeploy.batch import forward
+from litdeploy.config.recipe import Recipe
 from litdeploy.config.target import Target, Timing, with_timing
-from litdeploy.errors import BundleError, DataError, NetworkError
+from litdeploy.errors import BundleError, DataError, NetworkError, StudentError
 from litdeploy.networks import Network, NetworkName, Section, describe, sections_of
 from litdeploy.networks.student import own_sections
 from litdeploy.profiler.analysis.breakdown import break_down, depth_ratio, name_of
@@ -36,6 +37,7 @@ from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.records import Artefact, Manifest, Parity
 from litdeploy.storage.staging import tidy
 from litdeploy.tasks import task_of_scores
+from litdeploy.trainer.plan import learned
 
 
 def profile(
@@ -80,7 +82,7 @@ def profile(
         manifest = bundle.read_complete()
         environment = current_environment(device)
         networks = load_both(bundle, manifest, teacher, network)
-        sections = _common_sections(networks["teacher"], networks["student"])
+        sections = _common_sections(networks["teacher"], networks["student"], manifest.recipe)
         sides = {
             role: _side(role, manifest, each, break_down(each, own))
             for (role, each), own in zip(networks.items(), sections, strict=True)
@@ -131,12 +133,13 @@ def _fidelity(
         return {"fidelity_missing": str(error)}
 
 
-def _common_sections(teacher: Network, student: Network) -> tuple[list[Section], list[Section]]:
-    """The teacher's sections and the student's; none if the student has no such containers."""
+def _common_sections(teacher: Network, student: Network, recipe: Recipe) -> tuple[list[Section], list[Section]]:
+    """The teacher's sections, as the student learned them, and its own; none if it has no such containers."""
+    plan = student.spec.plan
     try:
-        sections = sections_of(teacher)
-        return sections, own_sections(student.module, sections, student.spec.plan)
-    except NetworkError:
+        sections = learned(teacher, sections_of(teacher), plan or {}, recipe)
+        return sections, own_sections(student.module, sections, plan)
+    except (NetworkError, StudentError):
         return [], []
 
 

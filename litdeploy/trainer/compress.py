@@ -19,10 +19,10 @@ from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, ObjectStore, check_against, given_objects, open_data, open_objects, prepared
 from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
-from litdeploy.networks import FAMILIES, Network, NetworkName, is_hub, sections_of
+from litdeploy.networks import FAMILIES, Network, NetworkName, Section, is_hub, sections_of
 from litdeploy.networks.hub import write_configuration
 from litdeploy.networks.network import channels_last
-from litdeploy.networks.student import depth_of
+from litdeploy.networks.student import block_influence, depth_of
 from litdeploy.runtime import device_name, resolve_precision
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, remove_files
 from litdeploy.storage.checkpoint import write_checkpoint
@@ -50,6 +50,8 @@ from litdeploy.trainer.validation import evaluate
 from litdeploy.version import __version__
 
 _MOST_SHOWN = 10
+# Samples on which the influence of blocks is measured: their mean changes little with more.
+_MEASURED = 256
 
 
 def compress(
@@ -125,8 +127,9 @@ def compress(
         )
     data, resolved = _open(resolved, loaded, place, progress, None if objects is None else objects.store(loaded))
     recipes = chain_of(loaded, resolved)
-    plan = plan_run(loaded, recipes[0], network, place)
-    check_recipe(resolved, ranks, [section.name for section in plan.sections], feature_cache_dir is not None)
+    influence = partial(_influence, data, place)
+    plan = plan_run(loaded, recipes[0], network, place, influence)
+    check_recipe(resolved, ranks, plan.trained, feature_cache_dir is not None)
     _check_data(data, plan, loaded, progress)
     compression = _Compression(
         given=loaded,
@@ -157,7 +160,7 @@ def compress(
             last = student is recipes[-1]
             target = bundle if last else bundle.in_chain(student.depths[-1])
             if number:
-                plan = plan_run(compression.teacher, student, network, place)
+                plan = plan_run(compression.teacher, student, network, place, influence)
             if not last:
                 ranks.on_first(_enter, held, target, False, resume)
                 compression.progress.note(
@@ -191,6 +194,17 @@ def _check_data(data: Data, plan: Plan, teacher: Network, progress: Progress) ->
     show_left_out(data, progress)
     steps_per_epoch(data.train, plan.recipe.batch_size)
     check_objectives(plan, teacher, data.labeled)
+
+
+def _influence(
+    data: Data, device: torch.device, teacher: Network, sections: Sequence[Section]
+) -> dict[str, tuple[float, ...]]:
+    """The influence of the blocks of a teacher's sections, on training samples that are not augmented."""
+    check_against(data, teacher.spec, teacher.class_count())
+    rows = torch.linspace(0, len(data.train) - 1, min(len(data.train), _MEASURED)).round().long()
+    picks = data.train.pick(torch.split(rows, _MEASURED // 8))
+    batches = (prepared(picked.images(), teacher.spec.input, picked.labels_N) for picked in picks)
+    return block_influence(copy.deepcopy(teacher.module).eval().to(device), sections, batches)
 
 
 def show_left_out(data: Data, progress: Progress) -> None:

@@ -3,7 +3,7 @@ written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,7 @@ from litdeploy.networks.student import (
     compose,
     depth_of,
     depths_of,
+    divided,
     kept_of,
     make_plan,
     make_student,
@@ -59,18 +60,34 @@ class Plan:
     matches: tuple[Match, ...] = ()
 
     @property
+    def trained(self) -> list[str]:
+        """Names of the sections that have blocks to train."""
+        return [section.name for section in self.sections if section.blocks]
+
+    @property
     def called(self) -> dict[str, str]:
         """The teacher's section → the student's, by name."""
         names = zip(self.teacher_sections, self.sections, strict=True)
         return {teacher.name: student.name for teacher, student in names}
 
 
-def plan_run(teacher: Network, recipe: Recipe, network: NetworkName | None, device: torch.device) -> Plan:
+# The teacher and its sections → the influence of each one's blocks, measured on the data.
+Influence = Callable[[Network, Sequence[Section]], Mapping[str, Sequence[float]]]
+
+
+def plan_run(
+    teacher: Network,
+    recipe: Recipe,
+    network: NetworkName | None,
+    device: torch.device,
+    influence: Influence | None = None,
+) -> Plan:
     """Plan the run of one student.
 
     Args:
         network: the teacher's network, if the caller names it; new blocks are built by it.
         device: of the training.
+        influence: needed if the recipe chooses blocks by it.
 
     Raises:
         StudentError: no such student is possible, or the method does not fit the teacher.
@@ -79,7 +96,7 @@ def plan_run(teacher: Network, recipe: Recipe, network: NetworkName | None, devi
     """
     method = METHODS[recipe.method]
     student, sections, start = (
-        _own_student(teacher, recipe, device) if method.student == "own" else _twin(teacher, recipe, network)
+        _own_student(teacher, recipe, device) if method.student == "own" else _twin(teacher, recipe, network, influence)
     )
     return Plan(recipe, student, method.phases(recipe, start), *sections, tuple(start.matches))
 
@@ -129,8 +146,29 @@ def _option(depths: tuple[int, ...]) -> str:
     return f"--student-depth {','.join(map(str, depths))}"
 
 
-def depth_plan(teacher: Network, sections: list[Section], recipe: Recipe) -> DepthPlan:
+def learned(teacher: Network, sections: Sequence[Section], plan: DepthPlan, recipe: Recipe) -> list[Section]:
+    """The sections that a student of this plan learns, of the teacher: those that are found, or a long stack divided.
+
+    Raises:
+        StudentError: the stack cannot be divided as the recipe says.
+    """
+    shallower = METHODS[recipe.method].student == "shallower"
+    # The families' students are published ones, with the sections of their papers.
+    if not shallower or not sections or (recipe.sections == "auto" and teacher.spec.name in FAMILIES):
+        return list(sections)
+    return divided(sections, plan, recipe.sections)
+
+
+def depth_plan(
+    teacher: Network,
+    sections: list[Section],
+    recipe: Recipe,
+    influence: Mapping[str, Sequence[float]] | None = None,
+) -> DepthPlan:
     """The student's plan, by the recipe's depth or blocks.
+
+    Args:
+        influence: of each section's blocks; None: keep evenly spaced ones.
 
     Raises:
         StudentError: neither is given, or no such student is possible.
@@ -139,7 +177,7 @@ def depth_plan(teacher: Network, sections: list[Section], recipe: Recipe) -> Dep
     whole = make_plan(sections, {section.name: section.blocks for section in sections})
     keeps_all = METHODS[recipe.method].student == "whole"
     if recipe.student_blocks is not None:
-        plan = make_plan(sections, recipe.student_blocks)
+        plan = make_plan(sections, recipe.student_blocks, influence)
         if keeps_all and {**whole, **plan} != whole:
             raise StudentError(
                 f"--method {recipe.method} keeps all of the teacher's blocks, and --student-blocks asks for fewer. "
@@ -156,14 +194,16 @@ def depth_plan(teacher: Network, sections: list[Section], recipe: Recipe) -> Dep
         return whole
     if not recipe.depths:
         raise StudentError("the student's depth is missing: --student-depth N, or --student-blocks layer1=3,…")
-    return plan_for_depth(sections, recipe.depths[-1], family)
+    return plan_for_depth(sections, recipe.depths[-1], family, influence)
 
 
 # The student's sections, and the teacher's in the same order.
 _Sections = tuple[tuple[Section, ...], tuple[Section, ...]]
 
 
-def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tuple[Network, _Sections, Start]:
+def _twin(
+    teacher: Network, recipe: Recipe, network: NetworkName | None, influence: Influence | None
+) -> tuple[Network, _Sections, Start]:
     """A student of the teacher's kind, with some or all of its blocks."""
     method = METHODS[recipe.method]
     try:
@@ -172,8 +212,9 @@ def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tupl
         if method.student != "whole" or "fresh" in (recipe.init, method.init(recipe)):
             raise
         sections = []  # not needed if no block is left out or new
-    plan = depth_plan(teacher, sections, recipe)
-    planned = [section for section in sections if section.key in plan]
+    measured = influence(teacher, sections) if influence is not None and recipe.blocks == "influence" else None
+    plan = depth_plan(teacher, sections, recipe, measured)
+    planned = learned(teacher, [section for section in sections if section.key in plan], plan, recipe)
 
     def fresh(seed: int) -> nn.Module:
         return _initial(teacher, plan, planned, recipe.model_copy(update={"seed": seed}), network)
@@ -184,11 +225,8 @@ def _twin(teacher: Network, recipe: Recipe, network: NetworkName | None) -> tupl
     spec = teacher.spec.with_(plan=kept if method.student == "shallower" else None)
     student = Network(_initial(teacher, plan, planned, recipe, network), spec, teacher.source)
     own = own_sections(student.module, planned, plan)
-    # A section without blocks has nothing to train.
-    pairs = [(each, theirs) for each, theirs in zip(own, planned, strict=True) if each.blocks]
-    names = [each.name for each, _ in pairs]
-    sections_of_both = tuple(each for each, _ in pairs), tuple(theirs for _, theirs in pairs)
-    return student, sections_of_both, Start(names, student=student.module, fresh=fresh, teacher=teacher)
+    names = [each.name for each in own if each.blocks]  # a section without blocks has nothing to train
+    return student, (tuple(own), tuple(planned)), Start(names, student=student.module, fresh=fresh, teacher=teacher)
 
 
 def _initial(

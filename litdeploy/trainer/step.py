@@ -312,6 +312,8 @@ def section_flops(module: nn.Module, sections: Sequence[Section], example: Batch
         forward(module, example)
     found = {}
     for section in sections:
+        if section.name not in calls:  # it has no blocks
+            continue
         call = calls[section.name]
         with counting() as counted:
             run_section(section.blocks_in(module), call.input, call.arguments)

@@ -356,7 +356,7 @@ class Trainer:
         if self.ranks.size == 1 or self.recipe.parallel == "data" or not isinstance(objective, LitSections):
             return list(self.sections)
         self.owners = divide(section_flops(self.student, self.sections, self.example), self.ranks)
-        own = [each for each in self.sections if self.owners[each.name] == self.ranks.rank]
+        own = [each for each in self.sections if self.owners.get(each.name) == self.ranks.rank]
         self.phase, self.sharing = replace(phase, objective=objective.only([each.name for each in own])), ALONE
         return own
 

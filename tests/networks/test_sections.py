@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ from litdeploy.errors import NetworkError
 from litdeploy.networks import FAMILIES, load, new, sections_of
 from litdeploy.networks.families.resnet import resnet
 from litdeploy.networks.families.resnext import resnext
+from litdeploy.networks.finding import find_sections, named_sections
 from litdeploy.networks.network import Network
-from litdeploy.networks.sections import Section, container, find_sections, named_sections, recording, run_section, whole
+from litdeploy.networks.sections import Section, container, recording, run_section, whole
 from litdeploy.networks.student import make_student, own_sections
 
 
@@ -53,7 +55,7 @@ TOKENS = {
 def test_resnet_has_three() -> None:
     found = find_sections(resnet(20), torch.randn(2, 3, 32, 32))
     assert found == [
-        Section("layer1", ("layer1.0", "layer1.1", "layer1.2"), (16, 32, 32), (16, 32, 32)),
+        Section("layer1", ("layer1.0", "layer1.1", "layer1.2"), (16, 32, 32), (16, 32, 32), free=True),
         Section("layer2", ("layer2.0", "layer2.1", "layer2.2"), (16, 32, 32), (32, 16, 16)),
         Section("layer3", ("layer3.0", "layer3.1", "layer3.2"), (32, 16, 16), (64, 8, 8)),
     ]
@@ -66,7 +68,7 @@ def test_resnext_has_three() -> None:
 
 def test_bert_and_vit_have_their_encoder() -> None:
     assert find_sections(bert(), TOKENS) == [
-        Section("bert.encoder.layer", tuple(f"bert.encoder.layer.{n}" for n in range(4)), (7, 32), (7, 32))
+        Section("bert.encoder.layer", tuple(f"bert.encoder.layer.{n}" for n in range(4)), (7, 32), (7, 32), free=True)
     ]
     (found,) = find_sections(vit(), torch.randn(2, 3, 32, 32))
     assert (found.blocks, found.input_shape, found.output_shape) == (4, (17, 32), (17, 32))
@@ -128,7 +130,7 @@ def test_of_nested_containers_the_outermost_counts() -> None:
         return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
     found = find_sections(nn.Sequential(nn.Sequential(block(), block(), block()), nn.Linear(4, 2)), torch.zeros(1, 4))
-    assert found == [Section("0", ("0.0", "0.1", "0.2"), (4,), (4,))]
+    assert found == [Section("0", ("0.0", "0.1", "0.2"), (4,), (4,), free=True)]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,8 @@ def test_an_attention_mask_is_part_of_what_is_replayed() -> None:
 
 def test_a_section_of_one_block_is_found_by_its_name() -> None:
     names, example = ["layer1", "layer2", "layer3"], torch.zeros(1, 3, 16, 16)
-    assert named_sections(resnet(20).eval(), names, example) == find_sections(resnet(20), example)
+    found = [replace(section, free=False) for section in find_sections(resnet(20), example)]
+    assert named_sections(resnet(20).eval(), names, example) == found
     found = named_sections(resnet(8).eval(), names, example)
     assert [section.blocks for section in found] == [1, 1, 1]
     with pytest.raises(NetworkError, match="no section 'layer9'"):

@@ -1,13 +1,30 @@
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import pytest
 import torch
+from torch import nn
 
 from litdeploy.errors import StudentError
 from litdeploy.networks.families.resnet import resnet
+from litdeploy.networks.finding import find_sections
 from litdeploy.networks.registry import FAMILIES
-from litdeploy.networks.sections import Section, find_sections
-from litdeploy.networks.student import compose, make_plan, make_student, plan_for_depth, share_out, shorten, spaced
+from litdeploy.networks.sections import Section
+from litdeploy.networks.student import (
+    block_influence,
+    chosen,
+    compose,
+    divided,
+    make_plan,
+    make_student,
+    merged,
+    plan_for_depth,
+    share_out,
+    shorten,
+    spaced,
+)
 from tests import sections
 from tests.networks.test_sections import TOKENS, bert
 
@@ -119,7 +136,76 @@ def test_a_module_list_is_shortened_too() -> None:
         assert student(**TOKENS).logits.shape == (2, 3)
 
 
-@pytest.mark.parametrize("kept", [(), (1, 2), (0, 3), (0, 0), (2, 0)])
+@pytest.mark.parametrize("kept", [(-1, 0), (0, 3), (0, 0), (2, 0)])
 def test_a_plan_that_does_not_fit_is_refused(kept: tuple[int, ...]) -> None:
     with pytest.raises(StudentError, match="which has 3"):
         shorten(resnet(20), {"layer1": kept})
+
+
+def _stack(blocks: int, kinds: str = "", free: bool = True) -> Section:
+    return Section("layer", tuple(f"layer.{n}" for n in range(blocks)), (4,), (4,), free=free, kinds=tuple(kinds))
+
+
+def test_kinds_that_alternate_keep_their_share() -> None:
+    section = _stack(22, "".join("G" if index % 3 == 0 else "L" for index in range(22)))
+    assert chosen(section, 8) == (0, 1, 5, 10, 12, 16, 20, 21)
+    for count in range(2, 23):
+        kept = {section.kinds[index] for index in chosen(section, count)}
+        assert len(chosen(section, count)) == count
+        assert kept == {"G", "L"}
+
+
+def test_the_blocks_of_most_influence_are_kept() -> None:
+    influence = [0.1, 0.5, 0.2, 0.9, 0.3, 0.4]
+    assert chosen(_stack(6), 3, influence) == (1, 3, 5)
+    assert chosen(_stack(6, free=False), 3, influence) == (0, 1, 3)  # it downsamples
+    assert chosen(_stack(6, "GLGLGL"), 3, influence) in {(1, 3, 4), (2, 3, 4)}
+    assert chosen(_stack(6), 0, influence) == ()
+
+
+def test_influence_is_how_much_a_block_changes_its_input() -> None:
+    class Turn(nn.Module):
+        """Turns vectors of two numbers by an angle: the cosine is known."""
+
+        def __init__(self, degrees: float) -> None:
+            super().__init__()
+            angle = torch.tensor(math.radians(degrees))
+            rows = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+            self.matrix = nn.Parameter(rows)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.matrix.T
+
+    module = nn.Sequential(*(Turn(degrees) for degrees in (0, 60, 90, 180)))
+    found = block_influence(module, find_sections(module, torch.randn(2, 5, 2)), [torch.randn(3, 5, 2)] * 2)
+    assert found[""] == pytest.approx((0, 0.5, 1, 2), abs=1e-5)
+
+
+def test_a_long_stack_is_divided_so_that_each_section_keeps_a_block() -> None:
+    def names(blocks: int, kept: tuple[int, ...], wanted: int | Literal["auto"] = "auto") -> list[str]:
+        return [section.name for section in divided([_stack(blocks)], {"layer": kept}, wanted)]
+
+    assert names(12, (0, 4, 7, 11)) == ["layer[0:3]", "layer[3:6]", "layer[6:9]", "layer[9:12]"]
+    assert names(12, (0, 6, 11)) == ["layer[0:4]", "layer[4:8]", "layer[8:12]"]
+    assert names(6, (0, 2, 5), 3) == ["layer[0:2]", "layer[2:4]", "layer[4:6]"]
+    assert names(12, (0, 1, 11), 3) == ["layer[0:1]", "layer[1:6]", "layer[6:12]"]
+    assert names(4, (0, 3)) == names(12, (0,)) == ["layer"]
+    (first, second) = divided([_stack(6)], {"layer": (0, 5)}, 2)
+    assert (first.key, first.start, second.key, second.start, second.among) == ("layer", 0, "layer", 3, 6)
+    assert merged({first: (0,), second: (2,)}, [first, second]) == {"layer": (0, 5)}
+
+
+@pytest.mark.parametrize(
+    ("sections", "kept", "wanted", "message"),
+    [
+        ([_stack(3)], (0, 1, 2), 2, r"has 3 blocks, .* two of them or more.* Give --sections 1"),
+        ([_stack(12)], (0, 11), 3, r"the student keeps 2\..*Give --sections 2"),
+        (_sections(3, 3), (0, 1), 2, r"has 2 sections already \(layer1, layer2\).*Leave it out"),
+        ([Section("layer1", ("layer1.0", "layer1.1"), (4,), (8,))], (0,), 2, "is not uniform.*Leave it out"),
+    ],
+)
+def test_a_stack_that_cannot_be_divided(
+    sections: list[Section], kept: tuple[int, ...], wanted: int, message: str
+) -> None:
+    with pytest.raises(StudentError, match=message):
+        divided(sections, {"layer": kept}, wanted)
