@@ -17,7 +17,6 @@ from torch import nn
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.data import Data, ObjectStore, check_against, given_objects, open_data, open_objects, prepared
-from litdeploy.errors import StudentError
 from litdeploy.files import sha256_of
 from litdeploy.networks import FAMILIES, Network, NetworkName, Section, is_hub, sections_of
 from litdeploy.networks.hub import write_configuration
@@ -120,11 +119,6 @@ def compress(
     if tensorboard:
         check_tensorboard()
     loaded, record = read_teacher(teacher, resolved, network, None if objects is None else objects.input_of)
-    if loaded.spec.plan is not None:
-        raise StudentError(
-            f"{loaded.source} is a student already. Compress its teacher to the depth you want, step by step if that "
-            "helps: --student-depth 17,9"
-        )
     data, resolved = _open(resolved, loaded, place, progress, None if objects is None else objects.store(loaded))
     recipes = chain_of(loaded, resolved)
     influence = partial(_influence, data, place)

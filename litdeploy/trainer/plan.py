@@ -105,8 +105,13 @@ def chain_of(teacher: Network, recipe: Recipe) -> list[Recipe]:
     """The recipe of each student in training order: one, or those of a chain, each of which teaches the next.
 
     Raises:
-        StudentError: a chain that the teacher or the method does not allow.
+        StudentError: the teacher is a student already, or does not allow the chain, or the method does not.
     """
+    if teacher.spec.plan is not None:
+        raise StudentError(
+            f"{teacher.source} is a student already. Compress its teacher to the depth you want, step by step if that "
+            "helps: --student-depth 17,9"
+        )
     if len(recipe.depths) < 2:
         return [recipe]
     method = METHODS[recipe.method]
