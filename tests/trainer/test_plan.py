@@ -13,6 +13,7 @@ from litdeploy.config.target import Target, Timing
 from litdeploy.errors import NetworkError, StudentError
 from litdeploy.networks import Section, load, new, sections_of
 from litdeploy.profiler import profile
+from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import write_checkpoint
 from litdeploy.trainer import compress
 from litdeploy.trainer.objectives import Lit
@@ -77,6 +78,14 @@ QUICK: dict[str, Any] = {
 }
 
 
+def trained(bundle: Bundle) -> list[str]:
+    """Names of the sections whose losses were logged."""
+    rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
+    return list(
+        dict.fromkeys(key.removeprefix("section/") for row in rows for key in row if key.startswith("section/"))
+    )
+
+
 @pytest.mark.parametrize(
     ("network", "sections", "plan"),
     [
@@ -93,8 +102,7 @@ def test_sections_that_are_no_container_train_and_load_again(
     bundle = compress(
         tmp_path / "teacher.safetensors", out=tmp_path / "deploy", network=named, student_depth=3, beta=0.0, **QUICK
     )
-    (row,) = (json.loads(line) for line in bundle.metrics_path.read_text().splitlines())
-    assert [key for key in row if key.startswith("section/")] == [f"section/{name}" for name in sections]
+    assert trained(bundle) == sections
     assert bundle.read().student.plan == plan
     student = load(bundle.student_path, network=named)
     assert [section.blocks for section in sections_of(student)] != []
@@ -115,8 +123,7 @@ def test_a_long_stack_learns_in_several_sections(
         blocks=blocks,
         **{**QUICK, "data": {"source": str(reviews_path)}, "finetune": {"epochs": 1, "learning_rate": 1e-3}},
     )
-    row = json.loads(bundle.metrics_path.read_text().splitlines()[0])
-    names = [key.removeprefix("section/") for key in row if key.startswith("section/")]
+    names = trained(bundle)
     assert len(names) == 2
     assert names[0].startswith("bert.encoder.layer[0:")
     assert names[1].endswith(":6]")
