@@ -78,7 +78,10 @@ class SentenceEmbedder(nn.Module):
 
     Attributes:
         input_spec: the input: the encoder's, up to `embedding.max_seq_length` tokens.
+        task: of its output; see `output.detect_task`.
     """
+
+    task = "embedding"
 
     def __init__(self, transformer: nn.Module, embedding: Embedding, takes: TokenInput) -> None:
         super().__init__()

@@ -8,12 +8,16 @@ from typing import Any
 from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.storage.records import Measures, Score
 from litdeploy.tasks.classification import Classification
+from litdeploy.tasks.embedding import EmbeddingTask
 from litdeploy.tasks.task import Curve, Measure, ScoreRow, Task
+from litdeploy.tasks.tokens import TokensTask
 from litdeploy.tasks.translation import Translation
 
 __all__ = ["CURVES", "TASKS", "Curve", "Measure", "ScoreRow", "Task", "task_of", "task_of_scores"]
 
-TASKS: dict[str, Task[Any]] = {task.name: task for task in (Classification(), Translation())}
+TASKS: dict[str, Task[Any]] = {
+    task.name: task for task in (Classification(), EmbeddingTask(), TokensTask(), Translation())
+}
 
 # Every curve that a training may have, by its metric.
 CURVES: dict[str, Curve] = {curve.metric: curve for task in TASKS.values() for curve in task.curves}

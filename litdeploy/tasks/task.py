@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from litdeploy.batch import Batch
 from litdeploy.config.spec import AnyInput, NetworkSpec, TaskName
 from litdeploy.config.target import Tolerance
-from litdeploy.errors import DataError, StudentError
+from litdeploy.errors import DataError, RunnerError, StudentError
 from litdeploy.storage.records import BatchParity, LabeledParity, Measures, Record
 
 S = TypeVar("S", bound=Record)
@@ -138,6 +138,7 @@ class Task(ABC, Generic[S]):
         side_by_side: title of its table when two reports are compared.
         curves: its metrics over the epochs that are drawn.
         measures: what its `Measures` may hold, the main one first.
+        embeds: whether its answers are embeddings.
         fused: whether the trainer's kernels compute its loss.
     """
 
@@ -158,11 +159,12 @@ class Task(ABC, Generic[S]):
     note: ClassVar[str] = ""
     side_by_side: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]] = ()
+    embeds: ClassVar[bool] = False
     fused: ClassVar[bool] = False
 
     @property
     def curves(self) -> tuple[Curve, ...]:
-        return tuple(measure.curve for measure in self.measures[:1])
+        return tuple(each.curve for place, each in enumerate(self.measures) if not place or each.labeled)
 
     def needs_teacher(self, labeled: bool) -> bool:
         """Whether its metric on data with or without labels compares with the teacher's outputs."""
@@ -402,8 +404,8 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def without_labels(labels: Tensor) -> bool:
-    """Whether these labels stand for none: they are −1."""
-    return bool(labels.numel()) and int(labels.flatten()[0]) < 0
+    """Whether these labels stand for none: all are negative."""
+    return bool(labels.numel()) and int(labels.max()) < 0
 
 
 def needed(reference: Inference | None) -> Inference:
@@ -418,6 +420,33 @@ def needed(reference: Inference | None) -> Inference:
             "is given. Name it: --teacher FILE; or give labels (--label-column NAME)"
         )
     return reference
+
+
+def counted(answer: Tensor, inputs: Batch | None) -> Tensor:
+    """1 for each token that counts and 0 for padding, (N, L), of the answer's type: the attention mask of its inputs;
+    all count without one.
+
+    Args:
+        answer: (N, L, …).
+        inputs: what the network took.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    if mask is None or mask.shape != answer.shape[:2]:
+        return answer.new_ones(answer.shape[:2])
+    return mask.to(answer.dtype)
+
+
+def check_shapes(found: Tensor, expected: Tensor) -> None:
+    """Check that a network's and its teacher's outputs can be compared.
+
+    Raises:
+        RunnerError: they have different shapes.
+    """
+    if expected.shape != found.shape:
+        raise RunnerError(
+            f"outputs of {tuple(found.shape)} cannot be compared with outputs of {tuple(expected.shape)}: the files "
+            "are not of one network. Export the student again, or name its own teacher: --teacher FILE"
+        )
 
 
 def largest_differences(expected: Tensor, found: Tensor) -> tuple[float | None, float | None]:

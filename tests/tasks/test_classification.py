@@ -8,7 +8,7 @@ import torch
 from litdeploy.config.spec import InputSpec
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
-from litdeploy.storage.records import Accuracy, BatchParity
+from litdeploy.storage.records import Accuracy, BatchParity, Measures
 from litdeploy.tasks import TASKS
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
@@ -140,3 +140,42 @@ def test_the_interval_is_wilsons() -> None:
 @pytest.mark.parametrize(("top1", "chance"), [(0.12, 0.1), (0.18, 0.1), (0.2, None)])
 def test_an_accuracy_near_guessing_is_noticed(top1: float, chance: float | None) -> None:
     assert CLASSIFICATION.chance(accuracy(top1), 10) == chance
+
+
+def test_without_labels_the_teachers_classes_are_compared() -> None:
+    teacher, student = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    batches = [(torch.zeros(2, 1), torch.tensor([-1, -1]))]
+    found = CLASSIFICATION.evaluate(lambda _: student, batches, SPEC, lambda _: teacher)
+    p, q = teacher.softmax(1), student.softmax(1)
+    divergence = (p * (p.log() - q.log())).sum(1).mean().item()
+    assert found.values == {"agreement": 0.5, "divergence": pytest.approx(divergence)}
+    assert (found.images, found.correct) == (2, None)
+    with pytest.raises(DataError, match=r"no labels to compare with.*no teacher is given\. Name it: --teacher FILE"):
+        CLASSIFICATION.evaluate(lambda _: student, batches, SPEC)
+
+
+def test_a_report_without_labels_says_so() -> None:
+    score = Measures(task="classification", values={"agreement": 0.98214, "divergence": 0.04}, images=900)
+    student = {"test": score}
+    assert CLASSIFICATION.figure(score) == "98.21 %"
+    assert CLASSIFICATION.verdict({}, student, 10) == (
+        "; same class as the teacher: 98.21 % (test split; not compared with labels)"
+    )
+    assert CLASSIFICATION.headline({}, student) == (
+        "Same class as the teacher",
+        "98.21 %",
+        "KL divergence from the teacher: 0.0400; test",
+    )
+    assert next(row.label for row in CLASSIFICATION.rows({}, student)) == "Same class as the teacher, test"
+    assert CLASSIFICATION.points(score, score) is CLASSIFICATION.interval(score) is None
+    assert CLASSIFICATION.chance(score, 10) is None
+    assert CLASSIFICATION.key(score) == 0.98214
+
+
+def test_an_accuracy_of_invented_labels_is_not_called_the_same() -> None:
+    scores = {"test": accuracy(0.003)}
+    assert CLASSIFICATION.verdict(scores, scores, 1000) == (
+        "; what that cost is unknown: the teacher's own accuracy (0.30 → 0.30 % on the test split) is hardly better "
+        "than guessing (0.10 %), so its input or the labels are not what it was trained on"
+    )
+    assert CLASSIFICATION.verdict(scores, scores) == ", at the same accuracy (0.30 → 0.30 % on the test split)"

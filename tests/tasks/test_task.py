@@ -49,7 +49,8 @@ def test_each_row_says_all_that_others_ask(name: str) -> None:
     asked = ("score", "output", "output_name", "makes", "advice", "measure", "heading", "side_by_side", "curves")
     assert all(getattr(task, attribute) for attribute in asked)
     assert task.name == name
-    assert task.labeled != task.needs_reference
+    assert not (task.labeled and task.needs_reference)
+    assert task.labeled or task.needs_teacher(labeled=False)
 
 
 def test_an_output_that_does_not_fit_has_no_classes() -> None:
