@@ -61,7 +61,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "slimming.sparsity",
         "slimming.prune_ratio",
     ),
-    "Network": ("network", "normalise", "input_shape", "task"),
+    "Network": ("network", "pooling", "normalise", "input_shape", "task"),
     "Data": (
         "data.image_column",
         "data.text_column",

@@ -22,6 +22,9 @@ from litdeploy.errors import SettingsError
 Choice = Literal["auto", "on", "off"]
 
 
+Pooling = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"]
+
+
 class DataSettings(Settings):
     """The dataset: where its images or texts are, and how to read them."""
 
@@ -189,6 +192,11 @@ class Recipe(Settings):
         None,
         description="Channels, height and width of an image, as in 3,32,32, the length of a text, or the shape of "
         "another sample, as in 1,16000, if the file does not give it.",
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="Pooling of a text encoder's hidden states to one vector a text, if its folder states none; by "
+        "default the mean over a text's tokens.",
     )
     normalise: str | None = Field(
         None,

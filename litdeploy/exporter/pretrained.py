@@ -22,6 +22,7 @@ from litdeploy.files import is_file, read_small, sync_folder
 from litdeploy.networks import Network
 from litdeploy.networks.embedder import EMBEDDING, SentenceEmbedder, write_modules
 from litdeploy.networks.hub import class_arguments, is_hub, quiet, transformer_of
+from litdeploy.networks.output import named_tensors
 from litdeploy.networks.sections import container
 from litdeploy.storage.bundle import CONFIG, TOKENIZER
 from litdeploy.storage.staging import staged
@@ -179,14 +180,8 @@ def _around(student: Network, transformer: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _apart(first: nn.Module, second: nn.Module, batch: Batch) -> float:
     """The largest difference of two networks' outputs, as a share of the first one's largest magnitude."""
-    ours, theirs = (_tensors(forward(module.eval(), batch)) for module in (first, second))
-    return max(_difference(one, other) for one, other in zip(ours, theirs, strict=True))
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """An output's tensors; without what transformers adds, such as a cache."""
-    found = [output] if isinstance(output, Tensor) else list(output.values())
-    return [each for each in found if isinstance(each, Tensor)]
+    ours, theirs = (named_tensors(forward(module.eval(), batch)) for module in (first, second))
+    return max(_difference(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Networks: built by name or recognized from weights, their sections, and shallower students of them."""
 
 from litdeploy.networks.finding import find_sections, sections_of
-from litdeploy.networks.hub import is_hub, published, tokenizer_folder
+from litdeploy.networks.hub import is_hub, pooling_named, published, tokenizer_folder
 from litdeploy.networks.load import build, load, new, new_like
 from litdeploy.networks.network import Network
 from litdeploy.networks.output import answer_of
@@ -21,6 +21,7 @@ __all__ = [
     "load",
     "new",
     "new_like",
+    "pooling_named",
     "published",
     "request",
     "sections_of",

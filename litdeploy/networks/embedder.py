@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from litdeploy.config.recipe import Pooling
 from litdeploy.config.settings import Settings
-from litdeploy.config.spec import TokenInput
+from litdeploy.config.spec import TaskName, TokenInput
 from litdeploy.errors import NetworkError
 from litdeploy.files import is_file, is_inside, parse_json, read_small
 
-Pooling = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 # In a folder of sentence-transformers, and in a bundle.
@@ -81,7 +81,7 @@ class SentenceEmbedder(nn.Module):
         task: of its output; see `output.detect_task`.
     """
 
-    task = "embedding"
+    task: TaskName = "embedding"
 
     def __init__(self, transformer: nn.Module, embedding: Embedding, takes: TokenInput) -> None:
         super().__init__()

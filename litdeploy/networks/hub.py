@@ -120,6 +120,22 @@ def published(source: str | Path, network: Asked | None = None) -> tuple[Path, A
     return found[0], network if network is not None else f"hf:{folder}"
 
 
+def pooling_named(network: Any, pooling: str | None) -> Any:
+    """A network's name with a pooling among its arguments; unchanged if there is none.
+
+    Raises:
+        NetworkError: the network is not of transformers.
+    """
+    if pooling is None:
+        return network
+    if not isinstance(network, str) or not is_hub(network):
+        raise NetworkError(
+            f"--pooling {pooling} is for text encoders of transformers, and this is "
+            f"{network if isinstance(network, str) else 'another network'}. Leave it out."
+        )
+    return f"{network},pooling={pooling}"
+
+
 def _cached(name: str) -> Path | None:
     """The folder of a model in the hub's cache; None if it is not there or transformers is not installed."""
     try:

@@ -26,6 +26,7 @@ from litdeploy.config.spec import (
     parse_normalisation,
 )
 from litdeploy.errors import CheckpointError, LitdeployError, NetworkError, SettingsError
+from litdeploy.networks.embedder import SentenceEmbedder
 from litdeploy.networks.families.family import Arguments
 from litdeploy.networks.hub import as_classifier, declared_classes, fill, is_hub, published
 from litdeploy.networks.network import Network
@@ -248,9 +249,11 @@ def _filled(
     Weights that do not fit the class of the configuration may be a classifier's, whose folder holds the configuration
     of the network that it was fine-tuned from.
     """
-    name = describe(asked.name, asked.arguments)
+    name, arguments = describe(asked.name, asked.arguments), dict(asked.arguments)
+    if isinstance(module, SentenceEmbedder):
+        arguments["pooling"] = module.embedding.pooling  # stated, also where it is the default
     try:
-        return fill(module, weights, source, name), asked.arguments
+        return fill(module, weights, source, name), arguments
     except CheckpointError:
         classifier = as_classifier(asked.arguments, module)
         if classifier is None:

@@ -16,7 +16,7 @@ from litdeploy.batch import Batch, cast, forward, moved, picked
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import AnyInput
 from litdeploy.errors import NetworkError
-from litdeploy.networks import Network, NetworkName, load, published
+from litdeploy.networks import Network, NetworkName, load, pooling_named, published
 from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import channels_last
 from litdeploy.networks.output import answer_of
@@ -150,6 +150,7 @@ def read_teacher(
             f"--network {shlex.quote(recipe.network)}"
         )
     path, network = published(teacher, network if network is not None else recipe.network)
+    network = pooling_named(network, recipe.pooling)
     checkpoint = read_checkpoint(path)
     loaded = load(
         checkpoint,

@@ -47,6 +47,7 @@ def test_an_encoder_alone_is_pooled_by_the_mean(encoder: Path) -> None:
     found = load(encoder)
     assert isinstance(found.module, SentenceEmbedder)
     assert found.module.embedding == Embedding()
+    assert found.spec.arguments == {"pooling": "mean"}  # stated, so that `inspect` shows it
     assert (found.spec.input, found.spec.classes) == (TokenInput(length=32, vocabulary=20), ())
     assert [section.name for section in find_sections(found.module, found.example())] == ["transformer.encoder.layer"]
     # The tensors of texts alone, without a tokenizer's padding.
