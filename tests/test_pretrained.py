@@ -1,0 +1,97 @@
+"""The way out of a bundle to a folder of transformers, with its model card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import litdeploy
+from litdeploy import cli
+from litdeploy.errors import BundleError, StudentError
+from litdeploy.networks import load
+from litdeploy.pretrained import model_card, save_pretrained
+from litdeploy.profiler import read_report
+from litdeploy.storage.bundle import Bundle
+
+transformers = pytest.importorskip("transformers")
+FIXTURE = Path(__file__).parent / "fixtures" / "bundle-0.1.0" / "classifier"
+
+
+@pytest.fixture(scope="module")
+def bundle(bert_path: Path, reviews_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A student of a tiny BERT, two of its four blocks."""
+    short: dict[str, Any] = {
+        "main": {"epochs": 1, "learning_rate": 3e-3},
+        "finetune": {"epochs": 0, "learning_rate": 1e-3},
+    }
+    return litdeploy.compress(
+        bert_path,
+        student_depth=2,
+        data={"source": str(reviews_path)},
+        out=tmp_path_factory.mktemp("bundle") / "deploy",
+        batch_size=16,
+        precision="fp32",
+        device="cpu",
+        **short,
+    )
+
+
+def test_a_bundle_to_a_folder_of_transformers(bundle: Bundle, tmp_path: Path) -> None:
+    place = litdeploy.save_pretrained(bundle, tmp_path / "reviews")
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(place)
+    assert loaded.config.num_hidden_layers == 2
+    student = load(bundle.student_path)
+    words = transformers.AutoTokenizer.from_pretrained(place)(["good film", "bad"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        given = {name: words[name] for name in ("input_ids", "attention_mask")}
+        torch.testing.assert_close(loaded(**words).logits, student.module(**given).logits, rtol=0, atol=1e-5)
+    card = (place / "README.md").read_text()
+    assert card.startswith("---\n# license: ")
+    assert "- `bert.encoder.layer`: the teacher's blocks 0, 3\n" in card
+    assert f"`{bundle.read().data.source}`: " in card
+    assert f"| test | {bundle.read().metrics['teacher']['test'].summary()} |" in card
+    assert "## Speed" not in card  # it was not profiled
+
+
+def test_the_command(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", ["litdeploy", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    place = tmp_path / "reviews"
+    command = ["export", str(bundle.path), "--transformers", str(place)]
+    assert main(command) == 0
+    assert json.loads((place / "config.json").read_text())["num_hidden_layers"] == 2
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert main(["export", str(bundle.path), "--transformers", str(bundle.transformers_path)]) == 2
+    assert bundle.read_complete().carried
+
+
+def test_what_is_no_student_of_transformers(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such folder"):
+        save_pretrained(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(StudentError, match="network of resnet"):
+        save_pretrained(FIXTURE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_has_the_speed_up_with_its_interval() -> None:
+    bundle, report = Bundle(FIXTURE), read_report(FIXTURE / "profile")
+    assert report is not None
+    card = model_card(bundle.read(), load(bundle.student_path), report, "a `name`\nof two lines")
+    assert "\n# a 'name' of two lines\n" in card
+    found = report.headline.comparison
+    assert report.verdict in card
+    assert f"| {found.speedup:.2f}× ({found.speedup_low:.2f}–{found.speedup_high:.2f}) |" in card
+    assert "layer1" in card
