@@ -115,7 +115,7 @@ def distillation(batch: int, classes: int, device: torch.device) -> Case:
 def augmentation(batch: int, device: torch.device, dtype: torch.dtype) -> Case:
     source = torch.randint(256, (CIFAR_IMAGES, *SPEC.shape), dtype=torch.uint8, device=device)
     rows = torch.randint(CIFAR_IMAGES, (batch,), device=device)
-    crops = draw_crops(batch, Augmentation(), torch.Generator().manual_seed(0)).to(device)
+    crops = draw_crops(batch, Augmentation(padding=4, flip=True), torch.Generator().manual_seed(0)).to(device)
     scale = pixel_scale(SPEC, device)
 
     def compilable(source: Tensor, rows: Tensor, crops: Crops, spec: InputSpec, dtype: torch.dtype) -> Tensor:

@@ -159,7 +159,7 @@ def ours(
     if cached:
         layout = Layout.of(teacher.template, inputs_needed(objective, own), outputs_needed(objective))
         assert layout is not None
-        trainer.cache = FeatureCache(teacher.template, layout, 1, len(split), recipe.augmentation.padding, device)
+        trainer.cache = FeatureCache(teacher.template, layout, 1, len(split), recipe.augmentation.padding or 0, device)
     return trainer
 
 

@@ -88,7 +88,18 @@ PANELS: dict[str, tuple[str, ...]] = {
         "teacher_weight",
         "feature_cache",
     ),
-    "Training": ("optimiser", "momentum", "weight_decay", "keep", "precision", "compile", "batch_norm", "parallel"),
+    "Training": (
+        "optimiser",
+        "momentum",
+        "weight_decay",
+        "keep",
+        "augmentation.flip",
+        "augmentation.padding",
+        "precision",
+        "compile",
+        "batch_norm",
+        "parallel",
+    ),
 }
 
 # Not fields, but accepted by the verbs like one: each sets fields of the phases.
@@ -99,8 +110,6 @@ _OF_PHASES: dict[str, tuple[type, str]] = {
 
 # Fields without an option of their own: a recipe's file sets them.
 WITHOUT = {
-    "augmentation.padding",
-    "augmentation.flip",
     "main.epochs",
     "main.learning_rate",
     "main.schedule",

@@ -12,6 +12,7 @@ import yaml
 
 from litdeploy.comparison.report import MethodComparison, Outcome, accuracy_over_depth, as_csv, render, rows_of
 from litdeploy.config.recipe import Recipe, read_recipe
+from litdeploy.data import open_data
 from litdeploy.errors import BundleError, SettingsError, TrainingError
 from litdeploy.files import is_partial, remove_partial, write_whole
 from litdeploy.networks import Network, sections_of
@@ -293,6 +294,12 @@ def _begin(grid: Grid, cells: Sequence[GridCell], note: Callable[[str], None]) -
 
 
 def _train(grid: Grid, cell: GridCell, device: str, progress: Progress) -> None:
+    data = open_data(grid.recipe.data, resolve_device("cpu"), cell.seed)
+    if not data.labeled:
+        raise SettingsError(
+            f"{data.source}: has no labels, or they are not used, and compare ranks methods by accuracy. Train each "
+            f"student by itself: litdeploy compress {grid.teacher} --student-depth N --data {data.source}"
+        )
     compress(
         grid.teacher,
         recipe=grid.recipe_of(cell),
@@ -314,8 +321,11 @@ def _outcome(grid: Grid, cell: GridCell, teacher: TeacherRecord) -> Outcome | No
     if not bundle.manifest_path.exists():
         return None
     manifest = bundle.read()
+    asked = grid.recipe_of(cell)
+    # What it leaves to the images is what they made of it.
+    images = {**manifest.recipe.augmentation.model_dump(), **asked.augmentation.model_dump(exclude_none=True)}
     # The data's path may differ on another machine; `_gather` compares the fingerprints of all cells.
-    same = _without_source(manifest.recipe) == _without_source(grid.recipe_of(cell))
+    same = _without_source(manifest.recipe) == _without_source(asked.with_(augmentation=images))
     if not same or manifest.teacher.sha256 != teacher.sha256:
         raise BundleError(
             f"{bundle.path}: holds another run (another {'teacher' if same else 'recipe'}); it is kept. Choose another "

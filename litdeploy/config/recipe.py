@@ -8,6 +8,7 @@ The fields' descriptions are also the help of the command line's options.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -93,13 +94,41 @@ class DataSettings(Settings):
         return self
 
 
-class Augmentation(Settings):
-    """Augmentation of images: a random crop and a left-right flip."""
+# The crop of the published settings for CIFAR, whose images have 32 pixels.
+_MOST_PADDING = 4
 
-    padding: int = Field(
-        4, ge=0, description="Pixels of zeros added on each side before the random crop; 0 for no crop."
+
+class Augmentation(Settings):
+    """Augmentation of images: a random crop and a left-right flip. What is None depends on the images."""
+
+    padding: int | None = Field(
+        None,
+        ge=0,
+        description="Pixels of zeros added on each side of an image before the random crop; 0 for no crop; by default "
+        "an eighth of the size, and 4 at most.",
     )
-    flip: bool = Field(True, description="Flip half of the images.")
+    flip: bool | None = Field(
+        None,
+        description="Flip half of the images left to right; by default color images, unless all classes are single "
+        "characters: a mirrored digit or letter is another one.",
+    )
+
+    def filled(self, shape: tuple[int, ...], classes: Sequence[str]) -> Augmentation:
+        """Return the augmentation with everything that it leaves to the images.
+
+        Args:
+            shape: (channels, height, width) of an image.
+            classes: their names; empty without labels.
+        """
+        padding = min(_MOST_PADDING, min(shape[1:]) // 8) if self.padding is None else self.padding
+        characters = bool(classes) and all(len(name) == 1 for name in classes)
+        flip = shape[0] > 1 and not characters if self.flip is None else self.flip
+        return Augmentation(padding=padding, flip=flip)
+
+    def summary(self) -> str:
+        """The augmentation in a few words, if it is `filled`."""
+        crop = f"crop with {self.padding} pixel{'s' * (self.padding > 1)} of padding" if self.padding else "no crop"
+        return f"{crop}, {'flip' if self.flip else 'no flip'}"
 
 
 class Phase(Settings):
@@ -175,6 +204,8 @@ _DEFAULTS: dict[Optimizer, tuple[float, float, float]] = {"sgd": (0.1, 0.01, 5e-
 
 # Field with the settings of one method → that method.
 _OF_METHOD = {"born_again": "born-again", "indistill": "indistill", "slimming": "slimming"}
+# Fields with settings of their own, which a change of some of them leaves unchanged.
+_MERGED = (*_OF_METHOD, "augmentation")
 
 
 class Recipe(Settings):
@@ -420,7 +451,7 @@ class Recipe(Settings):
         other = changes.get("method", self.method) != self.method
         values = self.model_dump(mode="json", exclude_defaults=True, exclude=set(_OF_METHOD) if other else None)
         for name, change in changes.items():
-            values[name] = {**values.get(name, {}), **change} if name in _OF_METHOD else change
+            values[name] = {**values.get(name, {}), **dict(change)} if name in _MERGED else change
         return settings.parse(Recipe, values, "command line")
 
 

@@ -47,9 +47,10 @@ def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generato
     """Draw each image's crop and flip; no random numbers are used for what the augmentation leaves out.
 
     Args:
+        augmentation: `filled`.
         generator: on the CPU, so that crops are the same on every device.
     """
-    padding = augmentation.padding
+    padding = augmentation.padding or 0
     still = torch.zeros(count, dtype=torch.int64)
     flips_N = torch.randint(2, (count,), generator=generator).bool() if augmentation.flip else still.bool()
     if not padding:

@@ -401,7 +401,7 @@ class _Compression:
             "precision": self.precision,
         }
         kept = folder if decision.mapped else None
-        padding = recipe.augmentation.padding
+        padding = recipe.augmentation.padding or 0
         trainer.cache = FeatureCache(template, layout, decision.views, images, padding, self.device, kept, key)
 
     def _validate_teacher(self, trainer: Trainer, teacher: nn.Module) -> Score:

@@ -75,9 +75,17 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any], 
 
 
 def fitted(recipe: Recipe, data: Data, note: Callable[[str], None]) -> Recipe:
-    """The recipe with what follows from the data, which the user is shown: without labels their weight, alpha, is 0."""
-    if data.labeled:
-        return recipe
-    why = "they are left unused" if recipe.data.labels == "none" else f"{data.source} has none"
-    note(f"no labels: {why}; the student learns from its teacher alone (alpha 0)")
-    return recipe.with_(alpha=0.0)
+    """The recipe with what follows from the data, which the user is shown: their augmentation; and without labels the
+    labels' weight, alpha, is 0."""
+    if not data.labeled:
+        why = "they are left unused" if recipe.data.labels == "none" else f"{data.source} has none"
+        note(f"no labels: {why}; the student learns from its teacher alone (alpha 0)")
+        recipe = recipe.with_(alpha=0.0)
+    if data.noun == "image" and not data.given:
+        augmentation = recipe.augmentation.filled(data.shape, data.classes)
+        shown = augmentation.summary()
+        if recipe.augmentation.flip is None and not augmentation.flip:
+            shown += " (mirrored digits or letters are others; else --flip)"
+        note(f"augmentation: {shown}")
+        recipe = recipe.with_(augmentation=augmentation.model_dump())
+    return recipe

@@ -25,7 +25,7 @@ from litdeploy.trainer.methods import METHODS, Start
 from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan
 from litdeploy.trainer.progress import Progress
-from litdeploy.trainer.resolve import resolve_recipe
+from litdeploy.trainer.resolve import fitted, resolve_recipe
 from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot
 from litdeploy.trainer.trainer import Trainer
 from litdeploy.trainer.validation import evaluate
@@ -79,7 +79,7 @@ def train(
     progress = progress if progress is not None and ranks.first else Progress()
     check_recipe(resolved, ranks)
     made, data = _open(network, resolved, place, progress)
-    resolved = with_optimizer(resolved, made.module, progress.note)
+    resolved = with_optimizer(fitted(resolved, data, progress.note), made.module, progress.note)
     precision = resolve_precision(resolved.precision, place)
     with ExitStack() as held:
         ranks.on_first(_enter, held, path)

@@ -435,7 +435,7 @@ class Trainer:
         if image is None or self.data.given:
             return prepared(Picked(source_MCHW, rows_N, labels_N).images(), self.input)
         assert isinstance(source_MCHW, Tensor)
-        crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding)
+        crops = Crops(tops_N, lefts_N, flips_N, self._augmentation.padding or 0)
         dtype = DTYPES[self.precision]
         images_NCHW = kernels.augmented(source_MCHW, rows_N, crops, image, dtype)
         return task_of(self.input).training_inputs(images_NCHW, labels_N, self.input)

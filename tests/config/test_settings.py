@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from litdeploy.config import settings
-from litdeploy.config.recipe import DataSettings, Phase, Recipe, read_recipe
+from litdeploy.config.recipe import Augmentation, DataSettings, Phase, Recipe, read_recipe
 from litdeploy.config.target import Target, read_target
 from litdeploy.errors import SettingsError
 from litdeploy.networks import FAMILIES, find_sections, new
@@ -227,3 +227,38 @@ def test_hostile_yaml_gets_a_message(tmp_path: Path, text: str, message: str) ->
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "classes", "expected"),
+    [
+        ({}, (3, 32, 32), ("cat", "dog"), (4, True)),
+        ({}, (3, 224, 224), (), (4, True)),
+        ({}, (3, 16, 64), ("cat", "dog"), (2, True)),
+        ({}, (1, 32, 32), ("cat", "dog"), (4, False)),
+        ({}, (1, 8, 8), tuple("0123456789"), (1, False)),
+        ({}, (3, 32, 32), tuple("0123456789"), (4, False)),
+        ({}, (3, 32, 32), ("0", "1", "10"), (4, True)),
+        ({"flip": True}, (1, 8, 8), tuple("01"), (1, True)),
+        ({"flip": False, "padding": 0}, (3, 32, 32), (), (0, False)),
+        ({"padding": 7}, (3, 32, 32), (), (7, True)),
+    ],
+)
+def test_augmentation_depends_on_the_images_unless_it_is_given(
+    given: dict[str, int], shape: tuple[int, ...], classes: tuple[str, ...], expected: tuple[int, bool]
+) -> None:
+    found = Augmentation.model_validate(given).filled(shape, classes)
+    assert (found.padding, found.flip) == expected
+    assert found.filled((1, 8, 8), ()) == found
+
+
+def test_a_change_of_the_flip_keeps_the_padding() -> None:
+    recipe = Recipe(augmentation=Augmentation(padding=2, flip=True))
+    for change in ({"flip": False}, Augmentation(padding=2, flip=False)):
+        assert recipe.with_(augmentation=change).augmentation == Augmentation(padding=2, flip=False)
+
+
+def test_recipes_for_cifar_state_their_augmentation() -> None:
+    for name in settings.names("recipes"):
+        if name.startswith("cifar"):
+            assert read_recipe(name).augmentation == Augmentation(padding=4, flip=True)

@@ -63,9 +63,9 @@ def test_padding_is_black() -> None:
 def test_the_same_generator_gives_the_same_and_the_input_is_kept() -> None:
     before = images()
     kept = before.clone()
-    first, second = (cropped(before, Augmentation(), generator(3)) for _ in range(2))
+    first, second = (cropped(before, Augmentation(padding=4, flip=True), generator(3)) for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, cropped(before, Augmentation(), generator(4)))
+    assert not torch.equal(first, cropped(before, Augmentation(padding=4, flip=True), generator(4)))
     assert torch.equal(before, kept)
 
 
@@ -113,7 +113,8 @@ def test_statistics_first_used_in_inference_mode_serve_training_too() -> None:
 def test_a_gpu_gives_the_same() -> None:
     before = images()
     spec = InputSpec(shape=(3, 6, 5), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
-    on_cpu = cropped(before, Augmentation(), generator())
-    on_gpu = augment(before.cuda(), draw_crops(len(before), Augmentation(), generator()).to(torch.device("cuda")))
+    both = Augmentation(padding=4, flip=True)
+    on_cpu = cropped(before, both, generator())
+    on_gpu = augment(before.cuda(), draw_crops(len(before), both, generator()).to(torch.device("cuda")))
     assert torch.equal(on_gpu.cpu(), on_cpu)
     torch.testing.assert_close(normalise(on_gpu, spec).cpu(), normalise(on_cpu, spec))

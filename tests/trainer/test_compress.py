@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import litdeploy
+from litdeploy.config.recipe import Augmentation
 from litdeploy.errors import DataError, DependencyError, SettingsError, StudentError, TrainingError
 from litdeploy.files import sha256_of
 from litdeploy.networks import load
 from litdeploy.storage.bundle import Bundle
 from litdeploy.storage.checkpoint import read_checkpoint
+from litdeploy.storage.records import Accuracy
 from litdeploy.trainer import Progress, compress
 from litdeploy.trainer.progress import Row
 from litdeploy.trainer.resolve import resolve_recipe
@@ -97,6 +99,39 @@ def test_whoever_watches_is_told(teacher_path: Path, tmp_path: Path) -> None:
     assert watching.images == 2 * 128 * (load_images(tmp_path) // 128)
     assert any("hardly better than guessing" in note for note in watching.notes)
     assert list((tmp_path / "deploy" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("method", ["lit", "kd"])
+def test_without_labels_the_student_learns_from_its_teacher_alone(
+    teacher_path: Path, tmp_path: Path, method: str
+) -> None:
+    watching = Watching()
+    unlabeled = {**QUICK, "data": {"source": "digits", "labels": "none"}, "augmentation": None, "method": method}
+    manifest = compress(teacher_path, out=tmp_path / "deploy", progress=watching, **unlabeled).read_complete()
+    assert not manifest.data.labeled
+    assert manifest.recipe.alpha == 0
+    assert manifest.recipe.augmentation == Augmentation(padding=1, flip=False)
+    assert manifest.student.classes == load(teacher_path).spec.classes
+    assert manifest.metrics["student"].keys() == {"validation", "test"}
+    assert not any(isinstance(score, Accuracy) for score in manifest.metrics["student"].values())
+    notes = "\n".join(watching.notes)
+    assert "no labels: they are left unused; the student learns from its teacher alone (alpha 0)" in notes
+    assert "augmentation: crop with 1 pixel of padding, no flip (mirrored digits or letters" in notes
+
+
+@pytest.mark.parametrize("method", ["scratch", "slimming"])
+def test_a_method_that_learns_from_labels_needs_them(teacher_path: Path, tmp_path: Path, method: str) -> None:
+    with pytest.raises(StudentError, match=rf"--method {method}: its phase .* learns from labels"):
+        compress(
+            teacher_path,
+            out=tmp_path / "deploy",
+            method=method,
+            **{
+                **QUICK,
+                "student_depth": 14 if method == "slimming" else 8,
+                "data": {"source": "digits", "labels": "none"},
+            },
+        )
 
 
 def test_tensorboard_that_is_absent_is_told_before_the_run(

@@ -24,7 +24,7 @@ def batch(device: torch.device, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     source = torch.randint(256, (20, 3, 8, 8), generator=generator).to(torch.uint8)
     weights = [torch.randn(shape, generator=generator) for shape in ((3, 8, 8), (3, 4, 8), (3,))]
-    crops = draw_crops(6, Augmentation(), generator)
+    crops = draw_crops(6, Augmentation(padding=4, flip=True), generator)
     rows, labels = (torch.randint(high, (6,), generator=generator) for high in (20, 3))
     return [each.to(device) for each in (source, *weights, labels, rows, crops.tops_N, crops.lefts_N, crops.flips_N)]
 

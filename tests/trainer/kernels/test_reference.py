@@ -42,7 +42,7 @@ def test_teachers_get_no_gradient() -> None:
 def test_augmented_is_the_way_that_the_data_goes() -> None:
     source = torch.randint(256, (7, 3, 6, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     rows, spec = torch.tensor([6, 0, 6]), InputSpec(shape=(3, 6, 5), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
-    crops = draw_crops(3, Augmentation(), torch.Generator().manual_seed(0))
+    crops = draw_crops(3, Augmentation(padding=4, flip=True), torch.Generator().manual_seed(0))
     found = augmented(source, rows, crops, spec, torch.bfloat16)
     assert torch.equal(found, normalise(augment(source[rows], crops), spec).bfloat16())
     assert found.is_contiguous(memory_format=torch.channels_last)
