@@ -60,7 +60,7 @@ class FoundNetwork(Record):
 
 
 class FoundOnnx(Record):
-    """The network in an ONNX file: inputs and output (a dynamic size is a name), opset and metadata."""
+    """The network in an ONNX file: inputs and outputs (a dynamic size is a name), opset and metadata."""
 
     opset: int
     input: str
@@ -68,6 +68,7 @@ class FoundOnnx(Record):
     inputs: dict[str, list[int | str]]
     output: str
     output_shape: list[int | str]
+    outputs: dict[str, list[int | str]]
     metadata: dict[str, str]
     sha256: str
 

@@ -21,7 +21,7 @@ from litdeploy.config.formats import FORMATS, imported
 from litdeploy.config.spec import AnyInput, Free, InputSpec
 from litdeploy.config.target import Precision, Target
 from litdeploy.data import Data, prepared
-from litdeploy.errors import DataError, SettingsError
+from litdeploy.errors import DataError, NetworkError, SettingsError
 from litdeploy.exporter.precision import Conversion, convert
 from litdeploy.files import sha256_of
 from litdeploy.networks import Network, answer_of
@@ -29,6 +29,7 @@ from litdeploy.networks.folding import folded
 from litdeploy.runtime.device import DTYPES
 from litdeploy.storage.records import Artefact
 from litdeploy.storage.staging import write_sidecar
+from litdeploy.tasks import task_of
 
 BATCH = "batch"
 _MEASURE_AT_ONCE = 64
@@ -163,6 +164,23 @@ def build_artefact(name: str, job: Job, path: Path, label: str, **details: Any) 
     return artefact
 
 
+def output_names(network: Network) -> list[str]:
+    """Names of the outputs of an exported file: those of a tree's tensors, or the one that the task has.
+
+    Raises:
+        NetworkError: an output is called as an input, which no exported file can hold.
+    """
+    answer = answer_of(network.output(network.example()), network.spec.task_name)
+    names = list(answer) if isinstance(answer, dict) else [task_of(network.spec).output_name]
+    taken = {each.name for each in network.spec.input.tensors}.intersection(names)
+    if taken:
+        raise NetworkError(
+            f"{network.source}: its output '{min(taken)}' has the name of an input, and an exported file needs two "
+            "names. Rename one of them in its forward."
+        )
+    return names
+
+
 class ExportCall(NamedTuple):
     """How an exporter calls an `ExportWrapper`, and which sizes of that call are free."""
 
@@ -172,7 +190,7 @@ class ExportCall(NamedTuple):
 
 
 class ExportWrapper(nn.Module):
-    """A network with inputs and output in the types of an exported file, which returns one tensor.
+    """A network with inputs and outputs in the types of an exported file, which returns the answer of its task.
 
     A single input is its first argument; several are keyword arguments with their names.
 

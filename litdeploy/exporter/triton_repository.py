@@ -22,6 +22,8 @@ _TYPES = {
     "bfloat16": "TYPE_BF16",
     "uint8": "TYPE_UINT8",
     "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "bool": "TYPE_BOOL",
 }
 _OURS = {"config.pbtxt", "labels.txt", "1"}
 
@@ -35,7 +37,7 @@ class Tensor:
     """An input or output of a served file.
 
     Attributes:
-        kind: `float32`, `float16`, `bfloat16`, `uint8` or `int64`.
+        kind: `float32`, `float16`, `bfloat16`, `uint8`, `int64`, `int32` or `bool`.
         shape: batch first; a free size by its name.
     """
 
@@ -44,8 +46,8 @@ class Tensor:
     shape: tuple[int | str, ...]
 
 
-# Inputs and output.
-Signature = tuple[list[Tensor], Tensor]
+# Inputs and outputs.
+Signature = tuple[list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class TritonBackend:
     Attributes:
         name, platform, file: Triton's names of the backend, the platform and the model's file.
         label: end of the model's name: `student-onnx`.
-        signature: inputs and output of a file, given its path and its sidecar's details.
+        signature: inputs and outputs of a file, given its path and its sidecar's details.
         batches: whether Triton puts requests together.
         refusal: why it cannot load a file with these details; None: it can.
         needs_gpu: whether it runs on GPUs only.
@@ -107,9 +109,9 @@ def triton_repository(
             raise SettingsError(
                 f"{path}: another artefact is served as {folder.name} already. Rename one of the files."
             )
-        sources, result = backend.signature(path, artefact.details)
+        sources, results = backend.signature(path, artefact.details)
         sizes = _batches(path, artefact, batch_sizes, sources[0])
-        config = _config(folder.name, backend, sources, result, sizes)
+        config = _config(folder.name, backend, sources, results, sizes)
         kind = "KIND_CPU" if device == "cpu" and not backend.needs_gpu else "KIND_GPU"
         config["instance_group"] = [{"count": 1, "kind": _Word(kind)}]
         if classes:
@@ -159,7 +161,7 @@ def _batches(path: Path, artefact: Artefact, batch_sizes: Sequence[int], source:
 
 
 def _config(
-    name: str, backend: TritonBackend, sources: Sequence[Tensor], result: Tensor, batches: tuple[int, ...]
+    name: str, backend: TritonBackend, sources: Sequence[Tensor], results: Sequence[Tensor], batches: tuple[int, ...]
 ) -> dict[str, Any]:
     """A ModelConfig, as nested mappings. Where Triton does not batch, shapes hold the batch."""
     batched = backend.batches and isinstance(sources[0].shape[0], str)
@@ -169,7 +171,7 @@ def _config(
         "backend": backend.name,
         "max_batch_size": batches[-1] if batched else 0,
     }
-    ends: dict[str, Sequence[Tensor]] = {"input": sources, "output": [result]}
+    ends: dict[str, Sequence[Tensor]] = {"input": sources, "output": results}
     for key, tensors in ends.items():
         config[key] = []
         for tensor in tensors:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
-from litdeploy.batch import Batch, mapped
+from litdeploy.batch import Batch, cast, mapped
 from litdeploy.config.spec import AnyInput
 from litdeploy.errors import RunnerError
 from litdeploy.files import parse_json
@@ -82,6 +82,13 @@ def read_adapter(metadata: Mapping[str, str], source: str = "the exported file")
         mean=read_numbers(metadata, "mean", source),
         std=read_numbers(metadata, "std", source),
     )
+
+
+def answer(tensors: Mapping[str, Tensor], task: Task[Any]) -> Batch:
+    """The answer of a task in a file's outputs, float32: all of a tree's tensors, else the first."""
+    if task.name == "tree":
+        return cast(dict(tensors), torch.float32)
+    return next(iter(tensors.values())).float()
 
 
 def read_task(metadata: Mapping[str, str], spec: AnyInput | None, source: str) -> Task[Any]:

@@ -88,10 +88,11 @@ class EngineDetails(Record):
         gpu: name of the GPU it was built on; None if it was built without one.
         compute_capabilities: of the GPUs it was built for, such as `8.6`.
         batches: batch sizes it takes.
-        input, output: names of the tensors; of several inputs the first, the images.
+        input, output: names of the tensors; of several the first.
         inputs: name → shape of every input, as `input_shape`; empty in engines of older versions, which have one input.
+        outputs, output_types: the same of every output; empty in engines of older versions, which have one.
         input_shape, output_shape: with the batch; dynamic sizes by name.
-        input_type, output_type: `float32`, `float16`, `bfloat16` or `uint8`.
+        input_type, output_type: `float32`, `float16`, `bfloat16`, `uint8`; of an output also `int64`, `int32`, `bool`.
         metadata: of the ONNX file: normalization of images, names of the classes.
         onnx_sha256: hash of the file it was built from.
         command: the command that built it.
@@ -108,6 +109,8 @@ class EngineDetails(Record):
     input: str
     output: str
     inputs: dict[str, tuple[int | str, ...]] = Field(default_factory=dict)
+    outputs: dict[str, tuple[int | str, ...]] = Field(default_factory=dict)
+    output_types: dict[str, str] = Field(default_factory=dict)
     input_shape: tuple[int | str, ...]
     output_shape: tuple[int | str, ...]
     input_type: str
@@ -119,6 +122,13 @@ class EngineDetails(Record):
     timing_cache: bool | None
     precisions: Precisions
     bytes: int
+
+    @property
+    def every_output(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """Name → type and shape, with the batch, of every output."""
+        if not self.outputs:
+            return {self.output: (self.output_type, self.output_shape)}
+        return {name: (self.output_types.get(name, ""), shape) for name, shape in self.outputs.items()}
 
 
 class Engine:

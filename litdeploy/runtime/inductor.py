@@ -11,17 +11,17 @@ from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
 
 from litdeploy.batch import Batch, forward
 from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError, first_line
 from litdeploy.files import is_file, sha256_of
-from litdeploy.runtime.adapter import InputAdapter, read_adapter
+from litdeploy.runtime.adapter import InputAdapter, answer, read_adapter, read_task
 from litdeploy.runtime.device import device_name, ieee_float32
 from litdeploy.runtime.runner import Description, ExportedFile, Source, check_batch, check_precision, not_open
 from litdeploy.storage.bundle import read_sidecar, sidecar_of
 from litdeploy.storage.records import Artefact
+from litdeploy.tasks import task_of
 
 # Of torch.cpu.get_capabilities(): features that the compiler may have used (`-march=native`).
 _PROCESSOR_FEATURES = ("avx", "avx2", "avx512", "amx", "fma", "f16c", "bmi", "neon", "sve", "sse", "vsx")
@@ -65,12 +65,14 @@ class InductorRunner:
         self._model: Any = None
         self._adapter = InputAdapter()
         self._inputs: tuple[InputTensor, ...] = ()
+        self._task = task_of(None)
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
         details = package_details(self._path, self.device)
         self._adapter = read_adapter(details["metadata"], str(self._path))
         self._inputs = inputs_of(details)
+        self._task = read_task(details["metadata"], input_of(details["metadata"]), str(self._path))
         started = time.perf_counter()
         self._model = _load(self._path, self.device)
         self._build_seconds = time.perf_counter() - started
@@ -79,17 +81,17 @@ class InductorRunner:
     def __exit__(self, *_: object) -> None:
         self._model = None
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         """See `Runner.run`."""
         if self._model is None:
             raise not_open(self.name)
         check_batch(self.name, batch, self._inputs, self.device)
         try:
             with torch.inference_mode(), ieee_float32(self.device):
-                logits: Tensor = forward(self._model, self._adapter.adapt(batch))
+                output: Batch = forward(self._model, self._adapter.adapt(batch))
         except RuntimeError as error:
             raise RunnerError(f"{self._path}: AOTInductor cannot run it: {first_line(error)}") from error
-        return logits.float()
+        return answer(output if isinstance(output, dict) else {"output": output}, self._task)
 
     def describe(self) -> Description:
         """See `Runner.describe`."""

@@ -207,13 +207,14 @@ def describe(path: Path, device: torch.device) -> ExportedFile:
 
 
 def ends_of(graph: Any) -> dict[str, Any]:
-    """Names and shapes of a graph's inputs and output: `input` and `input_shape` are the first input's."""
+    """Names and shapes of a graph's inputs and outputs; `input`, `input_shape`, `output`, `output_shape`: the first."""
     return {
         "input": graph.input[0].name,
         "output": graph.output[0].name,
         "input_shape": shape_of(graph.input[0]),
         "output_shape": shape_of(graph.output[0]),
         "inputs": {each.name: shape_of(each) for each in graph.input},
+        "outputs": {each.name: shape_of(each) for each in graph.output},
     }
 
 

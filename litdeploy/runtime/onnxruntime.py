@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +17,11 @@ from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import AnyInput, Free, InputTensor, input_of
 from litdeploy.errors import DependencyError, RunnerError, first_line
 from litdeploy.files import is_file
-from litdeploy.runtime.adapter import InputAdapter, read_adapter, read_task
+from litdeploy.runtime.adapter import InputAdapter, answer, read_adapter, read_task
 from litdeploy.runtime.device import device_name
 from litdeploy.runtime.onnx_file import bfloat16_emulated, read_model
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
-from litdeploy.tasks import Task
+from litdeploy.tasks import task_of
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Expensive operations: if one falls back to the CPU, the GPU waits for it.
@@ -33,25 +34,37 @@ _ELEMENTS: dict[torch.dtype, tuple[str, Any]] = {
     torch.bfloat16: ("tensor(bfloat16)", 16),
     torch.uint8: ("tensor(uint8)", np.uint8),
     torch.int64: ("tensor(int64)", np.int64),
+    torch.int32: ("tensor(int32)", np.int32),
+    torch.bool: ("tensor(bool)", np.bool_),
 }
 
 
 @dataclass(frozen=True)
+class _Output:
+    """An output of a file: its type, and its sizes without the batch; free ones by name."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
 class _Bound:
-    """The fixed memory that a captured graph reads and writes. onnxruntime identifies the graph by a number."""
+    """The memory that a run reads and writes; of a captured graph it is fixed. onnxruntime identifies the graph by a
+    number."""
 
     inputs: dict[str, Tensor]
-    logits: Tensor
+    outputs: dict[str, Tensor]
     binding: Any
     options: Any
 
 
 class OnnxRuntimeRunner:
-    """Runs an ONNX file whose inputs are float32 or int64, batch first, and whose first output is logits or images.
+    """Runs an ONNX file whose inputs are float32 or int64, batch first, and whose outputs its task knows.
 
     Inputs may have other types if the metadata that `litdeploy export` writes describes the conversion.
 
-    With CUDA graphs, one per batch shape, the batch is copied into the graph's inputs and the logits out of its output.
+    With CUDA graphs, one per batch shape, the batch is copied into the graph's inputs and its outputs are copied.
     """
 
     def __init__(self, source: Source, device: torch.device, precision: str, cuda_graph: bool = False) -> None:
@@ -75,9 +88,8 @@ class OnnxRuntimeRunner:
         self._done: torch.cuda.Event | None = None
         self._bound: dict[tuple[torch.Size, ...], _Bound] = {}
         self._inputs: tuple[InputTensor, ...] = ()
-        self._output = ""
-        self._output_dtype = torch.float32
-        self._output_shape: tuple[int, ...] = ()
+        self._task = task_of(None)
+        self._outputs: tuple[_Output, ...] = ()
         self._build_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -99,7 +111,7 @@ class OnnxRuntimeRunner:
         self._bound.clear()
         self._session = self._stream = self._done = None
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         """See `Runner.run`."""
         if self._session is None:
             raise not_open(self.name)
@@ -108,8 +120,10 @@ class OnnxRuntimeRunner:
         tensors = taken if isinstance(taken, dict) else {self._inputs[0].name: taken}
         try:
             if self._stream is None:
-                return self._run_on_cpu(tensors)
-            return (self._replayed if self._cuda_graph else self._run_on_cuda)(tensors, self._stream)
+                return answer(self._run_on_cpu(tensors), self._task)
+            return answer(
+                (self._replayed if self._cuda_graph else self._run_on_cuda)(tensors, self._stream), self._task
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise RunnerError(f"{self._path}: onnxruntime cannot run it: {first_line(error)}") from error
 
@@ -155,7 +169,8 @@ class OnnxRuntimeRunner:
         session.disable_fallback()
         check_placement(session, provider, self._path)
         spec = input_of(metadata)
-        self._read_signature(session, spec, read_task(metadata, spec, str(self._path)))
+        self._task = read_task(metadata, spec, str(self._path))
+        self._read_signature(session, spec)
         return session
 
     def _cuda_settings(self) -> dict[str, str]:
@@ -177,7 +192,7 @@ class OnnxRuntimeRunner:
         """Whether bfloat16 is emulated in float32: ONNX Runtime has no bfloat16 kernels for the CPU."""
         return self._adapter.precision == "bf16" and self.device.type == "cpu"
 
-    def _read_signature(self, session: Any, spec: AnyInput | None, task: Task[Any]) -> None:
+    def _read_signature(self, session: Any, spec: AnyInput | None) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if not inputs or not outputs:
             raise RunnerError(
@@ -185,39 +200,40 @@ class OnnxRuntimeRunner:
             )
         if self._rounds() and self._adapter.dtype is torch.bfloat16:
             self._adapter = replace(self._adapter, dtype=torch.float32)
-        kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items() if dtype.is_floating_point}
-        logits = outputs[0]
+        kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items()}
         taken = [_input_tensor(each, self._adapter) for each in inputs]
         known = tuple(each for each in taken if each is not None)
-        sizes = tuple(logits.shape[1:])
-        fixed = task.class_count(sizes, spec) is not None
-        if not known or len(known) < len(inputs) or logits.type not in kinds or not fixed:
-            found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
+        wanted = outputs if self._task.name == "tree" else outputs[:1]
+        found = [_Output(each.name, kinds[each.type], tuple(each.shape[1:])) for each in wanted if each.type in kinds]
+        fits = len(found) == len(wanted) and self._task.class_count(found[0].sizes, spec) is not None
+        fits = fits and (self._task.name == "tree" or found[0].dtype.is_floating_point)
+        if not known or len(known) < len(inputs) or not fits:
+            there = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(
                 f"{self._path}: not a network as `litdeploy export` writes it: float32 or int64 inputs, batch "
-                f"first, such as images (N, C, H, W), and logits (N, classes), or images if its metadata says that it "
-                f"translates them, are needed; it has {found}."
+                f"first, such as images (N, C, H, W), and logits (N, classes), or another output if its metadata say "
+                f"which task it has, are needed; it has {there}."
             )
         # The metadata bounds the dynamic sizes; the graph does not.
         stated = () if spec is None else spec.tensors
         self._inputs = stated if [each.name for each in stated] == [each.name for each in known] else known
-        self._output, self._output_shape = logits.name, sizes
-        self._output_dtype = kinds[logits.type]
+        self._outputs = tuple(found)
 
-    def _run_on_cpu(self, tensors: dict[str, Tensor]) -> Tensor:
-        [logits] = self._session.run([self._output], {name: tensor.numpy() for name, tensor in tensors.items()})
-        return torch.from_numpy(logits).float()
+    def _run_on_cpu(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = [each.name for each in self._outputs]
+        values = self._session.run(names, {name: tensor.numpy() for name, tensor in tensors.items()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
-    def _run_on_cuda(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
+    def _run_on_cuda(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> dict[str, Tensor]:
         """Run in torch's memory, on a stream ordered with the current one; the host does not wait."""
         bound = self._bind(tensors)
         current = torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         self._session.run_with_iobinding(bound.binding, bound.options)
         current.wait_stream(stream)
-        return bound.logits.float()
+        return bound.outputs
 
-    def _replayed(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> Tensor:
+    def _replayed(self, tensors: dict[str, Tensor], stream: torch.cuda.Stream) -> dict[str, Tensor]:
         """Run the graph of these shapes; onnxruntime captures it at the first call with them."""
         assert self._done is not None
         shapes = tuple(tensor.shape for tensor in tensors.values())
@@ -232,22 +248,41 @@ class OnnxRuntimeRunner:
         stream.wait_stream(current)
         self._session.run_with_iobinding(bound.binding, bound.options)
         current.wait_stream(stream)
-        logits = bound.logits.to(torch.float32, copy=True)
+        outputs = {name: tensor.clone() for name, tensor in bound.outputs.items()}
         self._done.record(current)
-        return logits
+        return outputs
 
     def _bind(self, tensors: dict[str, Tensor], graph: int | None = None) -> _Bound:
         size = size_of(tensors)
-        logits = torch.empty(size, *self._output_shape, device=self.device, dtype=self._output_dtype)
+        free = _free_sizes(self._inputs, tensors)
+        outputs = {
+            each.name: torch.empty(size, *self._sizes(each, free), device=self.device, dtype=each.dtype)
+            for each in self._outputs
+        }
         binding = self._session.io_binding()
         for name, tensor in tensors.items():
             _bind(binding.bind_input, name, tensor)
-        _bind(binding.bind_output, self._output, logits)
+        for name, tensor in outputs.items():
+            _bind(binding.bind_output, name, tensor)
         options = library().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", str(graph))
-        return _Bound(tensors, logits, binding, options)
+        return _Bound(tensors, outputs, binding, options)
+
+    def _sizes(self, output: _Output, free: dict[str, int]) -> list[int]:
+        """An output's sizes in one run.
+
+        Raises:
+            RunnerError: one of them is none of the inputs' free sizes: its memory cannot be bound before the run.
+        """
+        unknown = [size for size in output.sizes if isinstance(size, str) and size not in free]
+        if unknown:
+            raise RunnerError(
+                f"{self._path}: the sizes of its output {output.name} ({', '.join(unknown)}) are known only after a "
+                "run, and the runner binds memory before it. Run it on --device cpu, or in another runner."
+            )
+        return [free[size] if isinstance(size, str) else size for size in output.sizes]
 
 
 def graph_runner(source: Source, device: torch.device, precision: str) -> OnnxRuntimeRunner:
@@ -328,6 +363,16 @@ def _input_tensor(found: Any, adapter: InputAdapter) -> InputTensor | None:
     if adapter.dtype is torch.uint8:  # pixels have their channels last
         return InputTensor(found.name, "float32", (sizes[2], sizes[0], sizes[1])) if len(sizes) == 3 else None
     return InputTensor(found.name, "float32", sizes)
+
+
+def _free_sizes(inputs: Sequence[InputTensor], given: dict[str, Tensor]) -> dict[str, int]:
+    """Name → value of the free sizes in a batch."""
+    return {
+        size.name: length
+        for each in inputs
+        for size, length in zip(each.shape, given[each.name].shape[1:], strict=False)
+        if isinstance(size, Free)
+    }
 
 
 def _bind(bind: Any, name: str, tensor: Tensor) -> None:

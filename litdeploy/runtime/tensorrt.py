@@ -13,13 +13,15 @@ from torch import Tensor
 from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import InputTensor, input_of
 from litdeploy.errors import RunnerError
-from litdeploy.runtime.adapter import InputAdapter, read_adapter, read_task
+from litdeploy.runtime.adapter import InputAdapter, answer, read_adapter, read_task
 from litdeploy.runtime.device import DTYPES, device_name
 from litdeploy.runtime.engine import Engine, capability_of, load_library, logger_of, read_engine
 from litdeploy.runtime.runner import Description, Source, check_batch, check_precision, not_open
+from litdeploy.tasks import Task, task_of
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_OUTPUT_TYPES = _TYPES | {"int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
 
 
 @dataclass
@@ -32,11 +34,11 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     context: Any
     inputs: dict[str, Tensor]
-    logits: Tensor
+    outputs: dict[str, Tensor]
 
 
 class TensorRTRunner:
-    """Runs an engine that takes images (N, C, H, W), alone or with further tensors, and returns logits or images.
+    """Runs an engine that takes images (N, C, H, W), alone or with further tensors, and returns what its task has.
 
     The images may be pixels, uint8 (N, H, W, C), if the metadata describes the normalization.
 
@@ -55,6 +57,7 @@ class TensorRTRunner:
             raise RunnerError(f"the runner '{self.name}' runs on cuda, not on {device}. Use --device cuda.")
         self._cuda_graph = cuda_graph
         self._adapter = InputAdapter()
+        self._task = task_of(None)
         self._built: Engine | None = None
         self._engine: Any = None
         self._context: Any = None
@@ -65,7 +68,7 @@ class TensorRTRunner:
 
     def __enter__(self) -> Self:
         self._built = built = read_engine(self._path)
-        self._adapter = _checked_adapter(built)
+        self._adapter, self._task = _checked(built)
         trt = load_library(built.details.library)
         if not torch.cuda.is_available():
             raise RunnerError(f"{self._path}: an engine needs a CUDA GPU, and PyTorch finds none.")
@@ -84,7 +87,7 @@ class TensorRTRunner:
         self._captured.clear()
         self._context = self._engine = self._built = self._stream = self._done = None
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         """See `Runner.run`. A batch size outside the engine's profile raises an error."""
         if self._built is None or self._context is None:
             raise not_open(self.name)
@@ -100,10 +103,10 @@ class TensorRTRunner:
         inputs = taken if isinstance(taken, dict) else {details.input: taken}
         with torch.cuda.device(self.device):
             if self._cuda_graph:
-                return self._replayed(inputs).float()
-            logits = self._empty_logits(size)
-            self._enqueue(self._context, inputs, logits)
-            return logits.float()
+                return answer(self._replayed(inputs), self._task)
+            outputs = self._empty_outputs(size)
+            self._enqueue(self._context, inputs, outputs)
+            return answer(outputs, self._task)
 
     def describe(self) -> Description:
         """See `Runner.describe`."""
@@ -133,13 +136,14 @@ class TensorRTRunner:
             raise self._failed("cannot create an execution context (is the GPU's memory full?)")
         return context
 
-    def _empty_logits(self, size: int) -> Tensor:
+    def _empty_outputs(self, size: int) -> dict[str, Tensor]:
         assert self._built is not None
-        details = self._built.details
-        shape = (int(each) for each in details.output_shape[1:])
-        return torch.empty(size, *shape, dtype=_TYPES[details.output_type], device=self.device)
+        return {
+            name: torch.empty(size, *map(int, shape[1:]), dtype=_OUTPUT_TYPES[kind], device=self.device)
+            for name, (kind, shape) in self._built.details.every_output.items()
+        }
 
-    def _enqueue(self, context: Any, inputs: dict[str, Tensor], logits: Tensor) -> None:
+    def _enqueue(self, context: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
         """Enqueue one run in the current stream's order.
 
         On the default stream TensorRT would synchronize at each call, so the runner's own stream is used instead.
@@ -153,23 +157,23 @@ class TensorRTRunner:
             stream.wait_stream(current)
         if not capturing:
             stream.wait_event(self._done)  # a run on another stream uses the same scratch memory
-        self._execute(context, inputs, logits, stream)
+        self._execute(context, inputs, outputs, stream)
         if not capturing:
             self._done.record(stream)
         if stream is not current:
             current.wait_stream(stream)
 
-    def _execute(self, context: Any, inputs: dict[str, Tensor], logits: Tensor, stream: torch.cuda.Stream) -> None:
-        assert self._built is not None
-        details = self._built.details
+    def _execute(
+        self, context: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor], stream: torch.cuda.Stream
+    ) -> None:
         ready = all(
             context.set_input_shape(name, tuple(tensor.shape)) and context.set_tensor_address(name, tensor.data_ptr())
             for name, tensor in inputs.items()
-        ) and context.set_tensor_address(details.output, logits.data_ptr())
+        ) and all(context.set_tensor_address(name, tensor.data_ptr()) for name, tensor in outputs.items())
         if not ready or not context.execute_async_v3(stream.cuda_stream):
             raise self._failed("cannot run it")
 
-    def _replayed(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _replayed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self._done is not None
         size = size_of(inputs)
         captured = self._captured.get(size)
@@ -181,22 +185,22 @@ class TensorRTRunner:
         for name, tensor in inputs.items():
             captured.inputs[name].copy_(tensor)
         captured.graph.replay()
-        logits = captured.logits.clone()
+        outputs = {name: tensor.clone() for name, tensor in captured.outputs.items()}
         self._done.record(stream)
-        return logits
+        return outputs
 
     def _capture(self, inputs: dict[str, Tensor]) -> _Captured:
         assert self._stream is not None
-        context, logits = self._new_context(), self._empty_logits(size_of(inputs))
+        context, outputs = self._new_context(), self._empty_outputs(size_of(inputs))
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         # The first run with a shape allocates memory, which is not allowed during capture.
         with torch.cuda.stream(self._stream):
-            self._execute(context, {name: own.zero_() for name, own in inputs.items()}, logits, self._stream)
+            self._execute(context, {name: own.zero_() for name, own in inputs.items()}, outputs, self._stream)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            self._execute(context, inputs, logits, self._stream)
-        return _Captured(graph, context, inputs, logits)
+            self._execute(context, inputs, outputs, self._stream)
+        return _Captured(graph, context, inputs, outputs)
 
     def _failed(self, what: str) -> RunnerError:
         assert self._built is not None
@@ -225,25 +229,29 @@ def _image_shape(input_shape: Sequence[int | str], adapter: InputAdapter) -> tup
     return (sizes[2], sizes[0], sizes[1]) if adapter.dtype is torch.uint8 else tuple(sizes)
 
 
-def _checked_adapter(built: Engine) -> InputAdapter:
-    """The adapter of an engine, after its inputs and outputs were checked.
+def _checked(built: Engine) -> tuple[InputAdapter, Task[Any]]:
+    """The adapter and the task of an engine, after its inputs and outputs were checked.
 
     Raises:
         RunnerError: a runner cannot run the engine.
     """
     details, adapter = built.details, read_adapter(built.details.metadata, str(built.path))
-    images, logits = details.input_shape, details.output_shape
+    images, outputs = details.input_shape, details.every_output
     pixels = details.input_type == "uint8" and adapter.dtype is torch.uint8
-    typed = (pixels or details.input_type in _TYPES) and details.output_type in _TYPES
-    fixed = all(isinstance(size, int) for size in (*images[1:], *logits[1:]))
+    typed = (pixels or details.input_type in _TYPES) and all(kind in _OUTPUT_TYPES for kind, _ in outputs.values())
+    ends = [images, *(shape for _, shape in outputs.values())]
+    fixed = all(isinstance(size, int) for shape in ends for size in shape[1:])
     spec = input_of(details.metadata)
     several = [] if spec is None or len(spec.tensors) == 1 else [each.name for each in spec.tensors]
     named = list(details.inputs) == several if several else len(details.inputs) <= 1
-    fits = read_task(details.metadata, spec, str(built.path)).class_count(logits[1:], spec) is not None
+    task = read_task(details.metadata, spec, str(built.path))
+    fits = task.class_count(ends[1][1:], spec) is not None and (task.name == "tree" or details.output_type in _TYPES)
     if not typed or not fixed or not named or not fits or len(images) != 4:
         raise RunnerError(
             f"{built.path}: not an engine as `litdeploy export` builds it: one floating-point input "
-            f"(N, C, H, W) and logits (N, classes) are needed, but it has {details.input} {details.input_type} "
-            f"{list(images)} and {details.output} {details.output_type} {list(logits)}."
+            f"(N, C, H, W) and logits (N, classes), or the outputs of another task, are needed, but it has "
+            f"{details.input} {details.input_type} {list(images)} and "
+            + ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in outputs.items())
+            + "."
         )
-    return adapter if pixels else replace(adapter, dtype=_TYPES[details.input_type])
+    return adapter if pixels else replace(adapter, dtype=_TYPES[details.input_type]), task

@@ -173,6 +173,7 @@ class BatchParity(Record):
         top1: share of samples on which both give the same class; None for images.
         likeness: how near the candidate's images come to the reference's; None for logits.
         cosines: least and mean cosine of the candidate's embeddings to the reference's; None for other outputs.
+        tensor: name of the tensor that has the largest differences, among several; None: there is one output.
         within: whether the tolerance is kept.
     """
 
@@ -183,6 +184,7 @@ class BatchParity(Record):
     top1: float | None
     likeness: Likeness | None = None
     cosines: tuple[float, float] | None = None
+    tensor: str | None = None
     within: bool
 
     def agreement(self) -> str:
@@ -269,6 +271,7 @@ class Parity(Record):
                 difference = "a value is NaN or infinite"
             else:
                 difference = f"largest difference {each.max_absolute:.2e} ({each.max_relative:.2e} of the largest)"
+            difference += f" in {each.tensor}" if each.tensor else ""
             lines.append(
                 f"  batch {each.batch_size}: {difference}, {each.alike()} {each.images} samples"
                 + ("" if each.within else "  ← beyond the limit")

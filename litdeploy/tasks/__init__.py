@@ -8,15 +8,17 @@ from typing import Any
 from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.storage.records import Measures, Score
 from litdeploy.tasks.classification import Classification
+from litdeploy.tasks.dense import Dense
 from litdeploy.tasks.embedding import EmbeddingTask
 from litdeploy.tasks.task import Curve, Measure, ScoreRow, Task
 from litdeploy.tasks.tokens import TokensTask
 from litdeploy.tasks.translation import Translation
+from litdeploy.tasks.tree import Tree
 
 __all__ = ["CURVES", "TASKS", "Curve", "Measure", "ScoreRow", "Task", "task_of", "task_of_scores"]
 
 TASKS: dict[str, Task[Any]] = {
-    task.name: task for task in (Classification(), EmbeddingTask(), TokensTask(), Translation())
+    task.name: task for task in (Classification(), EmbeddingTask(), Dense(), TokensTask(), Translation(), Tree())
 }
 
 # Every curve that a training may have, by its metric.

@@ -436,16 +436,21 @@ def counted(answer: Tensor, inputs: Batch | None) -> Tensor:
     return mask.to(answer.dtype)
 
 
-def check_shapes(found: Tensor, expected: Tensor) -> None:
+def check_shapes(found: Batch, expected: Batch) -> None:
     """Check that a network's and its teacher's outputs can be compared.
 
     Raises:
-        RunnerError: they have different shapes.
+        RunnerError: they have different names or shapes.
     """
-    if expected.shape != found.shape:
+    shapes = []
+    for answer in (found, expected):
+        named = answer if isinstance(answer, dict) else {"": answer}
+        shapes.append({name: tuple(tensor.shape) for name, tensor in named.items()})
+    if shapes[0] != shapes[1]:
+        given, wanted = (", ".join(f"{name} {shape}".strip() for name, shape in each.items()) for each in shapes)
         raise RunnerError(
-            f"outputs of {tuple(found.shape)} cannot be compared with outputs of {tuple(expected.shape)}: the files "
-            "are not of one network. Export the student again, or name its own teacher: --teacher FILE"
+            f"outputs of {given} cannot be compared with outputs of {wanted}: the files are not of one network. Export "
+            "the student again, or name its own teacher: --teacher FILE"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from litdeploy.batch import moved
 from litdeploy.config.spec import InputSpec, input_of
 from litdeploy.config.target import Precision, Target
 from litdeploy.errors import NetworkError, RunnerError, SettingsError
-from litdeploy.exporter.build import Built, ExportWrapper, Job
+from litdeploy.exporter.build import BATCH, Built, ExportWrapper, Job, output_names
 from litdeploy.exporter.precision import Conversion
 from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.networks import Network
@@ -80,7 +80,8 @@ def export_aoti(
         embedded: whether the input is pixels, uint8 (batch, H, W, C), which the package normalizes.
 
     Returns:
-        `inputs` (name → shape), `image_shape` (C, H, W) if it takes images, `classes` (how many), `metadata` (of its
+        `inputs` (name → shape), `outputs` (name → type and shape), `image_shape` (C, H, W) if it takes images,
+        `classes` (how many), `metadata` (of its
         input, names of the classes, precisions), `built_for` and `bytes`.
 
     Raises:
@@ -94,13 +95,16 @@ def export_aoti(
         # torch warns of its own tree specs, and of classes that Inductor loads (2.11 to 2.13).
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is ", DeprecationWarning)
+        names = output_names(network)
         program = _program(module.to(device).eval(), network, device)
+        outputs = _outputs(program, names, network)
         _compile(program, path, network, device, metadata)
     return {
         "inputs": {
             each.name: ["batch", *(size if isinstance(size, int) else size.name for size in each.shape)]
             for each in network.spec.input.tensors
         },
+        "outputs": outputs,
         **({"image_shape": list(network.spec.input.shape)} if isinstance(network.spec.input, InputSpec) else {}),
         "classes": network.class_count(),
         "metadata": metadata,
@@ -134,6 +138,28 @@ def _program(module: ExportWrapper, network: Network, device: torch.device) -> A
         ) from error
 
 
+def _outputs(program: Any, names: Sequence[str], network: Network) -> dict[str, dict[str, Any]]:
+    """Name → type and shape of the outputs of an exported program; the free sizes of the inputs have their names.
+
+    Raises:
+        NetworkError: one of them has no batch.
+    """
+    nodes = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    given = [nodes[name] for name in program.graph_signature.user_inputs]
+    known = {str(given[0].shape[0]): BATCH}
+    for value, tensor in zip(given, network.spec.input.tensors, strict=True):
+        for size, stated in zip(value.shape[1:], tensor.shape, strict=False):
+            if not isinstance(stated, int):
+                known[str(size)] = stated.name
+    found = {}
+    for name, node in zip(names, program.graph_signature.user_outputs, strict=True):
+        shape = [int(size) if str(size).isdecimal() else known.get(str(size), str(size)) for size in nodes[node].shape]
+        if shape[:1] != [BATCH]:
+            raise NetworkError(f"{network.source}: its output {name} has the shape {shape}, without the batch.")
+        found[name] = {"type": str(nodes[node].dtype).removeprefix("torch."), "shape": shape}
+    return found
+
+
 def _compile(program: Any, path: Path, network: Network, device: torch.device, metadata: dict[str, str]) -> None:
     configs = {
         "aot_inductor.metadata": metadata,
@@ -164,10 +190,13 @@ def _signature(path: Path, details: dict[str, Any]) -> Signature:
         shape = shape[1:] + shape[:1] if pixels else shape
         type_ = "uint8" if pixels else kind if tensor.dtype == "float32" else tensor.dtype
         sources.append(Tensor(f"INPUT__{place}", type_, ("batch", *shape)))
-    spec = input_of(metadata)
+    if "outputs" in details:
+        ends = enumerate(details["outputs"].values())
+        return sources, [Tensor(f"OUTPUT__{place}", each["type"], tuple(each["shape"])) for place, each in ends]
+    spec = input_of(metadata)  # a package of an older version
     classes = len(json.loads(metadata.get("classes", "[]"))) or "classes"
     output = (classes,) if spec is None else read_task(metadata, spec, str(path)).output_shape(spec, classes)
-    return sources, Tensor("OUTPUT__0", kind, ("batch", *output))
+    return sources, [Tensor("OUTPUT__0", kind, ("batch", *output))]
 
 
 # Triton 26.05 runs one request at a time with an AOTInductor package, and ignores its names of inputs and outputs.

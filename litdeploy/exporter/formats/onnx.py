@@ -19,14 +19,13 @@ from litdeploy.batch import Batch, device_of, moved, size_of
 from litdeploy.config.spec import NetworkSpec
 from litdeploy.config.target import Precision
 from litdeploy.errors import NetworkError, SettingsError
-from litdeploy.exporter.build import BATCH, Built, ExportWrapper, Job
+from litdeploy.exporter.build import BATCH, Built, ExportWrapper, Job, output_names
 from litdeploy.exporter.precision import Conversion, quantize_onnx
 from litdeploy.exporter.triton_repository import Signature, Tensor, TritonBackend
 from litdeploy.files import write_whole
 from litdeploy.networks import Network
 from litdeploy.runtime import Runner, open_runner
 from litdeploy.runtime.onnx_file import ends_of, read_model, shape_of
-from litdeploy.tasks import task_of
 from litdeploy.version import __version__
 
 # The limit of a protobuf message, hence of an ONNX file that is one file.
@@ -95,7 +94,7 @@ def export_onnx(
 
     Returns:
         A description of the saved file: `opset`, `input` and `input_shape` (of the first), `inputs` (name → shape),
-        `output`, `output_shape`, `nodes`, `bytes`, and `unfolded_batch_norms`: how many follow a convolution.
+        the same of outputs, `nodes`, `bytes`, and `unfolded_batch_norms`: how many follow a convolution.
 
     Raises:
         NetworkError: it cannot be exported, or not for any batch size, or it is larger than one file can be.
@@ -149,7 +148,7 @@ def _converted(module: ExportWrapper, network: Network, opset: int | None) -> An
                 kwargs=call.kwargs,
                 dynamo=True,
                 input_names=[each.name for each in module.inputs],
-                output_names=[task_of(network.spec).output_name],
+                output_names=output_names(network),
                 dynamic_shapes=call.dynamic_shapes,
                 opset_version=opset,
                 external_data=False,
@@ -255,10 +254,11 @@ def _written(model: Any, network: Network, path: Path, opset: int | None) -> dic
                 "leave it out."
             )
         ends = ends_of(saved.graph)
-        shapes = [*ends["inputs"].values(), ends["output_shape"]]
-        names = [each.name for each in network.spec.input.tensors]
-        if list(ends["inputs"]) != names or len(saved.graph.output) != 1 or any(shape[0] != BATCH for shape in shapes):
-            raise _not_exportable(network, f"the shapes in the file are {shapes}")
+        shapes = {**ends["inputs"], **ends["outputs"]}
+        names = [*(each.name for each in network.spec.input.tensors), *output_names(network)]
+        if list(shapes) != names or any(shape[:1] != [BATCH] for shape in shapes.values()):
+            found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise _not_exportable(network, f"the tensors in the file are {found}")
         return {
             "opset": reached,
             **ends,
@@ -322,11 +322,12 @@ def _signature(path: Path, details: dict[str, Any]) -> Signature:
     import onnx
 
     graph = read_model(path).graph
-    tensors = []
-    for value in (*graph.input, graph.output[0]):
+
+    def tensor(value: Any) -> Tensor:
         kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-        tensors.append(Tensor(value.name, {"float": "float32"}.get(kind, kind), tuple(shape_of(value))))
-    return tensors[:-1], tensors[-1]
+        return Tensor(value.name, {"float": "float32"}.get(kind, kind), tuple(shape_of(value)))
+
+    return [tensor(each) for each in graph.input], [tensor(each) for each in graph.output]
 
 
 TRITON = TritonBackend("onnxruntime", "onnxruntime_onnx", "model.onnx", "onnx", _signature)

@@ -41,7 +41,7 @@ from litdeploy.runtime.onnx_file import describe_onnx
 from litdeploy.storage.bundle import sidecar_of
 from litdeploy.storage.records import Artefact
 
-_IO_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8"}
+_IO_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,13 @@ def build_engine(onnx_path: Path, path: Path, choice: Builder, options: EngineOp
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         batches=options.batches,
-        **{key: described[key] for key in ("input", "output", "inputs", "input_shape", "output_shape", "metadata")},
+        **{key: described[key] for key in ("input", "output", "inputs", "outputs", "input_shape", "output_shape")},
+        metadata=described["metadata"],
         input_type=_io_type(network.get_input(0)),
         output_type=_io_type(network.get_output(0)),
+        output_types={
+            each.name: _io_type(each) for each in (network.get_output(place) for place in range(network.num_outputs))
+        },
         onnx_sha256=sha256_of(onnx_path),
         command=options.command,
         memory_limit=options.memory_limit,
@@ -424,10 +428,10 @@ def versions(choice: Builder) -> dict[str, str]:
 
 
 def _signature(path: Path, details: dict[str, Any]) -> Signature:
-    source, result = (
-        Tensor(details[key], details[f"{key}_type"], tuple(details[f"{key}_shape"])) for key in ("input", "output")
-    )
-    return [source], result
+    source = Tensor(details["input"], details["input_type"], tuple(details["input_shape"]))
+    shapes = details.get("outputs") or {details["output"]: details["output_shape"]}
+    types = details.get("output_types") or {details["output"]: details["output_type"]}
+    return [source], [Tensor(name, types[name], tuple(shape)) for name, shape in shapes.items()]
 
 
 def _refusal(details: dict[str, Any]) -> str | None:
