@@ -19,7 +19,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from litdeploy.batch import Batch, forward, in_parts
 from litdeploy.config.target import Precision
 from litdeploy.errors import GateError, NetworkError
 from litdeploy.networks import Network
 from litdeploy.networks.folding import folded
+from litdeploy.networks.output import named_tensors
 from litdeploy.runtime.adapter import read_adapter
 from litdeploy.runtime.device import DTYPES
 from litdeploy.runtime.engine import Precisions
@@ -68,12 +70,14 @@ class Call:
         layer: name of the module that called it; empty for the network itself.
         largest: largest magnitude of what went in or came out; infinite where a value was.
         tensors: ids of the parameters and buffers among its arguments.
+        head: whether it is the last with weights before an output, or comes between that and the output.
     """
 
     function: Any
     layer: str
     largest: float = 0.0
     tensors: set[int] = field(default_factory=set)
+    head: bool = False
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether this type holds its values with room to spare."""
@@ -104,7 +108,7 @@ class Conversion:
 def convert(network: Network, precision: Precision, batches: Iterable[Batch]) -> Conversion:
     """Convert a copy of a network, its batch norms folded.
 
-    The last layer with weights stays in fp32 and gives the logits: at 16, a step of bfloat16 is 1/8, in which classes
+    The last layer with weights before each output stays in fp32: at 16, a step of bfloat16 is 1/8, in which classes
     with nearly equal logits become one.
 
     Args:
@@ -117,8 +121,7 @@ def convert(network: Network, precision: Precision, batches: Iterable[Batch]) ->
     dtype = DTYPES[precision]
     module = folded(network)
     calls = measured(module, batches)
-    head = max((index for index, call in enumerate(calls) if call.tensors), default=len(calls))
-    wide = [call for index, call in enumerate(calls) if index >= head or not call.fits(dtype)]
+    wide = [call for call in calls if call.head or not call.fits(dtype)]
     kept_tensors = {tensor for call in wide for tensor in call.tensors}
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point() and id(tensor) not in kept_tensors:
@@ -139,8 +142,14 @@ def measured(module: nn.Module, batches: Iterable[Batch]) -> list[Call]:
     calls: list[Call] = []
     with torch.no_grad(), _layers(module) as layer:
         for batch in batches:
-            with _Measure(calls, layer, known):
-                forward(module, batch)
+            with _Measure(calls, layer, known) as measure:
+                output = forward(module, batch)
+            for tensor in named_tensors(output).values():
+                # Of the calls that led to the output the last with weights, and those after it.
+                path = measure.paths.get(tensor, frozenset(range(len(calls))))
+                head = max((index for index in path if calls[index].tensors), default=len(calls))
+                for index in path:
+                    calls[index].head |= index >= head
     return calls
 
 
@@ -176,23 +185,48 @@ class _Counted(TorchFunctionMode):
         kwargs = kwargs or {}
         uncounted = function in _CONVERSIONS or getattr(function, "__name__", "") == "__get__"
         if uncounted or next(_floating((args, kwargs)), None) is None:
-            return function(*args, **kwargs)
+            return self.skip(function, args, kwargs)
         return self.call(function, args, kwargs)
+
+    def skip(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return function(*args, **kwargs)
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
 
 class _Measure(_Counted):
+    """Measure one batch.
+
+    Attributes:
+        paths: tensor → the places of the calls that led to it.
+    """
+
     def __init__(self, calls: list[Call], layer: Callable[[], str], known: set[int]) -> None:
         super().__init__()
         self._calls, self._layer, self._known = calls, layer, known
         self._next = 0
+        # Weak: the activations of a batch are freed as the network goes on.
+        self.paths: MutableMapping[Tensor, frozenset[int]] = WeakIdKeyDictionary()
+
+    def skip(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        path = self._path((args, kwargs))
+        result = function(*args, **kwargs)
+        self._lead(path, result)
+        return result
+
+    def _path(self, given: Any) -> frozenset[int]:
+        return frozenset().union(*(self.paths.get(tensor, frozenset()) for tensor in _floating(given)))
+
+    def _lead(self, path: frozenset[int], result: Any) -> None:
+        for tensor in _floating(result):
+            self.paths[tensor] = path
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._next == len(self._calls):
             self._calls.append(Call(function, self._layer()))
         call = self._calls[self._next]
+        path = self._path((args, kwargs)) | {self._next}
         self._next += 1
         given = list(_floating((args, kwargs)))
         # Before the call, which may write into one of them.
@@ -201,6 +235,7 @@ class _Measure(_Counted):
         magnitudes += [_magnitude(tensor) for tensor in _floating(result)]
         call.largest = max(call.largest, *magnitudes)
         call.tensors |= {id(tensor) for tensor in given} & self._known
+        self._lead(path, result)
         return result
 
 

@@ -141,7 +141,7 @@ class Tree(Task[Measures]):
             max_absolute=worst[2],
             max_relative=worst[3],
             top1=min(equal, default=None),
-            tensor=worst[1] or None,
+            tensor=worst[1] if worst[1] and len(_named(expected)) > 1 else None,
             within=worst[0] <= 1 and min(equal, default=1.0) >= tolerance.top1,
         )
 
