@@ -138,7 +138,7 @@ ROWS = {
     ),
     "SegFormer": Row(
         segformer,
-        {"segformer.encoder.block.1": 2},
+        {"segformer.stages.1.blocks": 2},
         "dense",
         {"logits": ["batch", 5, 8, 8]},
         ("pixel_agreement", "pixel_divergence"),
