@@ -164,6 +164,21 @@ def build_artefact(name: str, job: Job, path: Path, label: str, **details: Any) 
     return artefact
 
 
+def check_one_pass(network: Network) -> None:
+    """Check that one call of a network gives its answer.
+
+    Raises:
+        NetworkError: it is a language model that generates, which servers load in the form of transformers.
+    """
+    generates = getattr(network.module, "can_generate", None)  # of transformers
+    if callable(generates) and generates():
+        raise NetworkError(
+            f"{network.source}: {type(network.module).__name__} generates text token by token, with a cache that one "
+            "file of a fixed graph does not have. Export it as servers of language models load it: litdeploy export "
+            "--transformers DIR"
+        )
+
+
 def output_names(network: Network) -> list[str]:
     """Names of the outputs of an exported file: those of a tree's tensors, or the one that the task has.
 
@@ -234,18 +249,8 @@ class ExportWrapper(nn.Module):
     def of(
         cls, network: Network, conversion: Conversion | None, io_precision: Precision, embedded: bool
     ) -> ExportWrapper:
-        """Wrap a network, its batch norms folded, or the conversion of it.
-
-        Raises:
-            NetworkError: it is a language model that generates, which servers load in the form of transformers.
-        """
-        generates = getattr(network.module, "can_generate", None)  # of transformers
-        if callable(generates) and generates():
-            raise NetworkError(
-                f"{network.source}: {type(network.module).__name__} generates text token by token, with a cache that "
-                "one file of a fixed graph does not have. Export it as servers of language models load it: litdeploy "
-                "export --transformers DIR"
-            )
+        """Wrap a network, its batch norms folded, or the conversion of it. Raises as `check_one_pass`."""
+        check_one_pass(network)
         module = conversion.module if conversion else folded(network)
         spec = network.spec
         return cls(module, spec.input, DTYPES[io_precision], spec.task_name, conversion is not None, embedded)

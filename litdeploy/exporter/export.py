@@ -16,7 +16,7 @@ from litdeploy.config.recipe import DataSettings
 from litdeploy.config.target import Precision, Target
 from litdeploy.data import Data, Objects
 from litdeploy.errors import ParityError, SettingsError
-from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact
+from litdeploy.exporter.build import Calibration, CheckFunction, Job, build_artefact, check_one_pass
 from litdeploy.exporter.evidence import Evidence, open_for, open_test_data, settings_of
 from litdeploy.exporter.parity import compare_runners
 from litdeploy.exporter.teacher import read_network
@@ -122,8 +122,10 @@ def export(
         opened: Data | None
         if isinstance(folder, Bundle):
             loaded = load(folder.student_path, network=network)
+            check_one_pass(loaded)
             opened = open_test_data(folder.read_complete(), data, loaded, device)
         else:
+            check_one_pass(loaded)
             opened = _claim(folder, loaded, record, settings_of(data), device)
         words = _words(folder, network, normalise, input_shape, data)
         calibration = Calibration(opened, loaded, calibration_images)

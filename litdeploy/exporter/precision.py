@@ -145,7 +145,7 @@ def measured(module: nn.Module, batches: Iterable[Batch]) -> list[Call]:
             with _Measure(calls, layer, known) as measure:
                 output = forward(module, batch)
             for tensor in named_tensors(output).values():
-                # Of the calls that led to the output the last with weights, and those after it.
+                # The last call with weights among those that led to the output, and what comes after it.
                 path = measure.paths.get(tensor, frozenset(range(len(calls))))
                 head = max((index for index in path if calls[index].tensors), default=len(calls))
                 for index in path:

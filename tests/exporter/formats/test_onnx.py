@@ -40,6 +40,7 @@ def test_the_details_are_those_of_the_file(exported: tuple[Path, dict[str, objec
         "output": "logits",
         "input_shape": ["batch", 1, 8, 8],
         "output_shape": ["batch", 10],
+        "outputs": {"logits": ["batch", 10]},
         "inputs": {"images": ["batch", 1, 8, 8]},
         "nodes": len(model.graph.node),
         "unfolded_batch_norms": 0,
