@@ -46,10 +46,11 @@ class Network:
     @torch.no_grad()
     def output(self, batch: Batch) -> Any:
         """What the module returns in eval mode."""
-        training = self.module.training
+        training = [module for module in self.module.modules() if module.training]
         self.module.eval()
         returned = forward(self.module, batch)
-        self.module.train(training)
+        for module in training:
+            module.training = True
         return returned
 
     def within(self, text_length: int | None) -> Network:
