@@ -221,7 +221,7 @@ def test_a_decoder_trains_and_is_profiled_without_its_cache(
     write_checkpoint(path, made.module.state_dict(), made.spec.with_(classes=("better", "worse")))
     bundle = compress(path, data={"source": str(reviews_path)}, out=tmp_path / "out", **{**GIVEN, "beta": beta})
     rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
-    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows if row["phase"] != "cut")
     report = profile(
         bundle,
         target=Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(samples=8, max_seconds=1)),
