@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet as parquet
 
-from litdeploy.cli.console import training_progress
 from litdeploy.comparison import compare
 from litdeploy.config.recipe import read_recipe
 from litdeploy.trainer import train
@@ -69,7 +68,7 @@ def main() -> None:
         teacher = arguments.folder / f"teacher-{task}.safetensors"
         if not teacher.is_file():
             taught = recipe.with_(data=data, method="scratch")
-            train(network, recipe=taught, out=teacher, resume=True, progress=training_progress())
+            train(network, recipe=taught, out=teacher, resume=True)
         found[task] = compare(
             teacher,
             recipe=recipe.with_(data=data),
@@ -77,7 +76,6 @@ def main() -> None:
             depths=recipe.depths,
             seeds=arguments.seeds,
             out=arguments.folder / task,
-            progress=training_progress(),
         )
     content = {task: result.model_dump(mode="json") for task, result in found.items()}
     arguments.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

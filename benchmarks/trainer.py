@@ -47,7 +47,7 @@ from litdeploy.trainer.kernels.reference import distillation_loss
 from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.objectives import Lit
 from litdeploy.trainer.plan import Plan
-from litdeploy.trainer.progress import Progress
+from litdeploy.trainer.progress import Callback
 from litdeploy.trainer.resume import Checkpoints, Every
 from litdeploy.trainer.step import (
     Step,
@@ -145,13 +145,12 @@ def ours(
     nowhere = Path(os.devnull)
     trainer = Trainer(
         Plan(recipe, student, [], tuple(own), tuple(sections)),
-        cast(Data, SimpleNamespace(train=split, noun="image", classes=())),
+        cast(Data, SimpleNamespace(train=split, noun="image", classes=(), given=False)),
         precision,
         device,
         nowhere,
         nowhere,
-        None,
-        Progress(),
+        Callback(),
         ALONE,
         Checkpoints(nowhere, {}, Every(), print),
     )

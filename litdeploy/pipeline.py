@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from litdeploy.networks import NetworkName, published
 from litdeploy.profiler import Report, profile, read_report
 from litdeploy.runtime import resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
-from litdeploy.trainer import Progress, compress, train
+from litdeploy.trainer import Callback, compress, train
 from litdeploy.trainer.distributed import launched
+from litdeploy.trainer.progress import callbacks_of
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import DEFAULT_EVERY
 
@@ -32,7 +34,8 @@ def deploy(
     checkpoint_every: str = DEFAULT_EVERY,
     tensorboard: bool = False,
     feature_cache_dir: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callback | bool = True,
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> tuple[Bundle, Report]:
     """Compress a teacher, export the student to ONNX and profile both.
@@ -41,7 +44,7 @@ def deploy(
 
     Args:
         teacher, recipe, out, device, network, overwrite, checkpoint_every, tensorboard, feature_cache_dir, progress,
-            **changes: as for `compress`.
+            callbacks, **changes: as for `compress`.
         target: a deployment target, or its name or path.
 
     Returns:
@@ -52,7 +55,7 @@ def deploy(
         TrainingError: several processes were started.
         LitdeployError: any error of the stages.
     """
-    progress = progress or Progress()
+    watching = callbacks_of(progress, callbacks)
     if launched().size > 1:
         raise TrainingError(
             "several processes can share the training alone: start `litdeploy compress` with the launcher, then "
@@ -75,46 +78,47 @@ def deploy(
             tensorboard=tensorboard,
             feature_cache_dir=feature_cache_dir,
             progress=progress,
+            callbacks=callbacks,
             indistill=changes.get("indistill"),  # code that the caller named, not the recipe
         )
     else:
-        progress.note(f"{bundle.path}: the student is trained already")
+        watching.note(f"{bundle.path}: the student is trained already")
     aoti = "inductor" in resolved_target.runners
     if not _exported(bundle, ("onnx", "aoti") if aoti else ("onnx",)):
-        progress.note("exporting and verifying")
+        watching.note("exporting and verifying")
         export(bundle, onnx=True, aoti=aoti, target=resolved_target, network=network)
     else:
-        progress.note(f"{bundle.path}: exported already")
+        watching.note(f"{bundle.path}: exported already")
     report = _profiled(bundle, resolved_target)
     if report is None:
-        report = profile(bundle, teacher=teacher, target=resolved_target, network=network, progress=progress.note)
+        report = profile(bundle, teacher=teacher, target=resolved_target, network=network, progress=watching.note)
     else:
-        progress.note(f"{bundle.path}: profiled already")
+        watching.note(f"{bundle.path}: profiled already")
     return bundle, report
 
 
 def demo(
-    out: str | Path = "demo", *, overwrite: bool = False, progress: Progress | None = None
+    out: str | Path = "demo", *, overwrite: bool = False, progress: Callback | bool = True
 ) -> tuple[Bundle, Report]:
     """Train a ResNet-56 on scikit-learn's digits, compress it to a ResNet-20, export, verify and profile it.
 
     Args:
         out: folder for the teacher and, in `out/deploy`, the bundle.
         overwrite: repeat stages that are complete.
-        progress: callbacks of the training.
+        progress: as for `compress`.
 
     Raises:
         LitdeployError: any error of the stages.
     """
-    progress = progress or Progress()
+    watching = callbacks_of(progress)
     folder = Path(out)
     teacher = folder / "teacher.safetensors"
     if overwrite:
         remove(teacher)
     if not teacher.is_file():
-        progress.note("training a ResNet-56 on scikit-learn's digits (1,797 images, 8×8)")
+        watching.note("training a ResNet-56 on scikit-learn's digits (1,797 images, 8×8)")
         train("resnet56", recipe="digits-resnet-teacher", out=teacher, device="cpu", resume=True, progress=progress)
-    progress.note("compressing it to a ResNet-20 by LIT")
+    watching.note("compressing it to a ResNet-20 by LIT")
     return deploy(
         teacher,
         recipe="digits-resnet",

@@ -9,7 +9,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, print_json, print_table, scored, training_progress
+from litdeploy.cli.console import note, output, print_json, print_table, scored
 from litdeploy.cli.recipe_options import OF_A_GRID, changes, recipe_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def command(
         "seeds": seeds,
         "out": out,
         "device": device,
-        "progress": training_progress(),
         **changes(given),
     }
     if list_:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, output, print_json, scored, training_progress
+from litdeploy.cli.console import note, output, print_json, scored
 from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def command(
     resume: o.Resume = False,
     checkpoint_every: o.CheckpointEvery = "10min",
     tensorboard: o.Tensorboard = False,
+    track: o.Track = None,
     **given: Any,
 ) -> None:
     """Make a trained network shallower, by LIT.
@@ -33,6 +34,7 @@ def command(
     Ctrl-C and SIGTERM leave a checkpoint; the same command with --resume continues from it.
     """
     from litdeploy.trainer.distributed import launched
+    from litdeploy.trainer.trackers import tracker
 
     bundle = litdeploy.compress(
         teacher,
@@ -43,8 +45,8 @@ def command(
         resume=resume,
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
+        callbacks=[tracker(name) for name in track or ()],
         feature_cache_dir=feature_cache_dir,
-        progress=training_progress(),
         **changes(given),
     )
     if launched().rank == 0:

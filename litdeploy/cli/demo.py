@@ -10,7 +10,7 @@ import typer
 import litdeploy
 from litdeploy.cli import deploy as deploy_command
 from litdeploy.cli import options as o
-from litdeploy.cli.console import note, training_progress
+from litdeploy.cli.console import note
 
 
 def command(
@@ -18,6 +18,6 @@ def command(
     overwrite: o.Overwrite = False,
 ) -> None:
     """Train a ResNet-56 on scikit-learn's digits, compress it to a ResNet-20, export, verify and profile it."""
-    bundle, report = litdeploy.demo(out, overwrite=overwrite, progress=training_progress())
+    bundle, report = litdeploy.demo(out, overwrite=overwrite)
     deploy_command.show(bundle, report)
     note("The page above opens in any browser.")

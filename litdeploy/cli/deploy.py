@@ -10,7 +10,7 @@ import litdeploy
 from litdeploy.cli import export as export_command
 from litdeploy.cli import options as o
 from litdeploy.cli import profile as profile_command
-from litdeploy.cli.console import note, output, print_json, scored, training_progress
+from litdeploy.cli.console import note, output, print_json, scored
 from litdeploy.cli.recipe_options import changes, recipe_options
 
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
     checkpoint_every: o.CheckpointEvery = "10min",
     tensorboard: o.Tensorboard = False,
+    track: o.Track = None,
     **given: Any,
 ) -> None:
     """Compress, export and profile; finished stages are not repeated.
 
     The same command resumes a run that was stopped.
     """
+    from litdeploy.trainer.trackers import tracker
+
     bundle, report = litdeploy.deploy(
         teacher,
         recipe=recipe,
@@ -47,8 +50,8 @@ def command(
         overwrite=overwrite,
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
+        callbacks=[tracker(name) for name in track or ()],
         feature_cache_dir=feature_cache_dir,
-        progress=training_progress(),
         **changes(given),
     )
     if json:

@@ -63,6 +63,14 @@ CheckpointEvery = Annotated[
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.", rich_help_panel=_OUTPUT)
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Track the run with tensorboard, mlflow, wandb or trackio. May be repeated.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 FeatureCacheDir = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 import litdeploy
 from litdeploy.cli import options as o
-from litdeploy.cli.console import output, print_json, scored, training_progress
+from litdeploy.cli.console import output, print_json, scored
 from litdeploy.cli.recipe_options import OF_A_STUDENT, changes, recipe_options
 
 
@@ -36,7 +36,6 @@ def command(
         overwrite=overwrite,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        progress=training_progress(),
         **changes(given),
     )
     if launched().rank:

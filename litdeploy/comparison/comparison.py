@@ -22,10 +22,11 @@ from litdeploy.runtime import resolve_device
 from litdeploy.storage.bundle import Bundle, remove_files
 from litdeploy.storage.records import TeacherRecord
 from litdeploy.tasks import task_of
-from litdeploy.trainer import Progress, compress
+from litdeploy.trainer import Callback, compress
 from litdeploy.trainer.methods import METHODS, Start
 from litdeploy.trainer.optimizer import with_optimizer
 from litdeploy.trainer.plan import depth_plan
+from litdeploy.trainer.progress import callbacks_of
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.teacher import read_teacher
 
@@ -187,7 +188,7 @@ def compare(
     out: str | Path = DEFAULT_OUT,
     device: str = "auto",
     train: bool = True,
-    progress: Progress | None = None,
+    progress: Callback | bool = True,
     **changes: Any,
 ) -> MethodComparison:
     """Train the missing cells of a grid, and write a report on all cells.
@@ -205,7 +206,7 @@ def compare(
         out: the folder.
         device: as for `compress`.
         train: False: only report on the cells that are there.
-        progress: called at every epoch.
+        progress: as for `compress`.
         **changes: fields of the recipe, as for `compress`.
 
     Raises:
@@ -214,7 +215,7 @@ def compare(
         BundleError: the folder, or a cell in it, holds another run.
         InterruptedRun: the user interrupted a training; the same command resumes it.
     """
-    say = progress or Progress()
+    say = callbacks_of(progress)
     grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
     loaded, record = _begin(grid, asked, say.note)
@@ -243,21 +244,21 @@ def commands(
     seeds: int,
     out: str | Path = DEFAULT_OUT,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Callback | bool = True,
     **changes: Any,
 ) -> list[str]:
     """One `litdeploy compress` command for each missing cell, for a queue or for several machines.
 
     Arguments and errors as for `compare`. Writes the recipe that the commands name.
     """
-    say = progress or Progress()
+    say = callbacks_of(progress)
     grid = Grid(out, teacher, _resolved(recipe, changes, say))
     asked = cells_of(methods, depths, seeds)
     _, record = _begin(grid, asked, say.note)
     return [grid.command(cell, device) for cell in asked if _outcome(grid, cell, record) is None]
 
 
-def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progress: Progress) -> Recipe:
+def _resolved(recipe: Recipe | str | Path | None, changes: dict[str, Any], progress: Callback) -> Recipe:
     resolved = resolve_recipe(recipe, changes)
     if len(resolved.depths) > 1:
         chain = ",".join(map(str, resolved.depths))
@@ -293,7 +294,7 @@ def _begin(grid: Grid, cells: Sequence[GridCell], note: Callable[[str], None]) -
     return teacher, record
 
 
-def _train(grid: Grid, cell: GridCell, device: str, progress: Progress) -> None:
+def _train(grid: Grid, cell: GridCell, device: str, progress: Callback) -> None:
     data = open_data(grid.recipe.data, resolve_device("cpu"), cell.seed)
     if not data.labeled:
         raise SettingsError(

@@ -272,7 +272,7 @@ class TranslationInput(_Input):
 
 
 class TensorInput(_Input):
-    """Tensors of any shape, as they are: signals, volumes, tables, or several inputs by name.
+    """Tensors of any shape, unchanged: signals, volumes, tables, or several inputs by name.
 
     Attributes:
         tensors: what the network takes; a single one is forward's first argument, several are keyword arguments.
@@ -327,7 +327,7 @@ class TensorInput(_Input):
         if len(self.tensors) > 1 or len(input_shape) != len(first.shape) or min(input_shape) < 1:
             raise SettingsError(
                 f"{source}: takes {self.summary()}, and --input-shape {','.join(map(str, input_shape))} is not of "
-                + ("one tensor of several. Leave it out." if len(self.tensors) > 1 else "such a tensor.")
+                + ("one tensor of several. Leave it out." if len(self.tensors) > 1 else "a tensor like this.")
             )
         return TensorInput(tensors=(replace(first, shape=input_shape),))
 

@@ -5,6 +5,7 @@ Shape suffixes: N images or texts, C channels, H height, W width, L characters o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -38,8 +39,12 @@ class Crops:
 
     def to(self, device: torch.device) -> Crops:
         """The same on another device."""
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Crops:
+        """The same with a function applied to each tensor."""
         return replace(
-            self, tops_N=self.tops_N.to(device), lefts_N=self.lefts_N.to(device), flips_N=self.flips_N.to(device)
+            self, tops_N=function(self.tops_N), lefts_N=function(self.lefts_N), flips_N=function(self.flips_N)
         )
 
 

@@ -354,7 +354,7 @@ def check_against(data: Data, spec: NetworkSpec, classes: int) -> None:
         )
     if isinstance(spec.input, TensorInput):
         raise DataError(
-            f"{data.source} has {data.noun}s, and {spec.name} takes tensors as they are ({spec.input.summary()}). Give "
+            f"{data.source} has {data.noun}s, and {spec.name} takes plain tensors ({spec.input.summary()}). Give "
             "them in Python, as a Dataset or DataLoader: litdeploy.compress(…, data=loader)."
         )
     if len(data.shape) == 1:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from litdeploy.batch import Batch, forward, mapped, picked, size_of, tensors_of
 from litdeploy.config.recipe import Augmentation, DataSettings, Recipe
-from litdeploy.config.spec import AnyInput, Free, InputSpec, InputTensor, Noun, TensorInput, TranslationInput
+from litdeploy.config.spec import AnyInput, Free, InputSpec, InputTensor, Noun, TensorInput
 from litdeploy.data.split import OnDemand, Picked, Resident, Split, free_memory
 from litdeploy.data.structure import Structure, described, each, held, leaves, not_taken, tensors
 from litdeploy.data.table import Columns
@@ -31,7 +31,7 @@ _AT_ONCE = 256
 _FINGERPRINTED = 16
 
 
-class Samples:
+class SampleSource:
     """A map-style Dataset, or arrays whose first dimension is the samples'.
 
     Attributes:
@@ -95,8 +95,12 @@ def name_of(given: Any) -> str:
     return kind if inner is None else f"{kind} of {type(inner).__name__}"
 
 
-def _source(given: Any, what: str) -> Samples | Stream:
-    """Raises DataError: it is neither samples nor batches, or has no length."""
+def _source(given: Any, what: str) -> SampleSource | Stream:
+    """What the user gave as samples or batches.
+
+    Raises:
+        DataError: it is neither, or has no length.
+    """
     if isinstance(given, Tensor | np.ndarray) or (
         isinstance(given, tuple | Mapping)
         and (parts := leaves(given))
@@ -107,7 +111,7 @@ def _source(given: Any, what: str) -> Samples | Stream:
             raise DataError(
                 f"{what}: its arrays have {', '.join(map(str, sorted(lengths)))} samples; all need the same."
             )
-        return Samples(given, arrays=True)
+        return SampleSource(given, arrays=True)
     if isinstance(given, IterableDataset):
         raise DataError(
             f"{what}: an IterableDataset gives single samples. Give a loader: DataLoader({what}, batch_size=64)."
@@ -125,7 +129,7 @@ def _source(given: Any, what: str) -> Samples | Stream:
             f"{what}: {name_of(given)} has no length, so that an epoch would have no end. Give a class with "
             "__iter__ and __len__ (the batches of a pass), or a DataLoader of a dataset with a length."
         ) from None
-    return Stream(given) if stream else Samples(given, arrays=False)
+    return Stream(given) if stream else SampleSource(given, arrays=False)
 
 
 class Objects:
@@ -146,7 +150,9 @@ class Objects:
         self.validation = None if val_data is None else _source(val_data, "val_data")
         first = None
         if len(self.train):
-            first = self.train.batch([0, 0]) if isinstance(self.train, Samples) else next(self.train.batches(), None)
+            first = (
+                self.train.batch([0, 0]) if isinstance(self.train, SampleSource) else next(self.train.batches(), None)
+            )
         if first is None or not all(map(len, held(first))):
             raise DataError(f"data: {name_of(data)} is empty.")
         self.first = first
@@ -212,12 +218,12 @@ class ObjectStore:
 
     def __init__(self, objects: Objects, network: Network, evaluation: bool) -> None:
         spec = network.spec.input
-        if isinstance(spec, TranslationInput):
+        if spec.domains:
             raise DataError("data: images to translate are read from a folder or a table; give --data its name.")
         self.structure = Structure.of(objects.first, network.module, spec)
         self.noun: Noun = spec.noun
         self._spec = spec
-        self._sources: dict[str, Samples | Stream] = {"train": objects.train}
+        self._sources: dict[str, SampleSource | Stream] = {"train": objects.train}
         if evaluation:
             self._sources |= {"validation": objects.train, "test": objects.train}
         elif objects.validation is not None:
@@ -246,12 +252,21 @@ class ObjectStore:
         """Whether the training split is streamed: its samples may differ from pass to pass."""
         return self._streams
 
-    def adapted(self, recipe: Recipe) -> Recipe:
+    def adapted(self, recipe: Recipe, processes: int = 1) -> Recipe:
         """The recipe with what the data decide: the batch size of a loader, and no augmentation of ours.
 
+        Args:
+            processes: that train together.
+
         Raises:
-            DataError: the recipe wants features kept of samples that may differ from pass to pass.
+            DataError: the recipe wants features kept of samples that may differ from pass to pass, or several processes
+                would stream.
         """
+        if self._streams and processes > 1:
+            raise DataError(
+                f"data: {processes} processes would each read the same batches of the loader. Give data=… the Dataset "
+                "itself, whose batches they share, or start one process."
+            )
         if self._streams and recipe.feature_cache not in ("auto", "off"):
             raise DataError(
                 f"--feature-cache {recipe.feature_cache}: a loader's samples may differ from pass to pass, so that no "
@@ -281,14 +296,14 @@ class ObjectStore:
         digest = hashlib.sha256(f"{self.name} {self.structure} {sorted(self._sources)}".encode())
         for source in self._sources.values():
             digest.update(f"{len(source)}".encode())
-            if isinstance(source, Samples):
+            if isinstance(source, SampleSource):
                 rows = np.linspace(0, len(source) - 1, min(len(source), _FINGERPRINTED)).astype(int).tolist()
                 for tensor in held(source.batch(rows)):
                     digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def labels(self, split: str) -> NDArray[Any]:
-        """See `Store.labels`; of other labels than classes as they are, −1 without labels."""
+        """See `Store.labels`; labels that are no classes are unchanged; −1 without labels."""
         source = self._sources[split]
         if isinstance(source, Stream) and split == "train" and self._streams:
             assert self.batch_size is not None
@@ -301,7 +316,7 @@ class ObjectStore:
         inputs, _ = self._everything(source)
         if inputs is not None:
             return mapped(lambda tensor: tensor.to(device), picked(inputs, torch.from_numpy(rows)))
-        assert isinstance(source, Samples)
+        assert isinstance(source, SampleSource)
         found, _ = self.structure.read(source.batch(rows.tolist()))
         return mapped(lambda tensor: tensor.to(device), found)
 
@@ -325,11 +340,14 @@ class ObjectStore:
     def _sample_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in tensors_of(self._example))
 
-    def _everything(self, source: Samples | Stream) -> tuple[Batch | None, Tensor]:
+    def _everything(self, source: SampleSource | Stream) -> tuple[Batch | None, Tensor]:
         """All inputs, unless they are samples that memory does not hold, and labels."""
         if id(source) not in self._read:
             kept = free_memory(torch.device("cpu")) // 3
-            fits = self._sample_bytes * len(source) * (1 if isinstance(source, Samples) else self._rows(source)) <= kept
+            fits = (
+                self._sample_bytes * len(source) * (1 if isinstance(source, SampleSource) else self._rows(source))
+                <= kept
+            )
             if not fits and isinstance(source, Stream):
                 raise DataError(
                     f"val_data: {name_of(source.given)} does not fit into memory, and it is read at each evaluation. "
@@ -371,7 +389,7 @@ class ObjectStore:
             return inputs, torch.full((size_of(inputs),), -1)
         if self.labeled and self.classes and labels.numel() and int(labels.max()) >= len(self.classes):
             raise DataError(
-                f"data: a label is {int(labels.max())}, and the network tells {len(self.classes)} classes apart, 0 to "
+                f"data: a label is {int(labels.max())}, and the network has {len(self.classes)} classes, 0 to "
                 f"{len(self.classes) - 1}. Give labels of these classes, or no labels."
             )
         return inputs, labels

@@ -33,7 +33,7 @@ from litdeploy.trainer.identity import digest_of, identity_of
 from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan, chain_of, check_objectives, plan_run
-from litdeploy.trainer.progress import Progress, check_tensorboard
+from litdeploy.trainer.progress import Callback, callbacks_of
 from litdeploy.trainer.resolve import fitted, resolve_recipe
 from litdeploy.trainer.resume import (
     DEFAULT_EVERY,
@@ -44,6 +44,7 @@ from litdeploy.trainer.resume import (
 )
 from litdeploy.trainer.step import compiles_teacher, fallback, forward_flops, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Features, Teacher, load_student, read_teacher
+from litdeploy.trainer.trackers import TensorBoard
 from litdeploy.trainer.trainer import Trainer
 from litdeploy.trainer.validation import evaluate
 from litdeploy.version import __version__
@@ -67,7 +68,8 @@ def compress(
     checkpoint_every: str = DEFAULT_EVERY,
     tensorboard: bool = False,
     feature_cache_dir: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callback | bool = True,
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> Bundle:
     """Make a teacher shallower and train the result, by LIT unless the recipe names another method.
@@ -92,10 +94,12 @@ def compress(
             none, and do nothing if it is complete.
         checkpoint_every: how often to write a checkpoint under `out/checkpoints`: `10min`, `1epoch`, `500steps`,
             several separated by commas, or `off`. A complete run leaves none.
-        tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`.
+        tensorboard: write the metrics for TensorBoard too, under `out/tensorboard`; as the callback `TensorBoard`.
         feature_cache_dir: folder in which to keep the teacher's features for further students of the same teacher and
             data; None: do not keep them beyond this run.
-        progress: callbacks for every epoch.
+        progress: show a bar in a terminal or notebook and a line an epoch; False: show nothing. Or a callback to use
+            in its place.
+        callbacks: further ones: subclasses of `Callback`, or trackers (`litdeploy.trainer.trackers`).
         **changes: fields of the recipe that replace its values: `student_depth=20`, `data="digits"`, `epochs=5`. With
             several depths, `student_depth=(17, 9)`, each student teaches the next; `out` becomes the last one's
             bundle, and `out/chain/DEPTH` those of the others.
@@ -109,22 +113,22 @@ def compress(
             weights, and a checkpoint.
     """
     objects = given_objects(data, val_data)
-    named = {"data": data} if objects is None else {}
-    resolved = resolve_recipe(recipe, changes | named, objects is None)
+    resolved = resolve_recipe(recipe, {**changes, "data": data}, objects is None)
     every = Every.parse(checkpoint_every)
     launch = launched()
     place = launch.device(device)
     ranks = launch.join(place)
-    progress = progress if progress is not None and ranks.first else Progress()
-    if tensorboard:
-        check_tensorboard()
+    watched = [*callbacks, TensorBoard()] if tensorboard else callbacks
+    watching = callbacks_of(progress, watched) if ranks.first else Callback()
     loaded, record = read_teacher(teacher, resolved, network, None if objects is None else objects.input_of)
-    data, resolved = _open(resolved, loaded, place, progress, None if objects is None else objects.store(loaded))
+    store = None if objects is None else objects.store(loaded)
+    resolved = store.adapted(resolved, ranks.size) if store else resolved
+    data, resolved = _open(resolved, loaded, place, watching, store)
     recipes = chain_of(loaded, resolved)
     influence = partial(_influence, data, place)
     plan = plan_run(loaded, recipes[0], network, place, influence)
     check_recipe(resolved, ranks, plan.trained, feature_cache_dir is not None)
-    _check_data(data, plan, loaded, progress)
+    _check_data(data, plan, loaded, watching)
     compression = _Compression(
         given=loaded,
         record=record,
@@ -132,10 +136,9 @@ def compress(
         device=place,
         precision=resolve_precision(resolved.precision, place),
         ranks=ranks,
-        progress=progress,
+        progress=watching,
         every=every,
         resume=resume,
-        tensorboard=tensorboard,
         features=None if feature_cache_dir is None else Path(feature_cache_dir),
     )
     bundle = Bundle(out)
@@ -157,9 +160,7 @@ def compress(
                 plan = plan_run(compression.teacher, student, network, place, influence)
             if not last:
                 ranks.on_first(_enter, held, target, False, resume)
-                compression.progress.note(
-                    f"{target.path}: a student of depth {student.depths[-1]}, which teaches the next"
-                )
+                watching.note(f"{target.path}: a student of depth {student.depths[-1]}, which teaches the next")
             with compression.training(plan, target) as trainer:
                 if trainer is not None:  # None: trained already
                     trainer.fit()
@@ -169,7 +170,7 @@ def compress(
 
 
 def _open(
-    recipe: Recipe, teacher: Network, device: torch.device, progress: Progress, store: ObjectStore | None = None
+    recipe: Recipe, teacher: Network, device: torch.device, progress: Callback, store: ObjectStore | None = None
 ) -> tuple[Data, Recipe]:
     """Open the data, and adapt the recipe to them."""
     if store is None:
@@ -182,7 +183,7 @@ def _open(
     return data, with_optimizer(fitted(recipe, data, progress.note), teacher.module, progress.note)
 
 
-def _check_data(data: Data, plan: Plan, teacher: Network, progress: Progress) -> None:
+def _check_data(data: Data, plan: Plan, teacher: Network, progress: Callback) -> None:
     """Check the data against teacher and plan, before anything is written."""
     check_against(data, teacher.spec, teacher.class_count())
     show_left_out(data, progress)
@@ -201,7 +202,7 @@ def _influence(
     return block_influence(copy.deepcopy(teacher.module).eval().to(device), sections, batches)
 
 
-def show_left_out(data: Data, progress: Progress) -> None:
+def show_left_out(data: Data, progress: Callback) -> None:
     """Show which images are left out because they cannot be decoded.
 
     Raises:
@@ -241,10 +242,9 @@ class _Compression:
     device: torch.device
     precision: str
     ranks: Ranks
-    progress: Progress
+    progress: Callback
     every: Every
     resume: bool
-    tensorboard: bool
     features: Path | None
     lineage: tuple[Ancestor, ...] = ()
     scores: dict[str, Score] = field(default_factory=dict)
@@ -290,7 +290,6 @@ class _Compression:
             self.device,
             bundle.path,
             bundle.metrics_path,
-            bundle.path / "tensorboard" if self.tensorboard else None,
             self.progress,
             ranks,
             checkpoints,

@@ -1,60 +1,225 @@
-"""Where a run reports: progress callbacks, `metrics.jsonl` and TensorBoard."""
+"""Where a run reports: callbacks, their display in a terminal or notebook, and `metrics.jsonl`."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import Noun
-from litdeploy.errors import BundleError, DependencyError
+from litdeploy.errors import BundleError, SettingsError
 from litdeploy.files import write_whole
+from litdeploy.tasks import CURVES
+from litdeploy.terminal import errors, note
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from rich.progress import Progress as Bar
 
 Row = dict[str, str | int | float]
 
 
-class Progress:
-    """Progress callbacks; the defaults do nothing.
+@dataclass(frozen=True)
+class Run:
+    """A run that begins.
 
     Attributes:
-        noun: what the run trains on; set when it begins.
+        folder: of its files.
+        recipe: how it trains.
+        first_epoch: that it reports; 0, the student before its first step, unless it resumes a run.
+    """
+
+    folder: Path
+    recipe: Recipe
+    first_epoch: int
+
+
+class Callback:
+    """What a run calls; the defaults do nothing. Of several processes only the first calls it.
+
+    Attributes:
+        noun: what the run trains on; set before it begins.
     """
 
     noun: Noun = "image"
 
     def note(self, text: str) -> None:
-        """Show a line."""
+        """A line for the user, at any time."""
 
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
-        """Begin an epoch of this many images or texts."""
+    def on_fit_start(self, run: Run) -> None:
+        """The run begins, or is resumed."""
 
-    def advance(self, images: int) -> None:
-        """Count images that were trained on."""
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
+        """An epoch of this many samples begins; `done` of them were trained on before the run was interrupted."""
 
-    def end(self, row: Row) -> None:
-        """End an epoch, with its metrics."""
+    def on_train_batch_end(self, samples: int, losses: Mapping[str, Tensor]) -> None:
+        """A step is done.
+
+        Args:
+            losses: by name, on the device, valid until the next step. Reading one waits for the device.
+        """
+
+    def on_validation_end(self, metrics: Row) -> None:
+        """An epoch, or the student before its first step (phase `cut`), is validated; its line of metrics.jsonl."""
+
+    def on_checkpoint(self, epochs: int, step: int) -> None:
+        """A checkpoint is written, after this many whole epochs and steps of the next."""
+
+    def on_fit_end(self) -> None:
+        """The run is complete."""
+
+    def on_exception(self, error: BaseException) -> None:
+        """The run ends by an error, or by the user (`InterruptedRun`)."""
+
+
+class Callbacks(Callback):
+    """Several callbacks as one, in order."""
+
+    def __init__(self, each: Sequence[Callback]) -> None:
+        self.each = tuple(each)
+
+    def note(self, text: str) -> None:
+        for callback in self.each:
+            callback.note(text)
+
+    def on_fit_start(self, run: Run) -> None:
+        for callback in self.each:
+            callback.noun = self.noun
+            callback.on_fit_start(run)
+
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
+        for callback in self.each:
+            callback.on_train_epoch_start(phase, epoch, epochs, samples, done)
+
+    def on_train_batch_end(self, samples: int, losses: Mapping[str, Tensor]) -> None:
+        for callback in self.each:
+            callback.on_train_batch_end(samples, losses)
+
+    def on_validation_end(self, metrics: Row) -> None:
+        for callback in self.each:
+            callback.on_validation_end(metrics)
+
+    def on_checkpoint(self, epochs: int, step: int) -> None:
+        for callback in self.each:
+            callback.on_checkpoint(epochs, step)
+
+    def on_fit_end(self) -> None:
+        for callback in self.each:
+            callback.on_fit_end()
+
+    def on_exception(self, error: BaseException) -> None:
+        for callback in self.each:
+            callback.on_exception(error)
+
+
+class Progress(Callback):
+    """Shows a run on standard error: a bar with rate and remaining time in a terminal or notebook, and a line an
+    epoch."""
+
+    _bar: Bar | None = None
+
+    def note(self, text: str) -> None:
+        note(text)
+
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
+        in_notebook = errors.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        if not errors.is_terminal and not in_notebook:
+            return
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[noun]}s"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+        )
+        self._bar.start()
+        self._bar.add_task(f"{phase} {epoch}/{epochs}", total=samples, completed=done, rate="", noun=self.noun)
+
+    def on_train_batch_end(self, samples: int, losses: Mapping[str, Tensor]) -> None:
+        if self._bar is not None:
+            [task] = self._bar.tasks
+            rate = f"{task.speed:.0f} {self.noun}s/s" if task.speed else ""
+            self._bar.update(task.id, advance=samples, rate=rate)
+
+    def on_validation_end(self, metrics: Row) -> None:
+        self._close()
+        if "loss" in metrics:  # not the student before its first step
+            note(epoch_line(metrics, self.noun))
+
+    def on_exception(self, error: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Remove the bar, if there is one: an error is printed below it else."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def epoch_line(row: Mapping[str, Any], noun: str) -> str:
+    """One line on an epoch.
+
+    Args:
+        row: its line of metrics.jsonl.
+        noun: what the network takes.
+    """
+    curve = next(curve for curve in CURVES.values() if f"validation_{curve.metric}" in row)
+    validation = f"{curve.factor * row[f'validation_{curve.metric}']:.2f} {curve.unit}"
+    return (
+        f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "
+        f"validation {validation}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"
+    )
+
+
+def callbacks_of(progress: object, callbacks: object = ()) -> Callback:
+    """The callbacks of a call as one.
+
+    Args:
+        progress: a callback in place of the display; None or True: the display; False: none.
+        callbacks: a sequence of further ones.
+
+    Raises:
+        SettingsError: one is no callback.
+    """
+    shown = [] if progress is False else [Progress() if progress is None or progress is True else progress]
+    if not isinstance(callbacks, list | tuple):
+        raise SettingsError(f"callbacks: is a {type(callbacks).__name__}. Give a list: callbacks=[MLflow()].")
+    found = [("progress", each) for each in shown] + [("callbacks", each) for each in callbacks]
+    for name, each in found:
+        if not isinstance(each, Callback):
+            what = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
+            right = f"an instance of it: {each.__name__}()" if isinstance(each, type) else "an instance of a subclass"
+            raise SettingsError(
+                f"{name}: {what} is no callback. Give {right} of litdeploy.Callback, which has on_train_batch_end, "
+                "on_validation_end and others to override."
+            )
+    each = [callback for _, callback in found if isinstance(callback, Callback)]
+    return each[0] if len(each) == 1 else Callbacks(each)
 
 
 class MetricsLog:
-    """One line of JSON an epoch, flushed at once, and the same numbers to TensorBoard if wanted.
+    """One line of JSON an epoch, flushed at once.
 
     Args:
         path: of `metrics.jsonl`.
-        tensorboard: folder for TensorBoard's event files; None: write none.
         rows: of a resumed run; later lines in the file are cut off.
 
     Raises:
-        DependencyError: TensorBoard is wanted and not installed.
         BundleError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None, rows: Sequence[Row] = ()) -> None:
-        self._writer = _summary_writer(tensorboard, rows) if tensorboard else None
+    def __init__(self, path: Path, rows: Sequence[Row] = ()) -> None:
         self._path = path
         if path != Path(os.devnull):
             with write_whole(path) as temporary:
@@ -67,38 +232,10 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise BundleError(f"{self._path}: cannot be written ({error.strerror}). Make room there.") from error
-        if self._writer is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(name, value, row["epoch"])
-            self._writer.flush()
 
     def close(self) -> None:
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
 
 
 def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
-
-
-def check_tensorboard() -> None:
-    """Raise DependencyError if TensorBoard is not installed: before a run, not after its first epoch."""
-    _summary_writer_class()
-
-
-def _summary_writer_class() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DependencyError(
-            "--tensorboard needs the library tensorboard. Install it: pip install 'litdeploy[tensorboard]'"
-        ) from None
-    return SummaryWriter
-
-
-def _summary_writer(folder: Path, rows: Sequence[Row]) -> SummaryWriter:
-    first_epoch = int(rows[-1]["epoch"]) + 1 if rows else 0
-    writer: SummaryWriter = _summary_writer_class()(str(folder), purge_step=first_epoch)
-    return writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from litdeploy.trainer.identity import identity_of_new
 from litdeploy.trainer.methods import METHODS, Start
 from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan
-from litdeploy.trainer.progress import Progress
+from litdeploy.trainer.progress import Callback, callbacks_of
 from litdeploy.trainer.resolve import fitted, resolve_recipe
 from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot
 from litdeploy.trainer.trainer import Trainer
@@ -49,7 +50,8 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: str = DEFAULT_EVERY,
-    progress: Progress | None = None,
+    progress: Callback | bool = True,
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> Trained:
     """Train a new network and write `out` (`.safetensors`) and its metrics next to it (`.metrics.jsonl`).
@@ -60,7 +62,7 @@ def train(
 
     Args:
         network: see `networks.registry.request`.
-        recipe, device, overwrite, checkpoint_every, progress, **changes: as for `compress`.
+        recipe, device, overwrite, checkpoint_every, progress, callbacks, **changes: as for `compress`.
         resume: resume the run whose checkpoints are next to `out` (`.checkpoints`); start if there are none.
 
     Raises:
@@ -76,15 +78,15 @@ def train(
     launch = launched()
     place = launch.device(device)
     ranks = launch.join(place)
-    progress = progress if progress is not None and ranks.first else Progress()
+    watching = callbacks_of(progress, callbacks) if ranks.first else Callback()
     check_recipe(resolved, ranks)
-    made, data = _open(network, resolved, place, progress)
-    resolved = with_optimizer(fitted(resolved, data, progress.note), made.module, progress.note)
+    made, data = _open(network, resolved, place, watching)
+    resolved = with_optimizer(fitted(resolved, data, watching.note), made.module, watching.note)
     precision = resolve_precision(resolved.precision, place)
     with ExitStack() as held:
         ranks.on_first(_enter, held, path)
         identity = ranks.on_first(identity_of_new, made.spec, resolved, data, precision, place, ranks)
-        checkpoints = Checkpoints(path.with_suffix(".checkpoints"), identity, every, progress.note)
+        checkpoints = Checkpoints(path.with_suffix(".checkpoints"), identity, every, watching.note)
         saved = ranks.on_first(_claim, checkpoints, path, overwrite, resume)
         trainer = held.enter_context(
             Trainer(
@@ -94,8 +96,7 @@ def train(
                 place,
                 path.parent,
                 path.with_suffix(".metrics.jsonl"),
-                None,
-                progress,
+                watching,
                 ranks,
                 checkpoints,
                 saved,
@@ -105,12 +106,12 @@ def train(
             trainer.fit()
             assert trainer.position.validation is not None
             for text in trainer.warnings(None):
-                progress.note(f"warning: {text}")
+                watching.note(f"warning: {text}")
             test = ranks.on_first(_finish, trainer, path)
     return Trained(path, trainer.position.validation, test)
 
 
-def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: Progress) -> tuple[Network, Data]:
+def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: Callback) -> tuple[Network, Data]:
     """The new network and the data, checked against each other before anything is written."""
     data = open_data(recipe.data, device, recipe.seed)
     if not data.labeled:

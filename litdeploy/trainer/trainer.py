@@ -45,7 +45,7 @@ from litdeploy.trainer.monitor import LossMonitor, no_longer_finite
 from litdeploy.trainer.objectives import LitSections
 from litdeploy.trainer.optimizer import new_optimizer, new_schedule, steps_per_epoch
 from litdeploy.trainer.plan import Plan
-from litdeploy.trainer.progress import MetricsLog, Progress, Row
+from litdeploy.trainer.progress import Callback, MetricsLog, Row, Run
 from litdeploy.trainer.resume import (
     Checkpoints,
     Position,
@@ -75,7 +75,7 @@ class Trainer:
         precision: `fp32` or `bf16`.
         folder: of the run's own files, besides its checkpoints.
         metrics: file of the metrics; the first rank writes it.
-        tensorboard: folder of TensorBoard's event files; None: write none.
+        progress: callbacks of the run.
         ranks: that share the run.
         checkpoints: what it can be resumed from.
         saved: the snapshot that it resumes; None: start.
@@ -98,8 +98,7 @@ class Trainer:
         device: torch.device,
         folder: Path,
         metrics: Path,
-        tensorboard: Path | None,
-        progress: Progress,
+        progress: Callback,
         ranks: Ranks,
         checkpoints: Checkpoints,
         saved: Snapshot | None = None,
@@ -133,17 +132,21 @@ class Trainer:
         self._before_epoch: tuple[Tensor, int] | None = None
         self._started = time.perf_counter()
         progress.noun = data.noun
-        self._log = MetricsLog(
-            metrics if ranks.first else Path(os.devnull), tensorboard if ranks.first else None, self.position.rows
-        )
+        self._log = MetricsLog(metrics if ranks.first else Path(os.devnull), self.position.rows)
 
     def __enter__(self) -> Self:
+        rows = self.position.rows
+        self.progress.on_fit_start(Run(self.folder, self.recipe, int(rows[-1]["epoch"]) + 1 if rows else 0))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._log.close()
+        if error is None:
+            self.progress.on_fit_end()
+        else:
+            self.progress.on_exception(error)
 
     # The loop.
 
@@ -186,15 +189,15 @@ class Trainer:
         position, recipe, split = self.position, self.recipe, self.data.train
         alone, interruption, size = self.ranks.size == 1, self.interruption, recipe.batch_size
         cache = self.cache if self.taught else None
-        self.progress.begin(self.phase.name, position.epochs_done + 1, self.epochs, len(split))
-        self.progress.advance(position.step * size)
+        done, epoch = position.step * size, position.epochs_done + 1
+        self.progress.on_train_epoch_start(self.phase.name, epoch, self.epochs, len(split), done)
         clock = time.perf_counter() - position.seconds
         self._before_epoch = (self.order.get_state(), 0 if cache is None else cache.passes)
         if cache is not None:
             cache.begin_pass()
         batches = [self.sharing.part(each) for each in shuffled(len(split), size, self.order)[position.step :]]
         for indices_N, picked in zip(batches, split.pick(batches), strict=True):
-            fresh = self._part(draw_crops(size, self._augmentation, self.draws))
+            fresh = draw_crops(size, self._augmentation, self.draws).mapped(self.sharing.part)  # all ranks draw all
             device = picked.labels_N.device
             views = None if cache is None else cache.choose(indices_N, fresh)
             crops = (fresh if views is None else views.crops).to(device)
@@ -209,7 +212,7 @@ class Trainer:
             self.schedule.step()
             self.monitor.add(losses)
             position.count_step(size)
-            self.progress.advance(size)
+            self.progress.on_train_batch_end(size, losses)
             if self.monitor.full or (alone and (interruption.asked or self._due())):
                 stop, write = self.monitor.look(interruption.asked, self._due())
                 position.seconds = time.perf_counter() - clock
@@ -276,7 +279,7 @@ class Trainer:
             self.selection.offer(self.student, position.validation)
         self._before_epoch = None
         self._log.write(row)
-        self.progress.end(row)
+        self.progress.on_validation_end(row)
         # None between two phases: optimizer and schedule are one phase's. The next phase writes it as it begins.
         between = position.epoch == self.phase.settings.epochs and not self.trained
         if not between and max(self.ranks.totals([float(self._due())])):
@@ -300,6 +303,7 @@ class Trainer:
         measured = position.cut.row("validation")
         position.rows.append({"phase": CUT, "epoch": position.epochs_done, "epochs": self.epochs, **measured})
         self._log.write(position.rows[-1])
+        self.progress.on_validation_end(position.rows[-1])
 
     def _unhurried(self) -> AbstractContextManager[None]:
         """Work that may stop anywhere. With several ranks, one would stop while the others wait for it."""
@@ -446,11 +450,6 @@ class Trainer:
         cut = (crops.tops_N, crops.lefts_N, crops.flips_N)
         return self._inputs(picked.source_MCHW, picked.rows_N, picked.labels_N, *cut)
 
-    def _part(self, crops: Crops) -> Crops:
-        """This rank's part of the crops. All ranks draw those of the whole batch."""
-        part = self.sharing.part
-        return replace(crops, tops_N=part(crops.tops_N), lefts_N=part(crops.lefts_N), flips_N=part(crops.flips_N))
-
     def _samples(self, batches: int) -> Iterator[Batch]:
         """Inputs of at most this many batches, augmented as in a step.
 
@@ -514,6 +513,7 @@ class Trainer:
         position, snapshot = self.position, self._snapshot(in_phase)
         on_first = self.ranks.on_first if in_phase else ALONE.on_first
         on_first(self.checkpoints.write, position.epochs_done, position.step, snapshot)
+        self.progress.on_checkpoint(position.epochs_done, position.step)
         self.checkpoints.begin(position.epochs_done, position.steps_done)
 
     def _snapshot(self, in_phase: bool) -> Snapshot:

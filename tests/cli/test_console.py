@@ -47,13 +47,3 @@ def test_an_output_that_cannot_be_written_gets_a_message(command: str, teacher_p
         2,
         "litdeploy: the output cannot be written (No space left on device).\n",
     )
-
-
-@pytest.mark.parametrize(
-    ("score", "expected"),
-    [({"validation_top1": 0.89671, "validation_loss": 0.4}, "89.67 %"), ({"validation_psnr": 31.24}, "31.24 dB")],
-)
-def test_an_epoch_is_one_line_with_its_tasks_metric(score: dict[str, float], expected: str) -> None:
-    row = {"phase": "main", "epoch": 3, "epochs": 10, "loss": 0.25, "seconds": 1.24, "images_per_second": 999.6}
-    line = console.epoch_line({**row, **score}, "text")
-    assert line == f"    main   3/10   loss 0.2500   validation {expected}   1.2 s   1000 texts/s"

@@ -56,7 +56,13 @@ def test_the_main_options_come_first_and_the_others_in_panels(run: Run) -> None:
     ]
     assert panels["Options"][:2] == ["--student-depth", "--data"]
     assert 10 <= len(panels["Options"]) <= 14
-    assert panels["Output and resuming"] == ["--overwrite", "--resume", "--checkpoint-every", "--tensorboard"]
+    assert panels["Output and resuming"] == [
+        "--overwrite",
+        "--resume",
+        "--checkpoint-every",
+        "--tensorboard",
+        "--track",
+    ]
 
 
 def test_the_default_bundle_is_that_of_the_functions() -> None:

@@ -162,6 +162,8 @@ def test_the_batches_of_a_loader_are_streamed_and_its_last_smaller_one_is_left_o
     assert objects is not None
     recipe = objects.store(network).adapted(Recipe())
     assert (recipe.batch_size, recipe.feature_cache, recipe.augmentation.flip) == (10, "off", False)
+    with pytest.raises(DataError, match="2 processes"):
+        objects.store(network).adapted(Recipe(), 2)
     with pytest.raises(DataError, match="--feature-cache 2"):
         objects.store(network).adapted(Recipe(feature_cache=2))
 

@@ -41,9 +41,12 @@ class Watching(Progress):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def advance(self, images: int) -> None:
-        self.images += images
-        if self._at is not None and images:
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
+        self.images += done
+
+    def on_train_batch_end(self, samples: int, losses: object) -> None:
+        self.images += samples
+        if self._at is not None:
             self._at(self.images // QUICK["batch_size"])
 
 

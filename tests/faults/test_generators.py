@@ -59,9 +59,9 @@ class _Stopping(Watching):
         super().__init__()
         self._steps = steps
 
-    def advance(self, images: int) -> None:
-        self.images += images
-        if images and self.images == self._steps * BATCH:
+    def on_train_batch_end(self, samples: int, losses: object) -> None:
+        self.images += samples
+        if self.images == self._steps * BATCH:
             signal.raise_signal(signal.SIGTERM)
 
 
@@ -90,7 +90,7 @@ class _Killing(Progress):
     def __init__(self, epoch: int = 0, note: str = "") -> None:
         self._epoch, self._note = epoch, note
 
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
         if epoch == self._epoch:
             raise _Killed
 

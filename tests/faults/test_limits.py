@@ -100,7 +100,7 @@ from litdeploy.errors import TrainingError
 from litdeploy.trainer import Progress, compress
 
 class Short(Progress):
-    def begin(self, *_):
+    def on_train_epoch_start(self, *_):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24, resource.RLIM_INFINITY))
 

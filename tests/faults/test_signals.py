@@ -130,7 +130,7 @@ class Crashing(Watching):
         super().__init__()
         self._epoch = epoch
 
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
         if epoch == self._epoch:
             raise Crash
 
@@ -164,13 +164,7 @@ class Stepping(Watching):
         super().__init__()
         self._left = steps
 
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
-        self._shown = False
-
-    def advance(self, images: int) -> None:
-        if not self._shown:
-            self._shown = True
-            return
+    def on_train_batch_end(self, samples: int, losses: object) -> None:
         self._left -= 1
         if not self._left:
             signal.raise_signal(signal.SIGINT)

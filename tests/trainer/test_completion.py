@@ -16,7 +16,7 @@ from tests.trainer.test_compress import QUICK
 class Stopped(Progress):
     """Interrupts when the second epoch begins."""
 
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 

@@ -85,10 +85,10 @@ class Watching(Progress):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def advance(self, images: int) -> None:
-        self.images += images
+    def on_train_batch_end(self, samples: int, losses: object) -> None:
+        self.images += samples
 
-    def end(self, row: Row) -> None:
+    def on_validation_end(self, row: Row) -> None:
         self.rows.append(row)
 
 

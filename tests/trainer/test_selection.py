@@ -211,7 +211,7 @@ def test_the_user_is_warned(
 class Stopped(Progress):
     """Interrupts when the second epoch begins."""
 
-    def begin(self, phase: str, epoch: int, epochs: int, images: int) -> None:
+    def on_train_epoch_start(self, phase: str, epoch: int, epochs: int, samples: int, done: int) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 

@@ -44,9 +44,9 @@ class Notes(Progress):
     def note(self, text: str) -> None:
         self.lines.append(text)
 
-    def advance(self, images: int) -> None:
-        self.steps += bool(images)
-        if self._stop is not None and images and self.steps == self._stop:
+    def on_train_batch_end(self, samples: int, losses: object) -> None:
+        self.steps += 1
+        if self._stop is not None and self.steps == self._stop:
             signal.raise_signal(signal.SIGINT)
 
 

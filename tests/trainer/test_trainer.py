@@ -25,7 +25,7 @@ from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.objectives import CrossEntropy, Lit, Objective
 from litdeploy.trainer.optimizer import new_optimizer
 from litdeploy.trainer.plan import Plan
-from litdeploy.trainer.progress import Progress
+from litdeploy.trainer.progress import Callback
 from litdeploy.trainer.resume import Checkpoints, Every, Position
 from litdeploy.trainer.step import Step, inputs_needed, outputs_needed
 from litdeploy.trainer.teacher import Features, Teacher
@@ -70,7 +70,7 @@ def seeded() -> torch.Generator:
 
 def trainer_of(student: nn.Module, split: Resident, device: torch.device, precision: str, recipe: Recipe) -> Trainer:
     spec = NetworkSpec(name="resnet", arguments={"depth": 14, "width": 4}, input=SPEC)
-    data = cast(Data, SimpleNamespace(train=split, noun="image", classes=()))
+    data = cast(Data, SimpleNamespace(train=split, noun="image", classes=(), given=False))
     place = Path(os.devnull)
     own = tuple(sections.of_student(student, network(), PLAN))
     return Trainer(
@@ -80,8 +80,7 @@ def trainer_of(student: nn.Module, split: Resident, device: torch.device, precis
         device,
         place,
         place,
-        None,
-        Progress(),
+        Callback(),
         ALONE,
         Checkpoints(place, {}, Every(), print),
     )

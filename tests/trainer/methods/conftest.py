@@ -12,7 +12,7 @@ from litdeploy.data import open_data
 from litdeploy.networks import new
 from litdeploy.trainer.distributed import ALONE
 from litdeploy.trainer.plan import Plan
-from litdeploy.trainer.progress import Progress
+from litdeploy.trainer.progress import Callback
 from litdeploy.trainer.resume import Checkpoints, Every
 from litdeploy.trainer.teacher import Teacher
 from litdeploy.trainer.trainer import Trainer
@@ -39,8 +39,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             CPU,
             tmp_path,
             tmp_path / "metrics.jsonl",
-            None,
-            Progress(),
+            Callback(),
             ALONE,
             Checkpoints(tmp_path / "checkpoints", {}, Every(), print),
         )
