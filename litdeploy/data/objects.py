@@ -165,6 +165,7 @@ class Objects:
         """
         structure = Structure.of(self.first, module, None)
         inputs, _ = structure.read(self.first)
+        _check_runs(self.first, inputs, module)
         named = inputs if isinstance(inputs, dict) else {next(iter(structure.inputs)): inputs}
         return TensorInput(
             tensors=tuple(
@@ -409,7 +410,6 @@ def _joined(parts: Sequence[Batch]) -> Batch:
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
-@torch.no_grad()
 def _check_fits(batch: Any, inputs: Batch, network: Network) -> None:
     """Check the shapes of a batch against the network's input, and run the network on two samples.
 
@@ -430,16 +430,25 @@ def _check_fits(batch: Any, inputs: Batch, network: Network) -> None:
                 f"it takes {network.spec.input.summary()}, and they have {wanted.name} of {found}; if it takes them, "
                 f"say so: input_shape=({shown}{',' * (len(found) == 1)})",
             )
+    _check_runs(batch, inputs, network.module)
+
+
+@torch.no_grad()
+def _check_runs(batch: Any, inputs: Batch, module: nn.Module) -> None:
+    """Run a network on two samples of a batch, and leave its mode unchanged.
+
+    Raises:
+        DataError: it does not take them.
+    """
     few = picked(inputs, slice(2))
     pixels = any(tensor.dtype is torch.uint8 for tensor in tensors_of(few))
-    device = next(network.module.parameters()).device
-    training = network.module.training
+    device, training = next(module.parameters()).device, module.training
     try:
-        forward(network.module.eval(), mapped(lambda tensor: (tensor.float() if pixels else tensor).to(device), few))
+        forward(module.eval(), mapped(lambda tensor: (tensor.float() if pixels else tensor).to(device), few))
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AssertionError) as error:
-        raise not_taken(batch, network.module, first_line(error)) from error
+        raise not_taken(batch, module, first_line(error)) from error
     finally:
-        network.module.train(training)
+        module.train(training)
 
 
 class StreamedBatches(Split):
