@@ -199,7 +199,7 @@ class Folder(ABC, Generic[M]):
             self._check_links()
         elif self.path.is_dir():
             foreign = sorted(
-                path.name for path in self.path.iterdir() if path.name not in KEPT and not is_partial(path.name)
+                path.name for path in self.path.iterdir() if path.name not in KEPT and not _is_first(path.name)
             )
             if foreign:
                 raise BundleError(
@@ -224,3 +224,8 @@ class Folder(ABC, Generic[M]):
     @abstractmethod
     def _entries(self) -> list[Path]:
         """Everything that litdeploy may write into the folder, next to its marker."""
+
+
+def _is_first(name: str) -> bool:
+    """Whether a file is one that a process was writing when it was killed before its folder had a marker."""
+    return is_partial(name) and name[1:].rsplit(".", 2)[0] in (MARKER, *KEPT)

@@ -79,13 +79,15 @@ def locked(path: Path, what: str, instead: str) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BundleError(f"{what}: cannot be written ({why}). {instead[0].upper()}{instead[1:]}.") from None
+    # A file of that name that describes nobody is the user's.
+    described = lock.lock_counter == 1 and (not description.exists() or _read(description) is not None)
     try:
-        if lock.lock_counter == 1:
+        if described:
             with suppress(OSError, BundleError):  # for messages only
                 write_text(description, Holder.here().model_dump_json() + "\n")
         yield
     finally:
-        if lock.lock_counter == 1:
+        if described:
             with suppress(OSError):
                 description.unlink()
         lock.release()

@@ -15,7 +15,7 @@ from torch import Tensor
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import Noun
 from litdeploy.errors import BundleError, SettingsError
-from litdeploy.files import write_whole
+from litdeploy.files import open_regular, parse_json, write_whole
 from litdeploy.tasks import CURVES
 from litdeploy.terminal import errors, note
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 Row = dict[str, str | int | float]
+_MOST_LINE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,21 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def may_be_replaced(path: Path) -> bool:
+    """Whether there is no file, or the log of an earlier run, which may have ended before its first line."""
+    if path.is_symlink():
+        return False
+    if not path.exists():
+        return True
+    try:
+        with open_regular(path) as file:
+            first = file.readline(_MOST_LINE_BYTES)
+        found = parse_json(first) if first else None
+    except (OSError, ValueError):
+        return False
+    return not first or (isinstance(found, dict) and {"phase", "epoch"} <= found.keys())
 
 
 def _line(row: Row) -> str:

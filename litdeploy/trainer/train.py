@@ -25,7 +25,7 @@ from litdeploy.trainer.identity import identity_of_new
 from litdeploy.trainer.methods import METHODS, Start
 from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
 from litdeploy.trainer.plan import Plan
-from litdeploy.trainer.progress import Callback, callbacks_of
+from litdeploy.trainer.progress import Callback, callbacks_of, may_be_replaced
 from litdeploy.trainer.resolve import fitted, resolve_recipe
 from litdeploy.trainer.resume import DEFAULT_EVERY, Checkpoints, Every, Snapshot
 from litdeploy.trainer.trainer import Trainer
@@ -75,6 +75,12 @@ def train(
         raise BundleError(f"--out {path}: weights are written as .safetensors; end the name like that.")
     if path.exists() and not overwrite:
         raise BundleError(f"{path}: exists already; it is kept. Choose another --out, or --overwrite it.")
+    metrics = path.with_suffix(".metrics.jsonl")
+    if not overwrite and not may_be_replaced(metrics):
+        raise BundleError(
+            f"{metrics}: the metrics would be written there, and it is not a log of an earlier run; it is kept. Choose "
+            "another --out, or --overwrite it."
+        )
     launch = launched()
     place = launch.device(device)
     ranks = launch.join(place)
@@ -95,7 +101,7 @@ def train(
                 precision,
                 place,
                 path.parent,
-                path.with_suffix(".metrics.jsonl"),
+                metrics,
                 watching,
                 ranks,
                 checkpoints,
