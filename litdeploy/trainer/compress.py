@@ -312,7 +312,7 @@ class _Compression:
                     ranks.on_first(self._draw_samples, bundle, trainer, trainer.reference)
                 elif trainer.reference is None and not self.lineage:
                     scores["teacher"]["test"] = ranks.on_first(self._test, trainer, given)
-                warnings = trainer.warnings(scores["teacher"].get("validation"))
+                warnings = trainer.selection.warnings(trainer.recipe, self.data, scores["teacher"].get("validation"))
                 for text in warnings:
                     note(f"warning: {text}")
                 with trainer.interruption.held():
@@ -470,7 +470,7 @@ class _Compression:
             precision=self.precision,
             versions={"python": platform.python_version(), "torch": torch.__version__},
             ranks=self.ranks.size,
-            delivered=trainer.delivered if status == "complete" else None,
+            delivered=trainer.selection.delivered if status == "complete" else None,
         )
         bundle.write(
             Manifest.model_validate(

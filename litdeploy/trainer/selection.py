@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.data import Data
 from litdeploy.storage.records import Score
 from litdeploy.tasks.task import Task
 from litdeploy.trainer.methods import METHODS, TrainingPhase
+from litdeploy.trainer.optimizer import steps_per_epoch
 from litdeploy.trainer.resume import Position, cloned
 
 # With fewer updates in an epoch the student hardly learns.
@@ -74,7 +76,7 @@ class Selection:
             for name, tensor in student.state_dict().items():
                 tensor.copy_(self._weights[name])
             position.validation = position.best
-            if position.best_epoch != position.epochs_done:
+            if position.best_epoch not in (position.epochs_done, self.cut_epoch):  # of the cut the user is warned
                 note(
                     f"the best on validation is delivered: after epoch {position.best_epoch} of {position.epochs_done}"
                 )
@@ -89,15 +91,19 @@ class Selection:
         own = {name: value for name, value in tensors.items() if name.startswith(_PREFIX)}
         self._weights = {name.removeprefix(_PREFIX): value for name, value in own.items()}
 
-    def warnings(self, recipe: Recipe, steps: int, classes: int, teacher: Score | None) -> tuple[str, ...]:
+    @property
+    def delivered(self) -> int:
+        """The whole epochs after which the delivered student had its weights."""
+        return self._position.epochs_done if self._position.best_epoch is None else self._position.best_epoch
+
+    def warnings(self, recipe: Recipe, data: Data, teacher: Score | None) -> tuple[str, ...]:
         """What the user should know about the delivered student.
 
         Args:
-            steps: in an epoch.
-            classes: of the data.
             teacher: its score on validation; None if it has none.
         """
-        position, task = self._position, self._task
+        position, task, classes = self._position, self._task, len(data.classes)
+        steps = steps_per_epoch(data.train, recipe.batch_size)
         slower, longer = f"--learning-rate {recipe.main.rate / 3:.2g}", f"--epochs {2 * recipe.epochs}"
         advice = f"Try a lower learning rate ({slower}), more epochs ({longer}), or more data."
         found = []

@@ -111,7 +111,7 @@ def train(
         with trainer.resumable(path):
             trainer.fit()
             assert trainer.position.validation is not None
-            for text in trainer.warnings(None):
+            for text in trainer.selection.warnings(resolved, data, None):
                 watching.note(f"warning: {text}")
             test = ranks.on_first(_finish, trainer, path)
     return Trained(path, trainer.position.validation, test)

@@ -402,16 +402,6 @@ class Trainer:
         """Seconds of wall-clock time, in all processes of the run."""
         return self.position.elapsed + time.perf_counter() - self._started
 
-    @property
-    def delivered(self) -> int:
-        """The whole epochs after which the delivered student had its weights."""
-        return self.position.epochs_done if self.position.best_epoch is None else self.position.best_epoch
-
-    def warnings(self, teacher: Score | None) -> tuple[str, ...]:
-        """What the user should know about the delivered student. See `Selection.warnings`."""
-        steps = steps_per_epoch(self.data.train, self.recipe.batch_size)
-        return self.selection.warnings(self.recipe, steps, len(self.data.classes), teacher)
-
     # What a transition between two phases uses: see `methods.method.Training`.
 
     @property

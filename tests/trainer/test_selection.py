@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import litdeploy
 from litdeploy.config.recipe import DataSettings, Phase, Recipe
 from litdeploy.config.spec import InputSpec
-from litdeploy.data import open_data, prepared
+from litdeploy.data import Data, open_data, prepared
 from litdeploy.errors import InterruptedRun
 from litdeploy.networks import Network
 from litdeploy.storage.bundle import Bundle
@@ -204,7 +205,8 @@ def test_the_user_is_warned(
     kept, position = selection(Recipe(keep="last"), PHASE)
     position.validation, position.cut = score(student), None if cut is None else score(cut)
     before = None if teacher is None else score(teacher)
-    warnings = kept.warnings(Recipe().filled("sgd"), steps, 10, before)
+    data = cast(Data, SimpleNamespace(classes=tuple("0123456789"), train=range(128 * steps)))
+    warnings = kept.warnings(Recipe().filled("sgd"), data, before)
     assert [text.startswith(each) for text, each in zip(warnings, found, strict=True)] == [True] * len(found)
 
 
