@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,11 +66,13 @@ def model_card(manifest: Manifest, student: Network, report: Report | None, name
         name: of the folder.
     """
     embeds = isinstance(student.module, SentenceEmbedder)
+    teacher, published = _public(manifest.teacher.spec.name.removeprefix("hf:"))
     header = [
         "---",
         "# license: the teacher's license applies; name it here",
         f"library_name: {'sentence-transformers' if embeds else 'transformers'}",
         *(["pipeline_tag: sentence-similarity"] if embeds else []),
+        *([f"base_model: {teacher}"] if published else []),
         "tags:",
         f"- {TAG}",
         "- knowledge-distillation",
@@ -78,21 +81,21 @@ def model_card(manifest: Manifest, student: Network, report: Report | None, name
     ]
     plan = student.spec.plan or {}
     kept = [f"- `{path}`: the teacher's blocks {', '.join(map(str, blocks))}" for path, blocks in plan.items()]
-    teacher = manifest.teacher.spec.name.removeprefix("hf:")
     body = [
         f"# {_line(name)}",
         "",
-        f"A shallower student of `{_line(teacher)}`, made by litdeploy {manifest.litdeploy} "
-        f"(method `{manifest.recipe.method}`). Its configuration, weights and tokenizer load with "
+        f"A shallower student of `{teacher}`, made by litdeploy {manifest.litdeploy} (method "
+        f"`{manifest.recipe.method}`). Its configuration, weights and tokenizer load with "
         f"`{'SentenceTransformer' if embeds else 'from_pretrained'}`; litdeploy is not needed.",
         "",
+        *_embedding(student),
         "## Blocks",
         "",
         *(kept or ["- all of the teacher's blocks"]),
         "",
         "## Training data",
         "",
-        f"`{_line(manifest.data.source)}`: "
+        f"`{_public(manifest.data.source)[0]}`: "
         + ", ".join(f"{count:,} {split}" for split, count in manifest.data.images.items())
         + f" {manifest.data.noun}s. {manifest.run.epochs} epochs, {manifest.run.seconds / 60:.1f} minutes on "
         f"{_line(manifest.run.device)}.",
@@ -101,6 +104,18 @@ def model_card(manifest: Manifest, student: Network, report: Report | None, name
         *_speed(report),
     ]
     return "\n".join([*header, "", *body]) + "\n"
+
+
+def _embedding(student: Network) -> list[str]:
+    """How a sentence embedder makes its vectors; nothing for another network."""
+    if not isinstance(student.module, SentenceEmbedder):
+        return []
+    made = student.module.embedding
+    return [
+        f"Embeddings are the {made.pooling} of the hidden states{', of length 1' if made.normalize else ''}. Texts are "
+        f"cut to {student.spec.input.shape[0]} tokens, as in the training.",
+        "",
+    ]
 
 
 def _scores(manifest: Manifest) -> list[str]:
@@ -136,6 +151,15 @@ def _speed(report: Report | None) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _public(name: str) -> tuple[str, bool]:
+    """A name without the folders of this machine, and whether it is that of a model in the hub's cache; of another path
+    it is the last part."""
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", name)
+    if cached:
+        return f"{cached[1]}/{cached[2]}", True
+    return _line(Path(name).name if Path(name).is_absolute() else name), False
 
 
 def _line(text: str) -> str:

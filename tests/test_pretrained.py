@@ -53,7 +53,7 @@ def test_a_bundle_to_a_folder_of_transformers(bundle: Bundle, tmp_path: Path) ->
     card = (place / "README.md").read_text()
     assert card.startswith("---\n# license: ")
     assert "- `bert.encoder.layer`: the teacher's blocks 0, 3\n" in card
-    assert f"`{bundle.read().data.source}`: " in card
+    assert "\n`reviews.csv`: " in card  # no folder of this machine
     assert f"| test | {bundle.read().metrics['teacher']['test'].summary()} |" in card
     assert "## Speed" not in card  # it was not profiled
 
@@ -95,3 +95,18 @@ def test_the_card_has_the_speed_up_with_its_interval() -> None:
     assert report.verdict in card
     assert f"| {found.speedup:.2f}× ({found.speedup_low:.2f}–{found.speedup_high:.2f}) |" in card
     assert "layer1" in card
+
+
+def test_the_card_names_no_folder_of_this_machine() -> None:
+    bundle = Bundle(FIXTURE)
+    manifest = bundle.read()
+    for folder, named in (
+        ("/home/me/.cache/hub/models--some--model-L6/snapshots/abc", "some/model-L6"),
+        ("/home/me/my-model", "my-model"),
+    ):
+        spec = manifest.teacher.spec.with_(name=f"hf:{folder}")
+        teacher = manifest.teacher.model_copy(update={"spec": spec})
+        card = model_card(manifest.model_copy(update={"teacher": teacher}), load(bundle.student_path), None, "x")
+        assert f"A shallower student of `{named}`" in card
+        assert "/home" not in card
+        assert ("\nbase_model: some/model-L6\n" in card) == (named == "some/model-L6")

@@ -24,6 +24,7 @@ from litdeploy.exporter.triton_repository import backend_of
 from litdeploy.exporter.triton_repository import triton_repository as write_repository
 from litdeploy.files import is_file
 from litdeploy.networks import Network, NetworkName, is_hub, load, published
+from litdeploy.networks.hub import write_configuration
 from litdeploy.runtime import open_runner, resolve_device, resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
 from litdeploy.storage.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
@@ -196,8 +197,7 @@ def _claim(
 
     def carry(folder: Path) -> None:
         if is_hub(network.spec.name):
-            config: Any = network.module.config
-            config.save_pretrained(folder)
+            write_configuration(network.module, network.spec.name, folder)
         if opened is not None and opened.tokens is not None:
             opened.tokens.save(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 from importlib.util import find_spec
@@ -14,16 +15,16 @@ from torch import Tensor, nn
 
 from litdeploy.batch import Batch, forward
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import TokenInput
+from litdeploy.config.spec import DepthPlan, TokenInput
 from litdeploy.data import prepared
 from litdeploy.data.texts import Tokens
 from litdeploy.errors import BundleError, ParityError, StudentError, first_line
-from litdeploy.files import is_file, read_small, sync_folder
+from litdeploy.files import is_file, read_small, sync_folder, write_text
 from litdeploy.networks import Network
 from litdeploy.networks.embedder import EMBEDDING, SentenceEmbedder, write_modules
 from litdeploy.networks.hub import class_arguments, is_hub, quiet, transformer_of
 from litdeploy.networks.output import named_tensors
-from litdeploy.networks.sections import container
+from litdeploy.networks.sections import whole
 from litdeploy.storage.bundle import CONFIG, TOKENIZER
 from litdeploy.storage.staging import staged
 
@@ -79,12 +80,23 @@ def write_pretrained(student: Network, carried: Path | None, folder: Path, card:
         if isinstance(student.module, SentenceEmbedder):
             width = forward(student.module, student.example(1)).shape[-1]
             write_modules(student.module.embedding, width, student.spec.input.shape[0], place)
-        (place / CARD).write_text(card, encoding="utf-8")
+        write_text(place / CARD, card)
+        _settle(place)
         _compare(student, place, folder)
         if folder.exists():
             folder.rename(place.with_name("replaced"))  # removed with the temporary folder
         place.rename(folder)
         sync_folder(folder.parent)
+
+
+def _settle(place: Path) -> None:
+    """Bring the files to the disk, readable for whom the card is: safetensors' are for their owner alone."""
+    mode = (place / CARD).stat().st_mode
+    for path in place.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 def _check_place(folder: Path, overwrite: bool) -> None:
@@ -124,17 +136,17 @@ def shortened(student: Network) -> Any:
     plan = {name.removeprefix(inside): kept for name, kept in (student.spec.plan or {}).items()}
     bare = class_arguments(module)
     with torch.device("meta"):
-        whole = type(module)(config, **bare)
+        teacher = type(module)(config, **bare)
+    blocks = {name: len(whole(teacher, name).paths) for name in plan}
+    cut = {name: kept for name, kept in plan.items() if len(kept) < blocks[name]}
     try:
-        for name, kept in plan.items():
-            blocks = len(container(whole, name))
-            if len(kept) < blocks:
-                _shorten(config, name, blocks, kept)
+        for name, kept in cut.items():
+            _shorten(config, name, blocks[name], kept)
         rebuilt = type(module)(config, **bare).eval()
         rebuilt.load_state_dict(module.state_dict())
         _check_alike(student, rebuilt)
     except (_Inexpressible, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        raise StudentError(_refusal(type(module).__name__, plan, whole, first_line(error))) from None
+        raise StudentError(_refusal(type(module).__name__, cut, first_line(error))) from None
     return rebuilt
 
 
@@ -190,14 +202,14 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-9))
 
 
-def _refusal(kind: str, plan: dict[str, tuple[int, ...]], whole: nn.Module, why: str) -> str:
-    cut = {name: kept for name, kept in plan.items() if len(kept) < len(container(whole, name))}
-    kept = "; ".join(f"{', '.join(map(str, indices))} of {name}" for name, indices in cut.items())
-    first = "; ".join(f"{', '.join(map(str, range(len(indices))))} of {name}" for name, indices in cut.items())
+def _refusal(kind: str, cut: DepthPlan, why: str) -> str:
+    """The message for blocks that no configuration has; the first ones of a container are those that one has."""
+    kept = "; ".join(f"{', '.join(map(str, indices)) or 'none'} of {name}" for name, indices in cut.items())
+    first = "; ".join(f"{', '.join(map(str, range(max(1, len(indices)))))} of {name}" for name, indices in cut.items())
     return (
         f"--transformers: no configuration of {kind} has the blocks that the student keeps ({kept}): {why}. It has the "
-        f"first ones ({first}), in which every block is of the kind that the configuration states for its place. "
-        "Export another form: litdeploy export --onnx"
+        f"first ones ({first}), each of the kind that the configuration states for its place. Export another form: "
+        "litdeploy export --onnx"
     )
 
 

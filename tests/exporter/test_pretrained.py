@@ -219,3 +219,24 @@ def test_sentence_transformers_loads_an_embedder(pooling: str, tmp_path: Path, b
     assert loaded.max_seq_length == 10
     assert loaded.encode("the plot was good").shape == (16,)
     assert len(loaded[0].model.encoder.layer) == 3
+
+
+def test_files_are_readable_like_any_other(bert: Network, tmp_path: Path) -> None:
+    write_pretrained(bert, None, tmp_path / "student", CARD, overwrite=False)
+    (tmp_path / "other").write_text("")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "student").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "other").stat().st_mode}
+
+
+def test_a_stage_without_blocks(tmp_path: Path) -> None:
+    """SegFormer's configuration has stages of no block."""
+    torch.manual_seed(0)
+    sizes = CASES["SegformerForSemanticSegmentation"][1]
+    transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**sizes)).save_pretrained(
+        tmp_path / "teacher"
+    )
+    given: dict[str, Any] = {"input_shape": (3, 32, 32), "normalise": "half"}
+    student = student_of(tmp_path / "teacher", {"segformer.stages.1.blocks": ()}, **given)
+    write_pretrained(student, None, tmp_path / "student", CARD, overwrite=False)
+    loaded = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path / "student")
+    assert loaded.config.depths == [2, 0, 2, 2]
