@@ -42,7 +42,7 @@ def _read(formats: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(FORMATS, False) | given
 
 
-@recipe_options({*OF_DATA, "network", "normalise", "input_shape"})
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape", "task"})
 def command(
     source: Annotated[
         Path,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from litdeploy.profiler import Prediction
 
 
-@recipe_options({"network", "normalise", "input_shape"})
+@recipe_options({"network", "normalise", "input_shape", "task"})
 def command(
     teacher: o.TeacherFile,
     student_depth: Annotated[

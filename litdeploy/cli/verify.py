@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from litdeploy.storage.records import Difference
 
 
-@recipe_options({*OF_DATA, "network", "normalise", "input_shape"})
+@recipe_options({*OF_DATA, "network", "normalise", "input_shape", "task"})
 def command(
     source: Annotated[
         Path,
@@ -70,7 +70,8 @@ def command(
 def _show(found: Verification, bisect: bool) -> None:
     from litdeploy.profiler.report.tables import TextTable, cells
 
-    score = "accuracy" if any(each.top1 is not None for each in found.differences) else "likeness"
+    scores = [each.score for each in found.differences if each.score is not None]
+    score = "accuracy" if not scores or scores[0].correct is not None else "to its origin"
     print_table(
         TextTable(
             "compression: teacher → student; conversion: student or network → artefact",

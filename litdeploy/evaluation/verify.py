@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from litdeploy.batch import in_parts, joined, mapped, moved, picked
 from litdeploy.config.formats import FORMATS, format_of, format_of_file
-from litdeploy.config.spec import input_of
+from litdeploy.config.spec import TaskName, input_of
 from litdeploy.config.target import Target, Tolerance
 from litdeploy.data import Data, normalised_batches
 from litdeploy.errors import BundleError, RunnerError, SettingsError
@@ -22,6 +22,7 @@ from litdeploy.exporter.teacher import load_exported, load_teacher
 from litdeploy.files import is_file, remove, sha256_of
 from litdeploy.networks import Network, NetworkName, load
 from litdeploy.runtime import Runner, open_runner, resolve_device, resolve_target
+from litdeploy.runtime.adapter import read_task
 from litdeploy.runtime.runner import described
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle, read_sidecar, sidecar_of
 from litdeploy.storage.exports import ExportFolder
@@ -72,6 +73,7 @@ def verify(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
     bisect: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
@@ -87,7 +89,7 @@ def verify(
         artefacts: keys of the manifest (`onnx-fp16`); None: all.
         teacher: the teacher's file, if it moved. Without it, the compression is not measured.
         target, data, network: as for `export`.
-        normalise, input_shape: of `against`, if neither it nor the file states them: see `networks.load`.
+        normalise, input_shape, task: of `against`, if neither it nor the file states them: see `networks.load`.
         bisect: find the first differing layer of ONNX files beyond the tolerance, including those rejected earlier.
         progress: called with a line for each step.
 
@@ -116,7 +118,7 @@ def verify(
         path = Path(str(source))
         _check_absent(f"{path}: is one exported file", teacher=teacher, artefact=artefacts)
         asked, files = {path.name: _artefact_of(path, device)}, {path.name: path}
-        candidate = _against(path, against, device, network, normalise, input_shape)
+        candidate = _against(path, against, device, network, normalise=normalise, input_shape=input_shape, task=task)
         settings = settings_of(data)
         opened = None if settings is None else open_for(candidate, settings, device)
     bench = _Bench(candidate, opened, chosen, device, "network" if folder is None else folder.role)
@@ -252,16 +254,21 @@ def _against(
     against: str | Path | Network | None,
     device: torch.device,
     network: NetworkName | None,
+    *,
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
+    task: TaskName | None,
 ) -> Network:
-    """The network that one file is compared with; it takes what the file says that it takes."""
+    """The network that one file is compared with; its input and task are those that the file states."""
     if against is None:
         raise SettingsError(f"{path}: say which network it is compared with: --against teacher.pt")
     if isinstance(against, Network):
         return against
-    stated = input_of(described(path, device).metadata)
-    return load(against, network=network, normalise=normalise, input_shape=input_shape, input=stated)
+    metadata = described(path, device).metadata
+    stated = input_of(metadata)
+    if stated is not None:
+        task = read_task(metadata, stated, str(path)).name
+    return load(against, network=network, normalise=normalise, input_shape=input_shape, input=stated, task=task)
 
 
 def _asked(folder: Bundle | ExportFolder, asked: Sequence[str] | None) -> dict[str, Artefact]:

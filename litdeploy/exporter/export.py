@@ -13,6 +13,7 @@ from torch import nn
 
 from litdeploy.config.formats import FORMATS, Option, file_of, imported, kind_of
 from litdeploy.config.recipe import DataSettings
+from litdeploy.config.spec import TaskName
 from litdeploy.config.target import Precision, Target
 from litdeploy.data import Data, Objects
 from litdeploy.errors import ParityError, SettingsError
@@ -51,6 +52,7 @@ def export(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
     progress: Callable[[str], None] | None = None,
     **formats: Any,
 ) -> Manifest | Exports:
@@ -76,7 +78,7 @@ def export(
             None: the one that the student learned on; an uncompressed network, or a student of data that were given in
             Python, is then compared on noise, and in fp32 alone.
         network: needed if the network is the user's code, or if its file does not identify it.
-        normalise, input_shape: of an uncompressed network, if not known: see `networks.load`.
+        normalise, input_shape, task: of an uncompressed network, if not known: see `networks.load`.
         progress: called with a line about what was chosen, or left out.
         **formats: True or False for each format by its key in `FORMATS` (`onnx`, on by default; `aoti`; `trt`), and the
             options of formats by name: of `trt` `compute_capabilities` (default: the target's, or the GPU at hand),
@@ -103,11 +105,11 @@ def export(
     folder: Bundle | ExportFolder
     if bundle is not None:
         bundle.read_complete()
-        _check_compressed(bundle, out=out, normalise=normalise, input_shape=input_shape)
+        _check_compressed(bundle, out=out, normalise=normalise, input_shape=input_shape, task=task)
         folder = bundle
     else:
         assert not isinstance(source, Bundle)
-        loaded, record = read_network(source, network, normalise, input_shape)
+        loaded, record = read_network(source, network, normalise, input_shape, task)
         folder = ExportFolder(DEFAULT_EXPORTS if out is None else out)
     chosen = resolve_target(target)
     _check_precisions(names, precisions, io_precision, chosen, target)
@@ -128,7 +130,7 @@ def export(
         else:
             check_one_pass(loaded)
             opened = _claim(folder, loaded, record, settings_of(data), device)
-        words = _words(folder, network, normalise, input_shape, data)
+        words = _words(folder, network, data, normalise=normalise, input_shape=input_shape, task=task)
         calibration = Calibration(opened, loaded, calibration_images)
         if opened is None and any(precision != "fp32" for precision in precisions):
             _ = calibration.inputs  # refused before a file is written
@@ -227,9 +229,11 @@ def _kept(folder: ExportFolder, network: Network) -> TeacherRecord | None:
 def _words(
     folder: Bundle | ExportFolder,
     network: NetworkName | None,
+    data: Any,
+    *,
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
-    data: Any,
+    task: TaskName | None,
 ) -> list[str]:
     """What to type after `litdeploy export` to export the same network; what was made in Python has no name to type."""
     if isinstance(folder, Bundle):
@@ -240,6 +244,7 @@ def _words(
         "--network": network if isinstance(network, str) else None,
         "--normalise": normalise,
         "--input-shape": None if input_shape is None else ",".join(map(str, input_shape)),
+        "--task": task,
         "--data": settings.source if isinstance(settings, DataSettings) else None,
     }
     given = [word for option, value in options.items() if value is not None for word in (option, value)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from litdeploy.config.spec import TaskName
 from litdeploy.errors import BundleError
 from litdeploy.files import is_file, sha256_of
 from litdeploy.networks import Network, NetworkName, describe, load, published
@@ -73,13 +74,14 @@ def read_network(
     network: NetworkName | None,
     normalise: str | None,
     input_shape: tuple[int, ...] | None,
+    task: TaskName | None,
 ) -> tuple[Network, TeacherRecord | None]:
     """Load a network that nobody compressed, with its record; one in memory has none yet. Arguments as of `load`."""
     if isinstance(source, Network):
         return source, None
     if isinstance(source, nn.Module):
-        return load(source, normalise=normalise, input_shape=input_shape), None
+        return load(source, normalise=normalise, input_shape=input_shape, task=task), None
     path, network = published(source, network)
     checkpoint = read_checkpoint(path)
-    loaded = load(checkpoint, network=network, normalise=normalise, input_shape=input_shape)
+    loaded = load(checkpoint, network=network, normalise=normalise, input_shape=input_shape, task=task)
     return loaded, TeacherRecord(path=str(path.resolve()), sha256=checkpoint.sha256, spec=loaded.spec)

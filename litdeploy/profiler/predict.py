@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from litdeploy.config.formats import FORMATS, format_of_runner
-from litdeploy.config.spec import DepthPlan
+from litdeploy.config.spec import DepthPlan, TaskName
 from litdeploy.config.target import Target, with_timing
 from litdeploy.errors import SettingsError, StudentError
 from litdeploy.exporter.build import Job, build_artefact
@@ -37,6 +37,7 @@ def predict(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
     progress: Callable[[str], None] | None = None,
     **timing: Any,
 ) -> Prediction:
@@ -46,7 +47,7 @@ def predict(
         teacher: a file of weights, or a network.
         depths: values for `--student-depth`.
         target: a target, or its name or path; None: the default target of this machine.
-        network, normalise, input_shape: see `load`.
+        network, normalise, input_shape, task: see `load`.
         progress: called with a line for each step.
         **timing: fields of `target.Timing` that replace the target's own; None: keep the target's.
 
@@ -62,7 +63,7 @@ def predict(
     if (timing.get("processes") or 1) > 1:
         raise SettingsError("--processes applies to a bundle; a prediction runs in one process. Leave it out.")
     if not isinstance(teacher, Network):
-        teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape)
+        teacher = load(teacher, network=network, normalise=normalise, input_shape=input_shape, task=task)
     chosen = with_timing(resolve_target(target), timing)
     device = resolve_device(chosen.device)
     environment = current_environment(device)

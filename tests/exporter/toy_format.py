@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
-from litdeploy.batch import Batch
+from litdeploy.batch import Batch, mapped
 from litdeploy.config.formats import Format, Option
 from litdeploy.exporter.build import Built, ExportWrapper, Job
 from litdeploy.runtime.runner import Description, ExportedFile, Source
@@ -69,10 +68,10 @@ class ToyRunner:
     def __exit__(self, *_: object) -> None:
         del self._module
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Batch:
         with torch.inference_mode():
-            logits: Tensor = self._module(batch)
-            return logits + self._shift
+            output: Batch = self._module(batch)
+            return mapped(lambda tensor: tensor + self._shift, output)
 
     def describe(self) -> Description:
         return Description("toy", "cpu", "fp32", "toy", {}, 0.0)

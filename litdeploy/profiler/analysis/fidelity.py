@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -122,20 +122,23 @@ def compare_sections(
 
 @dataclass
 class _Difference:
-    """Squares summed over batches, in double precision."""
+    """Squares of the difference and of the reference, summed over batches in double precision, for each tensor."""
 
-    error: float = 0.0
-    reference: float = 0.0
+    squares: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, found: Batch, reference: Batch) -> None:
-        for tensor, expected in zip(tensors_of(found), tensors_of(reference), strict=True):
-            self.error += float((tensor - expected).double().square().sum())
-            self.reference += float(expected.double().square().sum())
+        for place, (tensor, expected) in enumerate(zip(tensors_of(found), tensors_of(reference), strict=True)):
+            if expected.is_floating_point():
+                error, whole = self.squares.get(place, (0.0, 0.0))
+                error += float((tensor - expected).double().square().sum())
+                self.squares[place] = error, whole + float(expected.double().square().sum())
 
     def relative(self) -> float | None:
-        if not self.reference or not math.isfinite(self.error) or not math.isfinite(self.reference):
+        """Mean over the tensors, whose units may differ."""
+        sums = self.squares.values()
+        if not sums or any(not whole or not math.isfinite(error) or not math.isfinite(whole) for error, whole in sums):
             return None
-        return math.sqrt(self.error / self.reference)
+        return math.fsum(math.sqrt(error / whole) for error, whole in sums) / len(sums)
 
 
 @contextmanager
