@@ -40,7 +40,7 @@ class EmbeddingTask(Task[Measures]):
     name = "embedding"
     score = Measures
     output = "embeddings"
-    output_name = "embedding"
+    output_name = "embeddings"  # torch's exporter calls the lookup of a token `embedding`
     makes = "makes embeddings"
     needs_reference = True
     embeds = True
