@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import litdeploy
 from litdeploy.config.target import Target, Timing
+from litdeploy.errors import NetworkError
 from litdeploy.evaluation import evaluate
 from litdeploy.evaluation.verify import verify
 from litdeploy.pipeline import deploy
@@ -21,7 +23,7 @@ from litdeploy.storage.records import Measures
 transformers = pytest.importorskip("transformers")
 
 WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "and")
-TARGET = Target(device="cpu", runners=("onnxruntime",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8))
+TARGET = Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(warmup_ms=1, samples=8))
 QUICK: dict[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
@@ -76,6 +78,7 @@ def check(bundle: Bundle, report: Report, task: str, texts: Path, teacher: Path)
     return score
 
 
+@pytest.mark.slow
 def test_an_embedder(tmp_path: Path, bert_folder: Path, texts: Path) -> None:
     teacher = saved(tmp_path / "teacher", bert_folder, transformers.BertModel)
     blocks = {"student_blocks": {"transformer.encoder.layer": 2}}
@@ -104,3 +107,26 @@ def test_a_text_classifier_without_labels(tmp_path: Path, bert_folder: Path, tex
     )
     score = check(bundle, report, "classification", texts, teacher)
     assert score.values.keys() == {"agreement", "divergence"}
+
+
+def test_a_causal_language_model_leaves_in_the_form_of_transformers(
+    tmp_path: Path, bert_folder: Path, texts: Path
+) -> None:
+    torch.manual_seed(0)
+    small = {"n_embd": 16, "n_head": 2, "n_layer": 4, "n_positions": 16, "initializer_range": 0.3}
+    config = transformers.GPT2Config(vocab_size=20, pad_token_id=0, bos_token_id=2, eos_token_id=3, **small)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")
+    transformers.AutoTokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path / "teacher")
+    settings = {key: value for key, value in QUICK.items() if key != "target"} | {
+        "student_blocks": {"transformer.h": 2},
+        "data": str(texts),
+    }
+    bundle = litdeploy.compress(tmp_path / "teacher", out=tmp_path / "deploy", **settings)
+    score = bundle.read().metrics["student"]["test"]
+    assert isinstance(score, Measures)
+    assert score.values.keys() == {"agreement", "divergence", "perplexity", "teacher_perplexity"}
+    found = evaluate(bundle.path)
+    assert isinstance(found, Measures)
+    assert found.values == pytest.approx(score.values, rel=1e-3)
+    with pytest.raises(NetworkError, match=r"GPT2LMHeadModel generates.* --transformers DIR"):
+        litdeploy.export(bundle, onnx=True, target=TARGET)
