@@ -234,6 +234,7 @@ class ObjectStore:
         self.name = name_of(objects.train.given)
         if objects.validation is not None:
             self.name += f"; validation and test: {name_of(objects.validation.given)}"
+        self._first, self._keeps_labels = objects.first, False
         inputs, labels = self.structure.read(objects.first)
         _check_fits(objects.first, inputs, network)
         self.batch_size = size_of(inputs) if self._streams else None
@@ -247,6 +248,12 @@ class ObjectStore:
         self.classes = self._class_names(network, objects.train.given) if self.labeled else ()
         self.columns = Columns("inputs", "labels" if self.labeled else None)
         self._read: dict[int, tuple[Batch | None, Tensor]] = {}
+
+    def first_batch(self) -> tuple[Batch, Tensor]:
+        """Inputs and labels of the first batch. From now on labels that are no classes are kept, for the user's own
+        functions."""
+        self._keeps_labels = True
+        return self._checked(self._first)
 
     @property
     def streams(self) -> bool:
@@ -386,7 +393,7 @@ class ObjectStore:
                     f"{described(tensor)}. Give all samples one size"
                     + (", as tokenizers do by padding='max_length'." if free else " (pad, crop or resize them).")
                 )
-        if labels is None:
+        if labels is None or not (self.labeled or self._keeps_labels):
             return inputs, torch.full((size_of(inputs),), -1)
         if self.labeled and self.classes and labels.numel() and int(labels.max()) >= len(self.classes):
             raise DataError(

@@ -460,6 +460,7 @@ class Manifest(Record):
         lineage: for a chain's student, from that teacher to the student that taught it; else empty.
         discriminator_sha256: of the file that the student was fine-tuned against; None if there was none.
         carried: file name in `transformers/` → SHA-256.
+        functions: `loss` or `metric` → name of the user's own function in its place.
         metrics: `teacher`, `student` or `cut` (the student before its first step) → split → score; the teacher has none
             if scores compare with it. The test split is used once, after the last epoch.
         warnings: what the user should know about the trained student.
@@ -476,6 +477,7 @@ class Manifest(Record):
     discriminator_sha256: str | None = None
     recipe: Recipe
     data: DataRecord
+    functions: dict[str, str] = {}
     run: RunRecord
     metrics: dict[str, dict[str, Score]]
     warnings: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from litdeploy.storage.records import CUT, Ancestor, Manifest, RunRecord, Score,
 from litdeploy.tasks import task_of
 from litdeploy.trainer.distributed import Ranks, check_recipe, launched
 from litdeploy.trainer.feature_cache import AUTO_VIEWS, FeatureCache, Layout, plan_cache
+from litdeploy.trainer.functions import OwnLoss, OwnMetric, own_functions
 from litdeploy.trainer.identity import digest_of, identity_of
 from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.optimizer import steps_per_epoch, with_optimizer
@@ -59,6 +60,8 @@ def compress(
     *,
     data: Any = None,
     val_data: Any = None,
+    loss: OwnLoss | None = None,
+    metric: OwnMetric | None = None,
     recipe: Recipe | str | Path | None = None,
     out: str | Path = DEFAULT_PATH,
     device: str = "auto",
@@ -85,6 +88,10 @@ def compress(
             streamed, with its own order, batch size and augmentation. A sample or batch is a tensor, (input, label),
             the inputs in forward's order, or a dict of forward's parameters and `labels`. None: the recipe's.
         val_data: the same, for the validation and the test split; None: they are held out of `data`.
+        loss: `loss(student_output, teacher_output, batch)`, a scalar tensor, in the place of the task's loss (L_KD);
+            the batch is one of `data`, of named data (inputs, labels).
+        metric: `metric(output, batch)`, a number that is larger for a better network, in the place of the task's; the
+            mean over the samples is reported. Files of functions have no place in a bundle: it records their names.
         recipe: a recipe, or its name or path; None: the defaults.
         out: folder that becomes the bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:i`; with several processes on a machine, `cuda` gives each its own.
@@ -126,7 +133,8 @@ def compress(
     data, resolved = _open(resolved, loaded, place, watching, store)
     recipes = chain_of(loaded, resolved)
     influence = partial(_influence, data, place)
-    plan = plan_run(loaded, recipes[0], network, place, influence)
+    own = own_functions(loss, metric, loaded, store)
+    plan = plan_run(loaded, recipes[0], network, place, influence, own)
     check_recipe(resolved, ranks, plan.trained, feature_cache_dir is not None)
     _check_data(data, plan, loaded, watching)
     compression = _Compression(
@@ -157,7 +165,7 @@ def compress(
             last = student is recipes[-1]
             target = bundle if last else bundle.in_chain(student.depths[-1])
             if number:
-                plan = plan_run(compression.teacher, student, network, place, influence)
+                plan = plan_run(compression.teacher, student, network, place, influence, own)
             if not last:
                 ranks.on_first(_enter, held, target, False, resume)
                 watching.note(f"{target.path}: a student of depth {student.depths[-1]}, which teaches the next")
@@ -275,6 +283,7 @@ class _Compression:
             self.lineage,
             discriminator,
         )
+        identity |= {} if plan.functions is None else {"functions": plan.functions.names}
         checkpoints = Checkpoints(bundle.checkpoints_path, identity, self.every, note)
         done, saved = (
             ranks.on_first(find_snapshot, bundle, checkpoints, identity, note) if self.resume else (False, None)
@@ -301,7 +310,7 @@ class _Compression:
             with trainer.resumable(bundle.path, partial(self._keep_interrupted, trainer, write)):
                 # Not the trainer's teacher, which may be in bf16 and whose batch norms are folded.
                 given = channels_last(copy.deepcopy(self.given.module).to(self.device))
-                if task_of(self.given.spec).needs_teacher(self.data.labeled):
+                if self._compares(plan):
                     trainer.reference = given.eval()
                 elif not self.lineage:
                     scores["teacher"]["validation"] = ranks.on_first(self._validate_teacher, trainer, given)
@@ -319,6 +328,11 @@ class _Compression:
                     ranks.on_first(write, "complete", warnings)
         # The features of a run that did not come this far may be needed to resume it.
         remove_files(bundle.path / "features", "features")
+
+    def _compares(self, plan: Plan) -> bool:
+        """Whether the metric compares the student's outputs with its teacher's."""
+        own = plan.functions is not None and plan.functions.measures
+        return not own and task_of(self.given.spec).needs_teacher(self.data.labeled)
 
     def succeed(self, plan: Plan, bundle: Bundle) -> None:
         """Make the student in a complete bundle the teacher of the next one."""
@@ -404,7 +418,8 @@ class _Compression:
         trainer.cache = FeatureCache(template, layout, decision.views, images, padding, self.device, kept, key)
 
     def _validate_teacher(self, trainer: Trainer, teacher: nn.Module) -> Score:
-        found = evaluate(teacher, self.data.validation, trainer.spec, self.precision)
+        own = trainer.functions
+        found = evaluate(teacher, self.data.validation, trainer.spec, self.precision, functions=own)
         trainer.note(f"teacher: {found.summary()} on {found.images} validation {self.data.noun}s")
         chance = task_of(trainer.spec).chance(found, len(self.data.classes))
         if chance is not None:
@@ -415,7 +430,8 @@ class _Compression:
         return found
 
     def _test(self, trainer: Trainer, module: nn.Module) -> Score:
-        return evaluate(module, self.data.test, trainer.spec, "fp32", trainer.reference)
+        split, own = self.data.test, trainer.functions
+        return evaluate(module, split, trainer.spec, "fp32", trainer.reference, functions=own)
 
     def _draw_samples(self, bundle: Bundle, trainer: Trainer, teacher: nn.Module) -> None:
         task, split = task_of(trainer.spec), self.data.test
@@ -485,6 +501,7 @@ class _Compression:
                     "discriminator_sha256": discriminator,
                     "recipe": trainer.recipe,
                     "data": self.data.record(),
+                    "functions": {} if trainer.functions is None else trainer.functions.names,
                     "run": run,
                     "metrics": metrics,
                     "warnings": warnings,

@@ -11,7 +11,7 @@ from torch import nn
 
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import DepthPlan
-from litdeploy.errors import NetworkError, StudentError
+from litdeploy.errors import NetworkError, SettingsError, StudentError
 from litdeploy.networks import (
     FAMILIES,
     Network,
@@ -36,6 +36,7 @@ from litdeploy.networks.student import (
 )
 from litdeploy.networks.width import Match, match_sections
 from litdeploy.tasks import task_of
+from litdeploy.trainer.functions import Functions
 from litdeploy.trainer.methods import METHODS, Start, TrainingPhase
 
 
@@ -50,6 +51,7 @@ class Plan:
         sections: the student's planned sections, in order.
         teacher_sections: the teacher's, in the same order.
         matches: each section of a student that is a network of its own, with the teacher's.
+        functions: the user's own loss and metric; None: the task's.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Plan:
     sections: tuple[Section, ...] = ()
     teacher_sections: tuple[Section, ...] = ()
     matches: tuple[Match, ...] = ()
+    functions: Functions | None = None
 
     @property
     def trained(self) -> list[str]:
@@ -81,6 +84,7 @@ def plan_run(
     network: NetworkName | None,
     device: torch.device,
     influence: Influence | None = None,
+    functions: Functions | None = None,
 ) -> Plan:
     """Plan the run of one student.
 
@@ -88,17 +92,24 @@ def plan_run(
         network: the teacher's network, if the caller names it; new blocks are built by it.
         device: of the training.
         influence: needed if the recipe chooses blocks by it.
+        functions: the user's own loss and metric; None: the task's.
 
     Raises:
         StudentError: no such student is possible, or the method does not fit the teacher.
         NetworkError: the teacher has no sections, or the student's network is unknown.
-        SettingsError: too few epochs for the method.
+        SettingsError: too few epochs for the method, or it has no loss that the user's own could replace.
     """
     method = METHODS[recipe.method]
+    if functions is not None and "loss" in functions.functions and not method.has_teacher:
+        raise SettingsError(
+            f"loss={functions.names['loss']}: compares the student with its teacher, and --method {recipe.method} has "
+            "none. Leave it out, or choose another method: --method lit"
+        )
     student, sections, start = (
         _own_student(teacher, recipe, device) if method.student == "own" else _twin(teacher, recipe, network, influence)
     )
-    return Plan(recipe, student, method.phases(recipe, start), *sections, tuple(start.matches))
+    phases = method.phases(recipe, replace(start, functions=functions))
+    return Plan(recipe, student, phases, *sections, tuple(start.matches), functions)
 
 
 def chain_of(teacher: Network, recipe: Recipe) -> list[Recipe]:

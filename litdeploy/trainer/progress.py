@@ -33,12 +33,17 @@ class Run:
     Attributes:
         folder: of its files.
         recipe: how it trains.
-        first_epoch: that it reports; 0, the student before its first step, unless it resumes a run.
+        rows: of metrics.jsonl, of the run that it resumes; else empty.
     """
 
     folder: Path
     recipe: Recipe
-    first_epoch: int
+    rows: Sequence[Row] = ()
+
+    @property
+    def first_epoch(self) -> int:
+        """The first that it reports; 0 is the student before its first step."""
+        return int(self.rows[-1]["epoch"]) + 1 if self.rows else 0
 
 
 class Callback:
@@ -175,8 +180,12 @@ def epoch_line(row: Mapping[str, Any], noun: str) -> str:
         row: its line of metrics.jsonl.
         noun: what the network takes.
     """
-    curve = next(curve for curve in CURVES.values() if f"validation_{curve.metric}" in row)
-    validation = f"{curve.factor * row[f'validation_{curve.metric}']:.2f} {curve.unit}"
+    name, value = next((name, value) for name, value in row.items() if name.startswith("validation_"))
+    curve = next((curve for curve in CURVES.values() if f"validation_{curve.metric}" in row), None)
+    if curve is None:  # the user's own metric
+        validation = f"{name.removeprefix('validation_')} {value:.4g}"
+    else:
+        validation = f"{curve.factor * row[f'validation_{curve.metric}']:.2f} {curve.unit}"
     return (
         f"{row['phase']:>8} {row['epoch']:>3}/{row['epochs']}   loss {row['loss']:.4f}   "
         f"validation {validation}   {row['seconds']:.1f} s   {row['images_per_second']:.0f} {noun}s/s"

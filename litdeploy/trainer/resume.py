@@ -473,6 +473,8 @@ def find_snapshot(
             }
             if manifest.data.tokenizer is not None or "tokenizer" in identity:
                 theirs["tokenizer"] = manifest.data.tokenizer
+            if manifest.functions or "functions" in identity:
+                theirs["functions"] = manifest.functions
             if "lineage" in identity:
                 theirs["lineage"] = [each.sha256 for each in manifest.lineage]
             differing = differences(theirs, {key: identity.get(key) for key in theirs})

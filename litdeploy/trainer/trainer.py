@@ -105,6 +105,7 @@ class Trainer:
     ) -> None:
         self.student: nn.Module = channels_last(plan.student.module.to(device))
         self.spec = plan.student.spec.with_(classes=data.classes or plan.student.spec.classes)
+        self.functions = plan.functions
         self.input: AnyInput = plan.student.spec.input
         self.example = moved(plan.student.example(), device)
         self.sections: Sequence[Section] = plan.sections
@@ -135,8 +136,7 @@ class Trainer:
         self._log = MetricsLog(metrics if ranks.first else Path(os.devnull), self.position.rows)
 
     def __enter__(self) -> Self:
-        rows = self.position.rows
-        self.progress.on_fit_start(Run(self.folder, self.recipe, int(rows[-1]["epoch"]) + 1 if rows else 0))
+        self.progress.on_fit_start(Run(self.folder, self.recipe, self.position.rows))
         return self
 
     def __exit__(
@@ -289,7 +289,7 @@ class Trainer:
         """The student's score. Blocks that were copied or trained apart need statistics of its own chain first."""
         if apart:
             estimate_statistics(self.student, self.sections, self._samples(ESTIMATION_BATCHES), self.precision)
-        return evaluate(self.student, self.data.validation, self.spec, self.precision, self.reference)
+        return evaluate(self.student, self.data.validation, self.spec, self.precision, self.reference, self.functions)
 
     def _measure_cut(self) -> None:
         """Measure the student before its first step. All ranks call it."""

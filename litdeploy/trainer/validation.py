@@ -13,6 +13,7 @@ from litdeploy.data import Split, normalised_batches
 from litdeploy.networks.output import answer_of
 from litdeploy.storage.records import Score
 from litdeploy.tasks import task_of
+from litdeploy.trainer.functions import Functions
 
 
 def evaluate(
@@ -21,6 +22,7 @@ def evaluate(
     spec: NetworkSpec,
     precision: str,
     reference: nn.Module | None = None,
+    functions: Functions | None = None,
     batch_size: int = 256,
 ) -> Score:
     """Measure a module on a split, on the module's device. Leaves it in eval mode.
@@ -28,8 +30,11 @@ def evaluate(
     Args:
         spec: of the module.
         reference: the teacher, if the task's metric compares with it.
+        functions: the user's own metric, in the place of the task's.
     """
     batches = normalised_batches(split, spec.input, batch_size)
+    if functions is not None and functions.measures:
+        return functions.evaluate(_answers(module, spec.task_name, precision), batches, spec)
     original = None if reference is None else _answers(reference, spec.task_name, precision)
     run = _answers(module, spec.task_name, precision)
     score: Score = task_of(spec).evaluate(run, batches, spec.input, original)

@@ -39,7 +39,7 @@ def tracked(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, error: Bas
     library = Library()
     monkeypatch.setitem(sys.modules, name, library)
     made = tracker(name)
-    made.on_fit_start(Run(folder / "deploy", Recipe(), 2))
+    made.on_fit_start(Run(folder / "deploy", Recipe()))
     made.on_validation_end(ROW)
     if error is None:
         made.on_fit_end()
@@ -82,9 +82,9 @@ def test_trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_tensorboard_is_written_for_real_and_a_resumed_run_replaces_later_epochs(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for first, loss in ((0, 0.5), (3, 0.25)):
+    for before, loss in (((), 0.5), (({**ROW, "epoch": 2},), 0.25)):
         made = tracker("tensorboard")
-        made.on_fit_start(Run(tmp_path, Recipe(), first))
+        made.on_fit_start(Run(tmp_path, Recipe(), before))
         made.on_validation_end({**ROW, "loss": loss})
         made.on_fit_end()
     read = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()

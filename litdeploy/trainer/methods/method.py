@@ -16,6 +16,7 @@ from litdeploy.networks import Network, Section
 from litdeploy.networks.width import Match
 from litdeploy.storage.records import Score
 from litdeploy.tasks import Task, task_of
+from litdeploy.trainer.functions import Functions
 from litdeploy.trainer.objectives import Objective
 
 # How a student starts: with blocks copied from the teacher, new blocks, or new weights throughout (stem and head too).
@@ -98,6 +99,7 @@ class Start:
         student: its module; None if only the epochs are wanted.
         fresh: seed → a student with new weights where the method's first one had them; None if no phase needs one.
         teacher: the unmodified teacher; None if there is none.
+        functions: the user's own loss; None: the task's.
     """
 
     sections: Sequence[str] = ()
@@ -105,10 +107,13 @@ class Start:
     student: nn.Module | None = None
     fresh: Callable[[int], nn.Module] | None = None
     teacher: Network | None = None
+    functions: Functions | None = None
 
     @property
-    def task(self) -> Task[Any]:
-        """What the outputs mean."""
+    def task(self) -> Task[Any] | Functions:
+        """What the outputs mean, or the user's own loss of them."""
+        if self.functions is not None and "loss" in self.functions.functions:
+            return self.functions
         return task_of(None if self.teacher is None else self.teacher.spec)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from litdeploy.config.recipe import Recipe
 from litdeploy.tasks import Task, task_of
 from litdeploy.trainer import kernels
+from litdeploy.trainer.functions import Functions
 from litdeploy.trainer.objectives.logits import distillation_loss
 from litdeploy.trainer.objectives.objective import Objective, Outputs
 
@@ -27,7 +28,7 @@ class Lit(Objective):
     freezes = True
     learns_by = "output"
 
-    def __init__(self, recipe: Recipe, sections: Sequence[str], task: Task[Any] | None = None) -> None:
+    def __init__(self, recipe: Recipe, sections: Sequence[str], task: Task[Any] | Functions | None = None) -> None:
         self.recipe = recipe
         self._kd = distillation_loss(recipe, task or task_of(None))
         self.branches = tuple(sections)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from litdeploy.config.recipe import Recipe
 from litdeploy.tasks import Task, task_of
 from litdeploy.trainer import kernels
+from litdeploy.trainer.functions import Functions
 from litdeploy.trainer.objectives.objective import Objective, Outputs
 
 
@@ -43,8 +44,8 @@ class SparseCrossEntropy(CrossEntropy):
         return {"loss": labels + self._sparsity * scales, "labels": labels, "scales": scales}
 
 
-def distillation_loss(recipe: Recipe, task: Task[Any]) -> Callable[[Outputs], Tensor]:
-    """L_KD of a step's outputs: the task's loss, by the fused kernel if there is one.
+def distillation_loss(recipe: Recipe, task: Task[Any] | Functions) -> Callable[[Outputs], Tensor]:
+    """L_KD of a step's outputs: the user's own loss, or the task's, by the fused kernel if there is one.
 
     For classification: α · CE(S(x), y) + (1 − α) · τ² · KL(softmax(T(x)/τ) ‖ softmax(S(x)/τ)), mean over the batch.
     """
@@ -66,7 +67,7 @@ class Distillation(Objective):
 
     learns_by = "output"
 
-    def __init__(self, recipe: Recipe, task: Task[Any] | None = None) -> None:
+    def __init__(self, recipe: Recipe, task: Task[Any] | Functions | None = None) -> None:
         self.recipe = recipe
         self._kd = distillation_loss(recipe, task or task_of(None))
 
