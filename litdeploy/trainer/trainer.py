@@ -136,7 +136,7 @@ class Trainer:
         self._log = MetricsLog(metrics if ranks.first else Path(os.devnull), self.position.rows)
 
     def __enter__(self) -> Self:
-        self.progress.on_fit_start(Run(self.folder, self.recipe, self.position.rows))
+        self.progress.on_fit_start(Run(self.folder, self.recipe, tuple(self.position.rows)))
         return self
 
     def __exit__(
