@@ -141,7 +141,8 @@ def _trained(bundle: Bundle, teacher: Path, recipe: Recipe) -> bool:
     manifest = bundle.read()
     if not teacher.is_file():
         raise CheckpointError(f"{teacher}: no such file.")
-    same = manifest.teacher.sha256 == sha256_of(teacher) and manifest.recipe == recipe
+    filled = recipe.filled_as(manifest.recipe, manifest.data.labeled)
+    same = manifest.teacher.sha256 == sha256_of(teacher) and manifest.recipe == filled
     if not same:
         raise BundleError(
             f"{bundle.path}: holds another run (another teacher or recipe); it is kept. Choose another folder with "

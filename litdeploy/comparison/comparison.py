@@ -323,10 +323,9 @@ def _outcome(grid: Grid, cell: GridCell, teacher: TeacherRecord) -> Outcome | No
         return None
     manifest = bundle.read()
     asked = grid.recipe_of(cell)
-    # What it leaves to the images is what they made of it.
-    images = {**manifest.recipe.augmentation.model_dump(), **asked.augmentation.model_dump(exclude_none=True)}
+    filled = asked.filled_as(manifest.recipe, manifest.data.labeled)
     # The data's path may differ on another machine; `_gather` compares the fingerprints of all cells.
-    same = _without_source(manifest.recipe) == _without_source(asked.with_(augmentation=images))
+    same = _without_source(manifest.recipe) == _without_source(filled)
     if not same or manifest.teacher.sha256 != teacher.sha256:
         raise BundleError(
             f"{bundle.path}: holds another run (another {'teacher' if same else 'recipe'}); it is kept. Choose another "

@@ -440,6 +440,26 @@ class Recipe(Settings):
             }
         )
 
+    def filled_as(self, run: Recipe, labeled: bool) -> Recipe:
+        """Return the recipe with everything that it leaves to the network and the data, as the recipe of a run has it:
+        they are equal if the run is one of this recipe.
+
+        Args:
+            labeled: whether the run used labels; without, their weight is 0.
+        """
+        images = {**run.augmentation.model_dump(), **self.augmentation.model_dump(exclude_none=True)}
+        main, finetune = self.main.learning_rate, self.finetune.learning_rate
+        return self.model_copy(
+            update={
+                "optimiser": run.optimiser if self.optimiser == "auto" else self.optimiser,
+                "main": self.main.model_copy(update={"learning_rate": main or run.main.learning_rate}),
+                "finetune": self.finetune.model_copy(update={"learning_rate": finetune or run.finetune.learning_rate}),
+                "weight_decay": run.weight_decay if self.weight_decay is None else self.weight_decay,
+                "augmentation": Augmentation(**images),
+                "alpha": self.alpha if labeled else 0.0,
+            }
+        )
+
     def with_(self, **changes: Any) -> Recipe:
         """Return the recipe with some fields changed, validated again.
 

@@ -262,3 +262,14 @@ def test_recipes_for_cifar_state_their_augmentation() -> None:
     for name in settings.names("recipes"):
         if name.startswith("cifar"):
             assert read_recipe(name).augmentation == Augmentation(padding=4, flip=True)
+
+
+def test_a_recipe_is_filled_as_its_run_and_as_no_other() -> None:
+    """What a recipe leaves open is the network's and the data's; what it says is its own."""
+    asked = Recipe(alpha=0.3, augmentation=Augmentation(flip=False))
+    run = asked.filled("adamw").with_(augmentation={"padding": 2, "flip": False}, alpha=0.0)
+    assert asked.filled_as(run, labeled=False) == run
+    assert asked.filled_as(run, labeled=True) != run
+    for other in (Recipe(optimiser="sgd"), Recipe(main=Phase(epochs=9, learning_rate=1e-3)), Recipe(weight_decay=0.0)):
+        assert other.filled_as(run, labeled=False) != run
+    assert Recipe(augmentation=Augmentation(flip=True)).filled_as(run, labeled=False) != run
