@@ -35,7 +35,8 @@ class FoundNetwork(Record):
     Attributes:
         title: readable name: `CIFAR ResNet-56, shortcut A`.
         network: the network as `--network` takes it.
-        classes: number of classes, or of a generator's domains.
+        task: what its output means.
+        classes: number of classes, or of a generator's domains; 0 if its task has none.
         class_names: names of the classes in the order of the logits; empty if the file does not name them.
         input: what the network takes.
         sha256: of the file.
@@ -48,6 +49,7 @@ class FoundNetwork(Record):
 
     title: str
     network: str
+    task: str
     classes: int
     class_names: tuple[str, ...]
     input: AnyInput
@@ -126,6 +128,7 @@ def _inspect_network(network: Network, path: Path) -> FoundNetwork:
     return FoundNetwork(
         title=title,
         network=describe(spec.name, spec.arguments),
+        task=spec.task_name,
         classes=network.class_count(),
         class_names=spec.classes,
         input=spec.input,

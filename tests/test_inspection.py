@@ -81,3 +81,12 @@ def test_modules_that_are_no_section_are_listed_with_the_reason(tmp_path: Path) 
     assert isinstance(found, FoundNetwork)
     assert [part.name for part in found.breakdown.parts] == ["stem and head"]
     assert {each.name for each in found.candidates} == {"listed", "unused", "one+two"}
+
+
+def test_a_text_encoder_states_its_task_and_pooling(bert_folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(bert_folder)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    assert isinstance(found, FoundNetwork)
+    assert (found.task, found.classes, found.network) == ("embedding", 0, f"hf:{tmp_path},pooling=mean")

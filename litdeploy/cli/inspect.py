@@ -31,17 +31,20 @@ def command(file: o.AnyFile, json: o.Json = False, **given: Any) -> None:
 
 
 def _show_network(found: FoundNetwork) -> None:
+    named = f" ({', '.join(found.class_names[:10])})" if found.class_names else ""
     lines = {
         "network": found.title,
         "named": found.network,
-        "classes": f"{found.classes}" + (f" ({', '.join(found.class_names[:10])})" if found.class_names else ""),
+        "task": found.task,
+        "classes": f"{found.classes}{named}" if found.classes else "",
         "input": found.input.summary(),
         "parameters": f"{found.breakdown.parameters:,}",
         "FLOPs": f"{found.breakdown.flops:,} per {found.input.noun} (a multiply-add is two)",
         "SHA-256": found.sha256,
     }
     for key, value in lines.items():
-        output.print(f"{key:<12} {value}", highlight=False)
+        if value:
+            output.print(f"{key:<12} {value}", highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("section")
     for name in ("blocks", "parameters", "FLOPs"):

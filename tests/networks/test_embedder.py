@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from litdeploy.config.recipe import DataSettings
+from litdeploy.config.recipe import DataSettings, Recipe
 from litdeploy.config.spec import NetworkSpec, TokenInput
 from litdeploy.data import prepared
 from litdeploy.data.texts import Tokens
 from litdeploy.errors import NetworkError
 from litdeploy.networks import Network, find_sections, load
 from litdeploy.networks.embedder import POOLINGS, Embedding, SentenceEmbedder, pooled, read_embedding, write_modules
+from litdeploy.trainer.teacher import read_teacher
 
 transformers = pytest.importorskip("transformers")
 TEXTS = ("the plot was GOOD", "a film", "bad and poor and the plot was a film and fine and good")
@@ -64,6 +65,16 @@ def test_another_pooling_is_part_of_the_networks_name(encoder: Path) -> None:
     assert (found.module.embedding.pooling, found.spec.arguments) == ("cls", {"pooling": "cls"})
     with pytest.raises(NetworkError, match=r"no pooling 'median'\. Write one of mean, cls, max, lasttoken"):
         load(encoder / "model.safetensors", network=f"hf:{encoder},pooling=median")
+
+
+def test_a_recipes_pooling(encoder: Path, teacher_path: Path) -> None:
+    loaded, record = read_teacher(encoder, Recipe(pooling="max"), None)
+    assert isinstance(loaded.module, SentenceEmbedder)
+    assert (loaded.module.embedding.pooling, loaded.spec.arguments) == ("max", {"pooling": "max"})
+    assert record is not None
+    assert record.spec == loaded.spec
+    with pytest.raises(NetworkError, match="--pooling max is for text encoders of transformers"):
+        read_teacher(teacher_path, Recipe(pooling="max"), None)
 
 
 def test_a_pooling_takes_the_encoder_of_a_network_with_a_head(tmp_path: Path, encoder: Path) -> None:
