@@ -31,6 +31,7 @@ from litdeploy.exporter.teacher import load_exported, load_teacher
 from litdeploy.files import sha256_of
 from litdeploy.inspection import inspect
 from litdeploy.networks import Network, load, new
+from litdeploy.networks.embedder import Embedding, write_modules
 from litdeploy.networks.width import narrow
 from litdeploy.profiler.profile import profile
 from litdeploy.profiler.report.output import read_training, write_report
@@ -349,6 +350,15 @@ def _open_tokeniser(folder: Path) -> None:
     assert ids.max() < 5, "an id that the network does not take"
 
 
+def _embedder(folder: Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=5, max_position_embeddings=8, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    write_modules(Embedding(normalize=True), 8, 8, folder)
+
+
 def _metrics(folder: Path) -> None:
     (folder / "metrics.jsonl").write_bytes((real_bundle() / "metrics.jsonl").read_bytes())
 
@@ -404,6 +414,9 @@ KINDS: dict[str, Kind] = {
     ),
     "exports": Kind(_exports, ("exports.json", "network.safetensors", "network.onnx"), _open_exports),
     "tokeniser": Kind(_tokeniser, ("tokenizer.json", "tokenizer_config.json", "config.json"), _open_tokeniser),
+    "sentence embedder": Kind(
+        _embedder, ("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"), load
+    ),
     "metrics": Kind(_metrics, ("metrics.jsonl",), _open_metrics),
     "report": Kind(_report, ("report.json",), _open_report),
 }

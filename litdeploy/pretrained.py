@@ -111,9 +111,10 @@ def _embedding(student: Network) -> list[str]:
     if not isinstance(student.module, SentenceEmbedder):
         return []
     made = student.module.embedding
+    length = ", of length 1" if made.normalize else ""
     return [
-        f"Embeddings are the {made.pooling} of the hidden states{', of length 1' if made.normalize else ''}. Texts are "
-        f"cut to {student.spec.input.shape[0]} tokens, as in the training.",
+        f"Embeddings are pooled by `{made.pooling}` from the last hidden states{length}. Texts are cut to "
+        f"{student.spec.input.shape[0]} tokens, as in the training.",
         "",
     ]
 

@@ -12,8 +12,12 @@ import torch
 
 import litdeploy
 from litdeploy import cli
+from litdeploy.config.recipe import DataSettings
+from litdeploy.data import prepared
+from litdeploy.data.texts import Tokens
 from litdeploy.errors import BundleError, StudentError
 from litdeploy.networks import load
+from litdeploy.networks.embedder import Embedding, write_modules
 from litdeploy.pretrained import model_card, save_pretrained
 from litdeploy.profiler import read_report
 from litdeploy.storage.bundle import Bundle
@@ -110,3 +114,39 @@ def test_the_card_names_no_folder_of_this_machine() -> None:
         assert f"A shallower student of `{named}`" in card
         assert "/home" not in card
         assert ("\nbase_model: some/model-L6\n" in card) == (named == "some/model-L6")
+
+
+def test_a_sentence_embedder_all_the_way(bert_folder: Path, reviews_path: Path, tmp_path: Path) -> None:
+    """From a folder of sentence-transformers and texts alone to a folder of sentence-transformers."""
+    library = pytest.importorskip("sentence_transformers")
+    teacher = tmp_path / "teacher"
+    config = transformers.AutoConfig.from_pretrained(bert_folder)
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(teacher)
+    transformers.AutoTokenizer.from_pretrained(bert_folder).save_pretrained(teacher)
+    write_modules(Embedding(pooling="cls", normalize=True), 16, 12, teacher)
+    texts = [line.partition(",")[0] for line in reviews_path.read_text().splitlines()[1:]]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    bundle = litdeploy.compress(
+        teacher,
+        student_depth=2,
+        data=str(tmp_path / "texts.txt"),
+        out=tmp_path / "deploy",
+        epochs=2,
+        batch_size=16,
+        precision="fp32",
+        device="cpu",
+    )
+    manifest = bundle.read()
+    assert (manifest.student.task, manifest.student.arguments) == ("embedding", {"pooling": "cls"})
+    teacher.rename(tmp_path / "moved")  # the bundle needs it no more
+    place = save_pretrained(bundle, tmp_path / "student")
+    assert (
+        "Embeddings are pooled by `cls` from the last hidden states, of length 1." in (place / "README.md").read_text()
+    )
+    student = load(bundle.student_path)
+    tokens = Tokens(DataSettings(tokenizer=str(bundle.transformers_path)), student.spec)
+    with torch.no_grad():
+        ours = student.module(**prepared(torch.from_numpy(tokens(texts[:9])), student.spec.input))
+    theirs = library.SentenceTransformer(str(place), device="cpu").encode(texts[:9], convert_to_tensor=True)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -137,10 +137,10 @@ def load(
     if asked_for is None or asked_for.family is not None:
         return _recognized(checkpoint, asked_for, said)
     source, arguments = str(checkpoint.path), asked_for.arguments
-    module = asked_for.build()
     if is_hub(asked_for.name):
-        module, arguments = _filled(asked_for, module, checkpoint.weights, source)
+        module, arguments = _filled(asked_for, checkpoint.weights, source)
     else:
+        module = asked_for.build()
         load_weights(module, checkpoint.weights, source, describe(asked_for.name, arguments))
     spec = _spec(asked_for, module, arguments, said, source)
     return _running(Network(module.eval(), spec, source), task)
@@ -241,15 +241,15 @@ def _answers(asked: Request, spec: NetworkSpec) -> bool:
     return asked.name == spec.name and asked.arguments.items() <= spec.arguments.items()
 
 
-def _filled(
-    asked: Request, module: nn.Module, weights: Mapping[str, Tensor], source: str
-) -> tuple[nn.Module, Arguments]:
+def _filled(asked: Request, weights: Mapping[str, Tensor], source: str) -> tuple[nn.Module, Arguments]:
     """A network of transformers with its weights, and its arguments.
 
     Weights that do not fit the class of the configuration may be a classifier's, whose folder holds the configuration
     of the network that it was fine-tuned from.
     """
     name, arguments = describe(asked.name, asked.arguments), dict(asked.arguments)
+    limit = BuildLimit(weights, source)  # the folder may be a stranger's
+    module = asked.build(within=limit)
     if isinstance(module, SentenceEmbedder):
         arguments["pooling"] = module.embedding.pooling  # stated, also where it is the default
     try:
@@ -259,7 +259,7 @@ def _filled(
         if classifier is None:
             raise
         try:
-            return fill(asked.build(classifier), weights, source, name), classifier
+            return fill(asked.build(classifier, within=limit), weights, source, name), classifier
         except LitdeployError:
             pass
         raise

@@ -30,6 +30,7 @@ _SLOW = {
     "bundle",
     "bundle of a generator",
     "exports",
+    "sentence embedder",
     "metrics",
     "report",
 }
