@@ -22,6 +22,8 @@ The public functions, imported on first use; each command of the command line ca
     inspect(file, ...)              → FoundNetwork, ... which network a file holds, and the possible depths
     pack(source, out, ...)          → Packing           a dataset as one file
     schema()                        → dict              the JSON Schema of report.json
+
+    Callback()                      → Callback          what a training calls: subclass it, for `callbacks=[…]`
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ if TYPE_CHECKING:
     from litdeploy.profiler.profile import profile as profile
     from litdeploy.profiler.schema import report_schema as schema
     from litdeploy.trainer.compress import compress as compress
+    from litdeploy.trainer.progress import Callback as Callback
     from litdeploy.trainer.train import train as train
 
 # Function → where it is.
 _PLACES = {
+    "Callback": "litdeploy.trainer:Callback",
     "compare": "litdeploy.comparison:compare",
     "compress": "litdeploy.trainer:compress",
     "demo": "litdeploy.pipeline:demo",
@@ -73,6 +77,7 @@ _PLACES = {
     "verify": "litdeploy.evaluation.verify:verify",
 }
 __all__ = [
+    "Callback",
     "compare",
     "compress",
     "demo",

@@ -91,7 +91,7 @@ class Stream:
 def name_of(given: Any) -> str:
     """What reports call the user's data."""
     inner = getattr(given, "dataset", None)
-    kind = type(given).__name__
+    kind = "arrays" if isinstance(given, tuple | Mapping | Tensor | np.ndarray) else type(given).__name__
     return kind if inner is None else f"{kind} of {type(inner).__name__}"
 
 

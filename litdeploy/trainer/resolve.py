@@ -78,7 +78,11 @@ def fitted(recipe: Recipe, data: Data, note: Callable[[str], None]) -> Recipe:
     """The recipe with what follows from the data, which the user is shown: their augmentation; and without labels the
     labels' weight, alpha, is 0."""
     if not data.labeled:
-        why = "they are left unused" if recipe.data.labels == "none" else f"{data.source} has none"
+        why = (
+            "they are left unused"
+            if recipe.data.labels == "none"
+            else f"{data.source} has none{' that are classes' * data.given}"
+        )
         note(f"no labels: {why}; the student learns from its teacher alone (alpha 0)")
         recipe = recipe.with_(alpha=0.0)
     if data.noun == "image" and not data.given:
