@@ -26,6 +26,10 @@ Choice = Literal["auto", "on", "off"]
 Pooling = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"]
 
 
+# Fields that say which labels are used; each of them excludes the others.
+_OF_LABELS = {"label_column", "labels", "attributes"}
+
+
 class DataSettings(Settings):
     """The dataset: where its images or texts are, and how to read them."""
 
@@ -74,6 +78,13 @@ class DataSettings(Settings):
         None, description="Decode all data once into device memory; by default decided from the free memory."
     )
     workers: int = Field(2, ge=0, description="Processes that decode images if they do not fit in memory.")
+
+    def merged(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings that are not the defaults, with some changed; how to use the labels is changed as one."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        if changes.keys() & _OF_LABELS:
+            values = {name: value for name, value in values.items() if name not in _OF_LABELS}
+        return {**values, **changes}
 
     @field_validator("source")
     @classmethod

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from litdeploy.config.recipe import DataSettings
@@ -182,8 +182,9 @@ def _open(table: ImageTable, row: int, cell: dict[str, Any]) -> Image.Image:
             # A camera turned upright stores its pixels sideways, and says so here; `datasets` turns them too.
             turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     except Exception as error:  # Pillow's decoders raise any kind of error for a damaged file
+        why = "no image of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(
-            f"{table.where(row, cell['path'])}: cannot be decoded as an image ({error}). Mend or remove it, or "
+            f"{table.where(row, cell['path'])}: cannot be decoded as an image ({why}). Mend or remove it, or "
             "leave it out: --skip-bad 1"
         ) from error
     if turned.mode.startswith(_DEEP_MODES):

@@ -172,6 +172,11 @@ def evaluate_retrieval(
         )
     opened = open_data(settings, where, seed, loaded.spec)
     check_against(opened, loaded.spec, loaded.class_count())
+    if not opened.labeled:
+        raise DataError(
+            f"--retrieval: {opened.source} has no labels, or they are not used, and what is retrieved is judged by its "
+            "class. Give --data a dataset with labels (--label-column NAME), or leave --retrieval out."
+        )
     module = loaded.module.to(where)
     database, queries = (
         embeddings(module, normalised_batches(split, loaded.spec.input, batch_size))
@@ -200,7 +205,7 @@ def what_on(
         seed = manifest.recipe.seed if seed is None else seed
         learned = manifest.recipe.data.model_copy(update={} if own is None else {"tokenizer": str(own)})
         if isinstance(settings, dict):
-            settings = {**learned.model_dump(mode="json", exclude_defaults=True), **settings}
+            settings = learned.merged(settings)
         settings = settings or learned
     if isinstance(settings, dict):
         settings = parse(DataSettings, settings, "command line")

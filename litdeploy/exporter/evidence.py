@@ -75,10 +75,15 @@ def settings_of(data: Any, learned: DataSettings | None = None) -> DataSettings 
     if data is None or isinstance(data, DataSettings):
         return data or learned
     given = {"source": data} if isinstance(data, str) else data
-    base = {} if learned is None else learned.model_dump(mode="json", exclude_defaults=True)
-    if "source" in given:  # the size is the network's, for any data
-        base = {key: base[key] for key in ("image_size", "text_length") if key in base}
-    return parse(DataSettings, {**base, **given}, "command line")
+    if learned is not None:
+        base = learned.merged(given)
+        # The size is the network's, for any data.
+        given = (
+            {key: base[key] for key in ("image_size", "text_length", *given) if key in base}
+            if "source" in given
+            else base
+        )
+    return parse(DataSettings, given, "command line")
 
 
 def open_for(

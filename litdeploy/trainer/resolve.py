@@ -48,7 +48,7 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any], 
     data = {"source": str(data)} if isinstance(data, str | Path) else dict(data) if named else {}
     if {"student_depth", "student_blocks"} & changes.keys():
         base = base.model_copy(update={"student_depth": None, "student_blocks": None})
-    merged = {**base.data.model_dump(mode="json", exclude_defaults=True), **data}
+    merged = base.data.merged(data)
     source = merged.get("source")
     if not named:
         merged = {"validation": base.data.validation}
