@@ -25,7 +25,7 @@ def _data() -> None:
 
 
 @app.command("pack")
-@recipe_options({"image_column", "label_column", "labels", "image_size"})
+@recipe_options({"image_column", "label_column", "labels", "image_size", "skip_bad"})
 def pack_command(
     source: Annotated[str, typer.Argument(help="A dataset, as --data takes it elsewhere.")],
     out: Annotated[Path, typer.Option(help="The file to write, .safetensors.")],

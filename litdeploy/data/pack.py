@@ -73,6 +73,8 @@ def pack(
             raise DataError(f"{store.name}: has no training images. Leave --train-images out, or use --limit.")
         most["train"] = train_images
     rows = {split: _kept(store, split, count, seed) for split, count in most.items()}
+    if settings.skip_bad:
+        rows = _without_bad(store, rows, settings.skip_bad)
     whole = {split: len(store.labels(split)) for split in rows}
     header = Header.model_validate(
         {
@@ -84,7 +86,7 @@ def pack(
             "shape": store.shape,
             "images": {split: len(kept) for split, kept in rows.items()},
             "source_images": whole,
-            "seed": None if all(len(kept) == whole[split] for split, kept in rows.items()) else seed,
+            "seed": None if all(count is None or count >= whole[split] for split, count in most.items()) else seed,
             "test_share": store.test_share,
         }
     )
@@ -139,6 +141,23 @@ def _kept(store: Store, split: str, most: int | None, seed: int) -> NDArray[np.i
         turn[members] = np.arange(len(members))
     # First each class's first image, then each one's second, and so on; the stable sort keeps the order of the draw.
     return np.sort(drawn[np.argsort(turn[drawn], kind="stable")][:most])
+
+
+def _without_bad(store: Store, rows: dict[str, NDArray[np.int64]], most: int) -> dict[str, NDArray[np.int64]]:
+    """The rows whose images can be decoded.
+
+    Raises:
+        DataError: there are more than `most` others, or only others in a split.
+    """
+    bad = {split: store.undecodable(split, kept) for split, kept in rows.items()}
+    faults = [why for found in bad.values() for why in found.values()]
+    good = {split: kept[~np.isin(kept, list(bad[split]))] for split, kept in rows.items()}
+    if len(faults) > most or not all(map(len, good.values())):
+        raise DataError(
+            f"{store.name}: {len(faults)} images cannot be decoded (--skip-bad {most}), or none of a split can:\n  "
+            + "\n  ".join(faults[:3])
+        )
+    return good
 
 
 def _check_memory(header: Header) -> None:

@@ -309,6 +309,21 @@ def test_packed_without_labels(tmp_path: Path, opened: Opened, images: Callable[
         opened(tmp_path / "photos.safetensors", label_column="x")
 
 
+def test_images_that_cannot_be_decoded_are_not_packed(
+    tmp_path: Path, opened: Opened, images: Callable[..., Path]
+) -> None:
+    photos = images(tmp_path / "photos")
+    for name in ("010.png", "011.png"):
+        (photos / name).write_bytes(b"torn")
+    with pytest.raises(
+        DataError, match=r"2 images cannot be decoded \(--skip-bad 1\), or none of a split can:\n .*010"
+    ):
+        pack({"source": str(photos), "skip_bad": 1}, tmp_path / "photos.safetensors")
+    header = pack({"source": str(photos), "skip_bad": 2}, tmp_path / "photos.safetensors").header
+    assert (header.images, header.source_images, header.seed) == ({"train": 18}, {"train": 20}, None)
+    assert sum(counts(opened(tmp_path / "photos.safetensors")).values()) == 18
+
+
 def test_packed_labels_that_are_not_to_be_used(parquet: Parquet, tmp_path: Path, opened: Opened) -> None:
     parquet(tmp_path / "train.parquet", [0, 1] * 20)
     pack(tmp_path / "train.parquet", tmp_path / "pets.safetensors")
