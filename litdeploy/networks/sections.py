@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -173,6 +173,59 @@ def without_caches(module: nn.Module) -> Iterator[None]:
                 config.use_cache = False
                 restored.callback(setattr, config, "use_cache", True)
         yield
+
+
+@contextmanager
+def results_of(module: nn.Module, sections: Sequence[Section]) -> Iterator[dict[str, int]]:
+    """Record, while open, how many elements the tuple has that each block returns: path → number, 0 for a tensor."""
+    found: dict[str, int] = {}
+
+    def hook_for(path: str) -> Callable[..., None]:
+        def hook(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found[path] = len(output) if isinstance(output, tuple | list) else 0
+
+        return hook
+
+    with ExitStack() as hooks:
+        for path in (path for section in sections for path in section.paths):
+            hooks.callback(module.get_submodule(path).register_forward_hook(hook_for(path)).remove)
+        yield found
+
+
+class LastBlock(Exception):
+    """A forward pass has come to the last block of the sections, and ends there."""
+
+
+@contextmanager
+def passing_on(
+    module: nn.Module, sections: Sequence[Section], results: Mapping[str, int]
+) -> Iterator[dict[str, list[BlockArguments]]]:
+    """Record, while open, the further arguments of each section's blocks, which pass their input on instead of running.
+
+    A forward pass raises `LastBlock` after the last one.
+
+    Args:
+        results: see `results_of`.
+    """
+    found: dict[str, list[BlockArguments]] = {section.name: [] for section in sections}
+    blocks = sum(section.blocks for section in sections)
+
+    def forward_for(name: str, path: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, others = _split_arguments(args, kwargs)
+            found[name].append(others)
+            if sum(map(len, found.values())) == blocks:
+                raise LastBlock
+            return (hidden, *[None] * (results[path] - 1)) if results[path] else hidden
+
+        return forward
+
+    with ExitStack() as restored:
+        for section in sections:
+            for path, block in zip(section.paths, section.blocks_in(module), strict=True):
+                block.forward = forward_for(section.name, path)
+                restored.callback(delattr, block, "forward")
+        yield found
 
 
 def _split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockArguments]:

@@ -515,16 +515,21 @@ class _Compression:
 def _layout(trainer: Trainer, template: Features, taught: Sequence[TrainingPhase], keep: bool) -> Layout | None:
     """Which of the teacher's features to cache; None if they cannot be.
 
-    A network that takes several tensors may pass the others on to its sections, such as an attention mask, which is not
-    cached, and then neither are the sections' inputs. Often none is needed: a student's first section behind a frozen
-    stem runs in its own chain.
+    A network that takes several tensors may pass the others on to its sections, such as an attention mask. They are
+    computed again for each batch if that is possible without running the blocks; else the sections' inputs are not
+    cached either. Positions of padding are kept and learned like the others: a section's loss is a mean over all of
+    them.
     """
     needed: set[str] = set().union(*(inputs_needed(phase.objective, trainer.sections) for phase in taught))
     several = len(trainer.input.tensors) > 1
-    if not task_of(trainer.spec).repeats or (several and needed):
+    if not task_of(trainer.spec).repeats:
+        return None
+    assert trainer.teacher is not None
+    recomputed = bool(needed or keep) and trainer.teacher.recomputes(trainer.example)
+    if several and needed and not recomputed:
         return None
     # For further students keep everything: their method may be another.
     names = {section.name for section in trainer.sections}
-    inputs = names if keep and not several else needed
+    inputs = names if keep and (recomputed or not several) else needed
     outputs = names if keep else set().union(*(outputs_needed(phase.objective) for phase in taught))
-    return Layout.of(template, inputs, outputs)
+    return Layout.of(template, inputs, outputs, recomputed)

@@ -26,7 +26,7 @@ from litdeploy.config.spec import Noun
 from litdeploy.data import Crops, Picked, Split, free_memory, shuffled
 from litdeploy.errors import TrainingError
 from litdeploy.files import parse_json, read_small, write_whole
-from litdeploy.networks.sections import SectionCall
+from litdeploy.networks.sections import BlockArguments, SectionCall
 from litdeploy.trainer.methods import TrainingPhase
 from litdeploy.trainer.teacher import Features
 
@@ -50,16 +50,21 @@ class Layout:
             another section's output.
         inputs: section → the name that its input is kept under, for sections whose input is needed.
         output: tensor of the teacher's answer → shape without the batch, in float32; `logits` if it is one tensor.
+        recomputed: whether blocks take further tensors, such as an attention mask. They are not kept, but computed
+            again for each batch: see `Teacher.arguments`.
     """
 
     shapes: dict[str, tuple[int, ...]]
     inputs: dict[str, str]
     output: dict[str, tuple[int, ...]]
+    recomputed: bool = False
 
     @classmethod
-    def of(cls, features: Features, inputs: Collection[str], outputs: Collection[str]) -> Layout | None:
+    def of(
+        cls, features: Features, inputs: Collection[str], outputs: Collection[str], recomputed: bool = False
+    ) -> Layout | None:
         """The layout for features like these; None if a section whose input is needed takes further tensors, such as an
-        attention mask.
+        attention mask, that cannot be recomputed.
 
         Args:
             inputs, outputs: sections whose input or output is needed.
@@ -69,7 +74,7 @@ class Layout:
         given: dict[int, str] = {}
         for name, call in features.calls.items():
             others = (value for args, kwargs in call.arguments for value in (*args, *kwargs.values()))
-            if name in inputs and any(isinstance(value, Tensor) for value in others):
+            if name in inputs and not recomputed and any(isinstance(value, Tensor) for value in others):
                 return None
             if name in inputs:
                 kept[name] = given.get(id(call.input), f"{name}.input")
@@ -77,7 +82,8 @@ class Layout:
             if name in outputs:
                 given[id(call.output)] = f"{name}.output"
                 shapes[f"{name}.output"] = tuple(call.output.shape[1:])
-        return cls(shapes, kept, {name: tuple(tensor.shape[1:]) for name, tensor in _named(features.output).items()})
+        answer = {name: tuple(tensor.shape[1:]) for name, tensor in _named(features.output).items()}
+        return cls(shapes, kept, answer, recomputed)
 
     def bytes(self, views: int, images: int) -> int:
         """Size of a cache of this many views of this many images."""
@@ -305,10 +311,17 @@ class FeatureCache:
         self._cuts[:, slots_N] = torch.stack([crops.tops_N, crops.lefts_N, crops.flips_N.long()]).short()[:, new_N]
         self._filled.view(-1).index_fill_(0, slots_N, 1)
 
-    def read(self, slots_N: Tensor) -> Features:
+    def read(
+        self, slots_N: Tensor, recompute: Callable[[], Mapping[str, Sequence[BlockArguments]]] | None = None
+    ) -> Features:
         """Read the features of these slots, on the device, in the template's dtype. Tensors outside the layout are
-        empty."""
+        empty.
+
+        Args:
+            recompute: gives the blocks' further arguments for the batch; called if the layout says so.
+        """
         slots_N = slots_N.to(self._storage)
+        recomputed = recompute() if recompute is not None and self.layout.recomputed else self._arguments
         answer = {
             name: kept.index_select(0, slots_N).to(self._device, self._answer_types[name])
             for name, kept in self._answer.items()
@@ -321,7 +334,7 @@ class FeatureCache:
                 name: SectionCall(
                     read.get(self.layout.inputs.get(name, ""), nothing), arguments, read.get(f"{name}.output", nothing)
                 )
-                for name, arguments in self._arguments.items()
+                for name, arguments in recomputed.items()
             },
         )
 

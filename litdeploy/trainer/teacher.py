@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from litdeploy.batch import Batch, cast, forward, moved, picked
 from litdeploy.config.recipe import Recipe
@@ -21,7 +22,15 @@ from litdeploy.networks.folding import fold_batch_norms
 from litdeploy.networks.network import channels_last
 from litdeploy.networks.output import answer_of
 from litdeploy.networks.registry import is_code
-from litdeploy.networks.sections import Section, SectionCall, recording
+from litdeploy.networks.sections import (
+    BlockArguments,
+    LastBlock,
+    Section,
+    SectionCall,
+    passing_on,
+    recording,
+    results_of,
+)
 from litdeploy.runtime import compilation
 from litdeploy.storage.checkpoint import load_weights, read_checkpoint
 from litdeploy.storage.records import TeacherRecord
@@ -83,7 +92,8 @@ class Teacher:
         channels_last(self.module.to(device, self._dtype))
         self._hooks = ExitStack()  # open as long as this object lives: the copy is its own
         self._calls = self._hooks.enter_context(recording(self.module, sections))
-        self.template = self.eager(moved(picked(example, slice(1)), device))
+        with results_of(self.module, sections) as self._results:
+            self.template = self.eager(moved(picked(example, slice(1)), device))
         # Frozen weights are constants: Inductor lays them out once, and fuses what follows a convolution into it.
         self._run = compilation.compiled(self._forward, {"freezing": True}, fallback) if compiled else self._forward
 
@@ -102,9 +112,51 @@ class Teacher:
         """The same, never compiled."""
         return self._forward(cast(batch, self._dtype))
 
+    @torch.no_grad()
+    def arguments(self, batch: Batch) -> dict[str, list[BlockArguments]]:
+        """The further arguments of each section's blocks (masks, rotary embeddings) for a batch, named as its features.
+
+        No block is run: each passes its input on, and the forward pass ends at the last one. With cached features this
+        leaves little more than the embeddings of the teacher's pass.
+        """
+        with passing_on(self.module, self._settings[0], self._results) as found, suppress(LastBlock):
+            forward(self.module, cast(batch, self._dtype))
+        return {self._called[name]: arguments for name, arguments in found.items()}
+
+    def recomputes(self, example: Batch) -> bool:
+        """Whether the blocks take further tensors, and `arguments` gives them.
+
+        It cannot if a block's arguments come from another block, as the position bias of a T5 does.
+        """
+        real = {name: call.arguments for name, call in self.eager(example).calls.items()}
+        if not any(isinstance(each, Tensor) for each in _leaves(real)):
+            return False
+        try:
+            found = self.arguments(example)
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+        ours, theirs = list(_leaves(found)), list(_leaves(real))
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+
     def _forward(self, batch: Batch) -> Features:
         output = cast(answer_of(forward(self.module, batch), self._task), torch.float32)
         return Features(output, {self._called[name]: call for name, call in self._calls.items()})
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
 
 
 def load_student(like: nn.Module, path: str | Path, name: str) -> nn.Module:

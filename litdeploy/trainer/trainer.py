@@ -249,7 +249,7 @@ class Trainer:
         if self.taught:
             assert self.teacher is not None
             if self.cache is not None and known:
-                features = self.cache.read(slots_N)
+                features = self.cache.read(slots_N, partial(self.teacher.arguments, inputs))
             else:
                 features = self.teacher(inputs)
                 if self.cache is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 
 from litdeploy.config.spec import TokenInput
 from litdeploy.config.target import Target, Timing
-from litdeploy.errors import BundleError, InterruptedRun, NetworkError, TrainingError
+from litdeploy.errors import BundleError, InterruptedRun, NetworkError
 from litdeploy.networks import load, new
 from litdeploy.profiler import profile
 from litdeploy.storage.bundle import Bundle
@@ -102,12 +103,24 @@ def test_other_methods(bert: Compress, method: str) -> None:
     assert torch.isfinite(torch.tensor(losses)).all()
 
 
-def test_sections_apart_from_the_chain_keep_no_features(bert: Compress) -> None:
+def test_sections_apart_from_the_chain_learn_from_kept_features(bert: Compress) -> None:
+    """The masks are computed again for each batch: with those of another batch the losses would differ."""
+    changes: dict[str, Any] = {
+        "beta": 0,
+        "main": {"epochs": 3, "learning_rate": 3e-3},
+        "finetune": {"epochs": 0, "learning_rate": 1e-3},
+        "sections": 2,
+        "precision": "bf16",  # as which features are kept
+    }
     told = Notes()
-    bert(beta=0, progress=told)
-    assert any("an attention mask), which is not kept" in line for line in told.lines)
-    with pytest.raises(TrainingError, match="--feature-cache off"):
-        bert("other", beta=0, feature_cache=1)
+    rows = []
+    for name, cache in (("kept", 1), ("new", "off")):
+        bundle = bert(name, feature_cache=cache, progress=told, **changes)
+        rows.append([json.loads(line) for line in bundle.metrics_path.read_text().splitlines()])
+    assert any(line.startswith("feature cache: 1 view of 136 texts") for line in told.lines)
+    losses = [[row["loss"] for row in each if row.get("phase") == "lit"] for each in rows]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
 
 
 def test_kept_logits_change_nothing(bert: Compress) -> None:
@@ -221,7 +234,9 @@ def test_a_decoder_trains_and_is_profiled_without_its_cache(
     write_checkpoint(path, made.module.state_dict(), made.spec.with_(classes=("better", "worse")))
     bundle = compress(path, data={"source": str(reviews_path)}, out=tmp_path / "out", **{**GIVEN, "beta": beta})
     rows = [json.loads(line) for line in bundle.metrics_path.read_text().splitlines()]
-    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows if row["phase"] != "cut")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
     report = profile(
         bundle,
         target=Target(device="cpu", runners=("eager",), batch_sizes=(1,), timing=Timing(samples=8, max_seconds=1)),
