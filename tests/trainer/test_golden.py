@@ -114,9 +114,8 @@ def test_ten_steps_equal_the_transcription(compiled: bool, tolerance: float) -> 
     frozen = Teacher(
         teacher, sections.of(teacher, names), torch.zeros(1, 3, 16, 16), torch.device("cpu"), compiled=compiled
     )
-    with Step(
-        ours, objective, sections.of_student(ours, teacher, dict.fromkeys(names, (0, 1))), compiled=compiled
-    ) as step:
+    own = sections.of_student(ours, teacher, dict.fromkeys(names, tuple(range(len(ours.one)))))
+    with Step(ours, objective, own, compiled=compiled) as step:
         optimiser = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], LR, 0.9, weight_decay=1e-4)
         found = [step(optimiser, x, y, frozen(x))["loss"].item() for x, y in batches()]
 
