@@ -4,7 +4,7 @@
 manifest.json          what the folder holds; written last
 student.safetensors    weights; the header's metadata rebuilds the network without the manifest
 transformers/          the configuration of a transformers network; with tokens as input, its tokenizer
-metrics.jsonl          one line per epoch
+metrics.jsonl          one line per epoch, before them one for the cut alone
 checkpoints/           of an unfinished run, to resume from
 features/              of an unfinished run, the teacher's features
 samples.png            of a generator: images in every domain, the teacher's above the student's

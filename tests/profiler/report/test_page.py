@@ -87,6 +87,18 @@ def test_what_comes_from_files_is_escaped(report: Report) -> None:
     assert not outline(page).open
 
 
+def test_a_page_shows_the_cut_alone_and_what_the_training_warned_of(report: Report) -> None:
+    plain = render(report)
+    assert "the cut alone" not in plain
+    assert "The training warned" not in plain
+    cut = {"phase": "cut", "epoch": 0, "epochs": 5, "validation_top1": 0.5}
+    changes = {"training": (cut, *report.training), "warnings": ("no epoch made the student <better>",)}
+    page = render(report.model_copy(update=changes))
+    assert "The first point is the cut alone, before its first step." in page
+    assert "<li>no epoch made the student &lt;better&gt;</li>" in page
+    assert "Phases: cut" not in page
+
+
 @pytest.mark.parametrize(
     "training", [(), ({},), ({"epoch": 1, "loss": None},), ({"phase": None, "epoch": "one", "loss": True},)]
 )
