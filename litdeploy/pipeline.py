@@ -10,8 +10,9 @@ from litdeploy.config.recipe import Recipe
 from litdeploy.config.target import Target
 from litdeploy.errors import BundleError, CheckpointError, TrainingError
 from litdeploy.exporter import export
+from litdeploy.exporter.build import check_one_pass
 from litdeploy.files import remove, sha256_of
-from litdeploy.networks import NetworkName, published
+from litdeploy.networks import NetworkName, is_hub, published
 from litdeploy.profiler import Report, profile, read_report
 from litdeploy.runtime import resolve_target
 from litdeploy.storage.bundle import DEFAULT_PATH, Bundle
@@ -20,6 +21,7 @@ from litdeploy.trainer.distributed import launched
 from litdeploy.trainer.progress import callbacks_of
 from litdeploy.trainer.resolve import resolve_recipe
 from litdeploy.trainer.resume import DEFAULT_EVERY
+from litdeploy.trainer.teacher import read_teacher
 
 
 def deploy(
@@ -66,6 +68,8 @@ def deploy(
     resolved_recipe = resolve_recipe(recipe, changes)
     bundle = Bundle(out)
     if overwrite or not _trained(bundle, Path(teacher), resolved_recipe):
+        if isinstance(network, str) and is_hub(network):  # refused here, and not after the training
+            check_one_pass(read_teacher(teacher, resolved_recipe, network)[0])
         compress(
             teacher,
             recipe=resolved_recipe,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from litdeploy.config.target import Target, Timing
-from litdeploy.errors import BundleError, CheckpointError
+from litdeploy.errors import BundleError, CheckpointError, NetworkError
 from litdeploy.evaluation import evaluate
 from litdeploy.evaluation.verify import verify
 from litdeploy.pipeline import deploy
@@ -96,3 +96,12 @@ def test_texts_go_the_whole_way(reviews: dict[str, Any], tmp_path: Path) -> None
     found = verify(bundle, target=TARGET, data=str(other))
     assert found.within
     assert [each.error for each in found.differences] == ["compression", "conversion"]
+
+
+def test_a_language_model_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=2, n_head=2, eos_token_id=7)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(NetworkError, match=r"generates text token by token.*--transformers DIR"):
+        deploy(tmp_path / "gpt2", data="texts.txt", student_depth=1, out=tmp_path / "deploy")
+    assert not (tmp_path / "deploy").exists()
