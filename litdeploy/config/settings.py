@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -219,9 +220,25 @@ def parse(model: type[S], values: dict[str, Any], source: str, root: yaml.Node |
         return model.model_validate_json(json.dumps(values))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
-            raise SettingsError(f"{source}: {error}.") from None
+            raise SettingsError("\n".join(_not_plain(values, source)) or f"{source}: {error}.") from None
         messages = [_message(model, dict(detail), source, root) for detail in error.errors()]
         raise SettingsError("\n".join(messages)) from None
+
+
+def _not_plain(value: Any, source: str, at: str = "") -> list[str]:
+    """A line for each value that no file of settings can hold."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    elif value is None or isinstance(value, str | int | float):
+        return []
+    else:
+        return [
+            f"{source}: '{at}' is a {type(value).__name__}, which settings cannot hold. Give text, numbers, true or "
+            "false, or lists and dicts of these."
+        ]
+    return [line for key, each in items for line in _not_plain(each, source, f"{at}.{key}".lstrip("."))]
 
 
 def _message(model: type[Settings], detail: dict[str, Any], source: str, root: yaml.Node | None) -> str:

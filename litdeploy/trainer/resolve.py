@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ def resolve_recipe(recipe: Recipe | str | Path | None, changes: dict[str, Any], 
     epochs = changes.pop("epochs", None)
     learning_rate = changes.pop("learning_rate", None)
     data = changes.pop("data", {})
+    if named and not isinstance(data, str | Path | Mapping):
+        raise SettingsError(
+            f"data: is a {type(data).__name__}. Give the name of a dataset (a folder, file or hub id). Your own "
+            "Dataset, arrays or DataLoader are taken by compress, export, verify and evaluate."
+        )
     data = {"source": str(data)} if isinstance(data, str | Path) else dict(data) if named else {}
     if {"student_depth", "student_blocks"} & changes.keys():
         base = base.model_copy(update={"student_depth": None, "student_blocks": None})

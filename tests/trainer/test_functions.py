@@ -139,3 +139,16 @@ def scalar_of(student: Tensor, teacher: Tensor, batch: Any) -> Tensor:
 def test_names_of_functions() -> None:
     assert name_of(functools.partial(functools.partial(scalar_of, 1))) == f"{__name__}.scalar_of"
     assert name_of(Seen()) == f"{__name__}.Seen"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": "digits", "loss": scalar_of}, "'loss' is a function, which settings cannot hold"),
+        ({"data": "digits", "main": {"epochs": X}}, r"'main\.epochs' is a Tensor"),
+        ({"data": (X, TARGETS)}, "data: is a tuple. Give the name of a dataset"),
+    ],
+)
+def test_verbs_of_named_data_say_what_they_do_not_take(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        litdeploy.train("resnet8", out=tmp_path / "t.safetensors", progress=False, **given)
