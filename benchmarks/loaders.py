@@ -160,6 +160,20 @@ def _decode(source: Path) -> None:
         store.stored(split, np.arange(len(store.labels(split))), _CPU)
 
 
+def _texts(folder: Path) -> None:
+    (folder / "train.txt").write_text("".join(f"text {number}\n" for number in range(12)))
+
+
+def _json_lines(folder: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(12)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_texts(source: Path) -> None:
+    store = open_store(DataSettings(source=str(source)))
+    store.stored("train", np.arange(len(store.labels("train"))), _CPU)
+
+
 def _packed(folder: Path) -> None:
     (folder / "source").mkdir()
     _csv(folder / "source")
@@ -401,6 +415,8 @@ KINDS: dict[str, Kind] = {
     ),
     "csv": Kind(_csv, ("train.csv",), _decode),
     "parquet": Kind(_parquet, ("train.parquet",), _decode),
+    "texts": Kind(_texts, ("train.txt",), _read_texts),
+    "json lines": Kind(_json_lines, ("train.jsonl",), _read_texts),
     "recipe": Kind(_recipe, ("a.yaml",), _open_recipe),
     "target": Kind(_target, ("a.yaml",), lambda folder: read_target(folder / "a.yaml")),
     "onnx": Kind(_onnx, ("a.onnx",), _open_onnx),

@@ -23,6 +23,7 @@ from litdeploy.errors import LitdeployError
 _SLOW = {
     "csv",
     "parquet",
+    "json lines",
     "onnx",
     "recipe",
     "target",
