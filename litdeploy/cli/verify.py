@@ -71,7 +71,7 @@ def _show(found: Verification, bisect: bool) -> None:
     from litdeploy.profiler.report.tables import TextTable, cells
 
     scores = [each.score for each in found.differences if each.score is not None]
-    score = "accuracy" if not scores or scores[0].correct is not None else "to its origin"
+    score = "accuracy" if not scores or scores[0].correct is not None else "score"
     print_table(
         TextTable(
             "compression: teacher → student; conversion: student or network → artefact",

@@ -136,6 +136,24 @@ def test_a_triton_model_of_an_onnx_file_names_them(network: Network, tmp_path: P
     assert all(f'name: "{name}"' in config for name in NAMES)
 
 
+class Awkward(Detector):
+    """Outputs with the names of values inside the graph, and a tensor that is returned twice."""
+
+    def forward(self, images: Tensor) -> dict[str, object]:
+        found = super().forward(images)
+        scores = found["scores"]
+        return {"relu": found["boxes"], "conv2d": scores, "again": scores, "linear": found["found"]}
+
+
+def test_names_of_inner_values_and_a_tensor_returned_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = load(Awkward().eval())
+    details = export_onnx(network, tmp_path / "network.onnx", None)
+    assert list(details["outputs"]) == ["relu", "conv2d", "again", "linear"]
+    found = parity(network, open_runner("onnxruntime", path=tmp_path / "network.onnx", device=CPU))
+    assert found.within, found.summary()
+
+
 def test_an_output_with_the_name_of_the_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="its output 'images' has the name of an input"):
         export_onnx(load(Detector("images").eval()), tmp_path / "network.onnx", None)

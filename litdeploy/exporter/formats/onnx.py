@@ -6,7 +6,7 @@ import ast
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -148,7 +148,6 @@ def _converted(module: ExportWrapper, network: Network, opset: int | None) -> An
                 kwargs=call.kwargs,
                 dynamo=True,
                 input_names=[each.name for each in module.inputs],
-                output_names=output_names(network),
                 dynamic_shapes=call.dynamic_shapes,
                 opset_version=opset,
                 external_data=False,
@@ -157,7 +156,40 @@ def _converted(module: ExportWrapper, network: Network, opset: int | None) -> An
     except torch.onnx.OnnxExporterError as error:
         raise _not_exportable(network, _reason(error)) from error
     assert program is not None  # with dynamo=True
-    return program.model_proto
+    model = program.model_proto
+    _name_outputs(model.graph, output_names(network))
+    return model
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Name a graph's outputs. PyTorch's exporter would give two values one name if another value has it already, and
+    one output less if a tensor is returned twice, or unchanged from the input."""
+    from onnx.helper import make_node
+
+    fixed = {each.name for each in (*graph.input, *graph.initializer)}
+    renamed: dict[str, str] = {}
+    identities = []
+    for output, name in zip(graph.output, names, strict=True):
+        if output.name in renamed or output.name in fixed:
+            identities.append(make_node("Identity", [renamed.get(output.name, output.name)], [name]))
+        else:
+            renamed[output.name] = name
+        output.name = name
+    # Values inside that have the name of an output.
+    renamed = {name: f"{name}.inner" for name in names} | renamed
+    _rename(graph, renamed)
+    graph.node.extend(identities)
+
+
+def _rename(graph: Any, renamed: Mapping[str, str]) -> None:
+    for node in graph.node:
+        for places in (node.input, node.output):
+            places[:] = [renamed.get(name, name) for name in places]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(inner, renamed)
+    for value in (*graph.value_info, *graph.initializer):
+        value.name = renamed.get(value.name, value.name)
 
 
 @contextmanager
