@@ -150,11 +150,12 @@ def evaluate_retrieval(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
 ) -> tuple[Retrieval, ...]:
     """Measure how well embeddings of test images retrieve training images of their class, by cosine and by L2.
 
     Args:
-        path: weights, or a bundle, whose student is evaluated.
+        path: weights of a classifier or an embedder, or a bundle, whose student is evaluated.
         others: as for `evaluate`.
 
     Raises:
@@ -165,12 +166,16 @@ def evaluate_retrieval(
     if format_of_file(path) is not None:
         raise SettingsError(f"--retrieval: {path} outputs logits only. Give the weights that it was exported from.")
     where = resolve_device(device)
-    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape)
-    if not task_of(loaded.spec).labeled:
-        raise SettingsError(
-            f"--retrieval: {path} {task_of(loaded.spec).makes}, and has no embeddings of classes. Leave it out."
-        )
+    loaded = load(path, network=network, normalise=normalise, input_shape=input_shape, task=task)
+    meant = task_of(loaded.spec)
+    if not meant.labeled and not meant.embeds:
+        raise SettingsError(f"--retrieval: {path} {meant.makes}, and has no embeddings of classes. Leave it out.")
     opened = open_data(settings, where, seed, loaded.spec)
+    if not opened.labeled:
+        raise DataError(
+            f"--retrieval: finds samples of the same class, and {opened.source} has no labels. Name their column, "
+            "--label-column NAME, or leave --retrieval out: embeddings are then compared with the teacher's"
+        )
     check_against(opened, loaded.spec, loaded.class_count())
     if not opened.labeled:
         raise DataError(
@@ -179,7 +184,7 @@ def evaluate_retrieval(
         )
     module = loaded.module.to(where)
     database, queries = (
-        embeddings(module, normalised_batches(split, loaded.spec.input, batch_size))
+        embeddings(module, normalised_batches(split, loaded.spec.input, batch_size), meant)
         for split in (opened.train, opened.test)
     )
     return tuple(retrieval(*database, *queries, metric) for metric in METRICS)

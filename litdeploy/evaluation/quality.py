@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from litdeploy.batch import tensors_of
 from litdeploy.config.recipe import DataSettings
-from litdeploy.config.spec import InputSpec
+from litdeploy.config.spec import InputSpec, TaskName
 from litdeploy.data import check_against, normalised_batches, open_data
 from litdeploy.errors import CheckpointError, DataError, DependencyError, RunnerError, SettingsError
 from litdeploy.evaluation.evaluate import open_file, teacher_of, what_on
@@ -95,6 +95,7 @@ def evaluate_quality(
     network: NetworkName | None = None,
     normalise: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    task: TaskName | None = None,
     teacher: str | Path | None = None,
 ) -> Judged:
     """Measure the quality of a split's images translated to other domains, the same that `evaluate` compares.
@@ -113,7 +114,7 @@ def evaluate_quality(
     bundle = Bundle(path) if is_folder(path) else None
     path, settings, seed = what_on(path, data, seed, split)
     where = resolve_device(device)
-    runner, spec, domains = open_file(path, where, precision, network, normalise, input_shape)
+    runner, spec, domains = open_file(path, where, precision, network, normalise, input_shape, task)
     images = spec.input.images
     if task_of(spec).output != "images" or images is None:
         raise SettingsError(f"--quality {features}: judges made images, and {path} makes none. Leave it out.")

@@ -16,6 +16,7 @@ from litdeploy.batch import Batch, forward, size_of
 from litdeploy.errors import DataError, NetworkError
 from litdeploy.networks import answer_of
 from litdeploy.storage.records import Record
+from litdeploy.tasks import Task
 
 Metric = Literal["cosine", "l2"]
 METRICS: tuple[Metric, ...] = ("cosine", "l2")
@@ -43,12 +44,15 @@ class Retrieval(Record):
     database: int
 
 
-def embeddings(module: nn.Module, batches: Iterable[tuple[Batch, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Embeddings of a classifier: the input of the linear layer that runs last.
+def embeddings(
+    module: nn.Module, batches: Iterable[tuple[Batch, Tensor]], task: Task[Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of an embedder, or of a classifier: the input of the linear layer that runs last.
 
     Args:
         module: put in eval mode.
         batches: (inputs, int64 labels (N)), on the module's device.
+        task: of the module; None: classification.
 
     Returns:
         (images, E), float32, and the labels, on that device.
@@ -60,7 +64,10 @@ def embeddings(module: nn.Module, batches: Iterable[tuple[Batch, Tensor]]) -> tu
     found: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad(), embedder(module) as embed:
         for batch, labels_N in batches:
-            found.append((embed(batch)[0], labels_N))
+            own_NE = None
+            if task is not None and task.embeds:
+                own_NE = task.vectors(answer_of(forward(module, batch), task.name), batch)
+            found.append((embed(batch)[0] if own_NE is None else own_NE.float(), labels_N))
     if not found:
         raise DataError("there is nothing to embed: the split is empty. Give --data a dataset with this split.")
     vectors, labels = zip(*found, strict=True)

@@ -322,6 +322,14 @@ class Task(ABC, Generic[S]):
         """Compare two scores on the same labeled samples; None if the metric compares with no labels."""
         return None
 
+    def vectors(self, answer: Batch, inputs: Batch | None) -> Tensor | None:
+        """The answer as an embedding of each sample, (N, D); None if it is none. See `embeds`.
+
+        Args:
+            inputs: what the network took, for its mask.
+        """
+        return None
+
     def agreeing(self, expected: Batch, found: Batch) -> int | None:
         """Number of samples with the same answer in both outputs; None if an output is no answer to choose."""
         return None

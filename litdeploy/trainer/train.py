@@ -138,9 +138,9 @@ def _open(network: NetworkName, recipe: Recipe, device: torch.device, progress: 
     task = task_of(made.spec)
     if not task.labeled:
         raise SettingsError(
-            f"{made.source}: {task.makes} and learns from a discriminator, not from labels; litdeploy trains none "
-            "from new weights. Train it with its authors' code, and make it shallower here: litdeploy compress "
-            "G.ckpt --beta 0"
+            f"{made.source}: {task.makes}, and litdeploy trains new weights of classifiers alone. Train it with its "
+            "authors' code, and make it shallower here: litdeploy compress FILE"
+            + (" --beta 0" if task.needs_labels else "")
         )
     if data.noun == "text":
         data = open_data(recipe.data, device, recipe.seed, made.spec)  # its classes are known now

@@ -11,6 +11,7 @@ from litdeploy.errors import DataError, NetworkError
 from litdeploy.evaluation import retrieval as module
 from litdeploy.evaluation.retrieval import METRICS, Metric, embeddings, retrieval
 from litdeploy.networks import new
+from litdeploy.tasks import TASKS
 
 
 def samples(count: int, seed: int, classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -108,3 +109,10 @@ def test_what_has_no_embedding() -> None:
         embeddings(nn.Flatten(), [(torch.zeros(2, 1, 2, 2), torch.arange(2))])
     with pytest.raises(DataError, match="empty"):
         embeddings(nn.Linear(1, 1), [])
+
+
+def test_an_embedder_gives_its_own_embeddings() -> None:
+    batch = torch.randn(3, 1, 2, 2)
+    vectors, labels = embeddings(nn.Flatten(), [(batch, torch.arange(3))], TASKS["embedding"])
+    assert torch.equal(vectors, batch.flatten(1))
+    assert labels.tolist() == [0, 1, 2]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from litdeploy.batch import Batch, tensors_of
 from litdeploy.config.recipe import Augmentation
 from litdeploy.data import Crops, draw_crops
 from litdeploy.errors import TrainingError
@@ -91,6 +92,26 @@ def test_only_the_logits_are_kept_where_no_section_is_compared(teacher: Teacher)
     found = cache.read(fill(cache, teacher, indices_N))
     assert torch.equal(found.output, teacher(IMAGES[:4]).output)
     assert found.calls["layer1"].output.numel() == 0
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    "shapes", [{"logits": (5, 7)}, {"logits": (3, 4, 6)}, {"logits": ()}, {"boxes/a": (4,), "label": ()}]
+)
+def test_an_answer_of_any_shape_is_kept(shapes: dict[str, tuple[int, ...]], tmp_path: Path, mapped: bool) -> None:
+    answer: Batch = {name: torch.randn(3, *shape) for name, shape in shapes.items()}
+    if "label" in answer:
+        answer["label"] = torch.tensor([4, 0, 2])
+    features = Features(answer if len(answer) > 1 else answer["logits"], {})
+    layout = Layout.of(features, (), ())
+    assert layout is not None
+    assert layout.output == shapes
+    cache = FeatureCache(features, layout, 1, 3, 0, CPU, tmp_path / "features" if mapped else None)
+    cache.write(torch.arange(3), features)
+    found = cache.read(torch.tensor([2, 0])).output
+    for given, read in zip(tensors_of(features.output), tensors_of(found), strict=True):
+        assert read.dtype == given.dtype
+        assert torch.equal(read, given[[2, 0]])
 
 
 @pytest.mark.parametrize("mapped", [False, True])

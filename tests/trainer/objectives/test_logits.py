@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from litdeploy.config.recipe import Recipe
+from litdeploy.tasks import TASKS
 from litdeploy.trainer.methods import Start
 from litdeploy.trainer.methods.plain import hint, kd
 from litdeploy.trainer.objectives import CrossEntropy, Distillation, Hint, Outputs
@@ -73,3 +75,14 @@ def test_after_the_hint_it_is_distilled() -> None:
     assert (guided.settings.epochs, distilled.settings.epochs) == (3, 7)
     assert isinstance(guided.objective, Hint)
     assert isinstance(distilled.objective, Distillation)
+
+
+def test_another_task_learns_by_its_own_loss() -> None:
+    student, teacher = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5)
+    outputs = Outputs(student, torch.tensor([-1, -1]), teacher, inputs=torch.zeros(2, 1))
+    found = Distillation(Recipe(alpha=0), TASKS["embedding"]).losses(outputs)["loss"]
+    torch.testing.assert_close(found, (1 - F.cosine_similarity(student, teacher)).mean())
+    boxes = {"boxes": student}
+    several = Outputs(boxes, torch.tensor([-1, -1]), {"boxes": teacher})
+    found = Distillation(Recipe(alpha=0), TASKS["tree"]).losses(several)["loss"]
+    torch.testing.assert_close(found, (student - teacher).square().mean() / teacher.var(correction=0))
