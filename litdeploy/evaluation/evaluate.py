@@ -171,11 +171,6 @@ def evaluate_retrieval(
     if not meant.labeled and not meant.embeds:
         raise SettingsError(f"--retrieval: {path} {meant.makes}, and has no embeddings of classes. Leave it out.")
     opened = open_data(settings, where, seed, loaded.spec)
-    if not opened.labeled:
-        raise DataError(
-            f"--retrieval: finds samples of the same class, and {opened.source} has no labels. Name their column, "
-            "--label-column NAME, or leave --retrieval out: embeddings are then compared with the teacher's"
-        )
     check_against(opened, loaded.spec, loaded.class_count())
     if not opened.labeled:
         raise DataError(

@@ -201,7 +201,7 @@ def depth_plan(
             )
         return whole if keeps_all else plan
     if keeps_all:
-        depth = max(depths_of(family, sections))
+        depth = max(depths_of(family, sections), default=None)
         if recipe.student_depth not in (None, depth):
             raise StudentError(
                 f"--method {recipe.method} keeps the teacher's depth, {depth}; --student-depth {recipe.student_depth} "
