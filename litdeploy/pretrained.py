@@ -101,7 +101,7 @@ def model_card(manifest: Manifest, student: Network, report: Report | None, name
         f"{_line(manifest.run.device)}.",
         "",
         *_scores(manifest),
-        *_speed(report),
+        *_speed(report, manifest.teacher.spec.name, teacher),
     ]
     return "\n".join([*header, "", *body]) + "\n"
 
@@ -130,8 +130,13 @@ def _scores(manifest: Manifest) -> list[str]:
     return ["## Scores", "", "| split | teacher | student |", "| --- | --- | --- |", *rows, ""]
 
 
-def _speed(report: Report | None) -> list[str]:
-    """The speed-ups with their intervals; nothing without a report."""
+def _speed(report: Report | None, name: str, public: str) -> list[str]:
+    """The speed-ups with their intervals; nothing without a report.
+
+    Args:
+        name: of the teacher's network, which the report's verdict may hold with its folder.
+        public: in its place.
+    """
     if report is None:
         return []
     rows = []
@@ -145,7 +150,7 @@ def _speed(report: Report | None) -> list[str]:
     return [
         "## Speed",
         "",
-        report.verdict,
+        _line(report.verdict.replace(name, public)),
         "",
         "| runner | batch | teacher | student | speed-up (95 % interval) |",
         "| --- | --- | --- | --- | --- |",

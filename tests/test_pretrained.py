@@ -110,7 +110,11 @@ def test_the_card_names_no_folder_of_this_machine() -> None:
     ):
         spec = manifest.teacher.spec.with_(name=f"hf:{folder}")
         teacher = manifest.teacher.model_copy(update={"spec": spec})
-        card = model_card(manifest.model_copy(update={"teacher": teacher}), load(bundle.student_path), None, "x")
+        report = read_report(FIXTURE / "profile")
+        assert report is not None
+        report = report.model_copy(update={"verdict": f"hf:{folder} of 3 blocks answers as fast."})
+        card = model_card(manifest.model_copy(update={"teacher": teacher}), load(bundle.student_path), report, "x")
+        assert f"\n{named} of 3 blocks answers as fast.\n" in card
         assert f"A shallower student of `{named}`" in card
         assert "/home" not in card
         assert ("\nbase_model: some/model-L6\n" in card) == (named == "some/model-L6")
