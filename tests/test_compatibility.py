@@ -188,7 +188,7 @@ def test_the_recipe_in_the_manifest_and_every_key_of_its_file(folder: Path) -> N
     written = yaml.safe_load((WRITTEN / "recipe.yaml").read_text(encoding="utf-8"))
     assert written.keys() <= Recipe.model_fields.keys()
     assert read_recipe(WRITTEN / "recipe.yaml") == recipe
-    assert {key: recipe.model_dump(mode="json")[key] for key in written} == written
+    assert _of_then(recipe.model_dump(mode="json"), written) == written
 
 
 @pytest.mark.parametrize(
