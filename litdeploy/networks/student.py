@@ -43,7 +43,7 @@ def depths_of(family: Family | None, sections: Sequence[Section]) -> dict[int, i
     whole = sum(section.blocks for section in sections)
     alike = len({section.blocks for section in sections}) == 1
     step = len(sections) if family and alike else 1
-    totals = range(max(1, sum(section.least for section in sections)), whole + 1, step)
+    totals = range(min(whole, max(1, sum(section.least for section in sections))), whole + 1, step)
     return {(family.depth(total) if family else total): total for total in totals}
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from litdeploy.batch import forward
 from litdeploy.config.recipe import Recipe
 from litdeploy.config.spec import DepthPlan
-from litdeploy.errors import NetworkError, SettingsError, StudentError
+from litdeploy.errors import NetworkError, SettingsError, StudentError, first_line
 from litdeploy.networks import (
     FAMILIES,
     Network,
@@ -242,7 +243,28 @@ def _twin(
     student = Network(_initial(teacher, plan, planned, recipe, network), spec, teacher.source)
     own = own_sections(student.module, planned, plan)
     names = [each.name for each in own if each.blocks]  # a section without blocks has nothing to train
+    if planned and not names:
+        raise StudentError(
+            f"the student keeps no block of {', '.join(each.name for each in planned)}, so there is nothing to train. "
+            "Keep one or more: --student-blocks"
+        )
+    _check_runs(student, plan)
     return student, (tuple(own), tuple(planned)), Start(names, student=student.module, fresh=fresh, teacher=teacher)
+
+
+def _check_runs(student: Network, plan: DepthPlan) -> None:
+    """Run the student once: its own code may name a block that was left out by its number, or need a first one."""
+    try:
+        with torch.no_grad():
+            forward(student.module.eval(), student.example())
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        kept = "; ".join(f"{name} {', '.join(map(str, blocks))}" for name, blocks in plan.items())
+        raise StudentError(
+            f"the network does not run with these blocks of its teacher alone: {kept} ({first_line(error)}). Keep "
+            "others: --student-blocks"
+        ) from None
+    finally:
+        student.module.train()
 
 
 def _initial(

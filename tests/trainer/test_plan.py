@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from litdeploy.config.recipe import InDistillSettings, Recipe, read_recipe
 from litdeploy.config.spec import DepthPlan
@@ -142,3 +143,34 @@ def test_a_first_section_without_blocks_is_not_taken_from_the_chain() -> None:
     objective = Lit(Recipe(), ["a[2:4]"])
     assert in_chain(objective, [first, second]) == ()
     assert in_chain(objective, [second]) == ("a[2:4]",)
+
+
+class Numbered(nn.Module):
+    """Its forward names the last block by its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        for number in range(4):
+            x = self.blocks[number](x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "blocks", "message"),
+    [
+        (Numbered(), {"blocks": 3}, r"does not run with these blocks of its teacher alone: blocks 0, 2, 3 \(.*range"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))),
+            {"1": 0},
+            "no block of 1,",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be(module: nn.Module, blocks: dict[str, int], message: str) -> None:
+    teacher = load(module, normalise="half", input_shape=(1, 8, 8))
+    with pytest.raises(StudentError, match=message):
+        plan_run(teacher, Recipe(student_blocks=blocks), None, torch.device("cpu"))
