@@ -21,7 +21,7 @@ from litdeploy.config.recipe import Pooling
 from litdeploy.config.settings import Settings
 from litdeploy.config.spec import TaskName, TokenInput
 from litdeploy.errors import NetworkError
-from litdeploy.files import is_file, is_inside, parse_json, read_small
+from litdeploy.files import is_file, is_inside, parse_json, read_small, write_text
 
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
@@ -197,7 +197,7 @@ def write_modules(embedding: Embedding, width: int, length: int, folder: Path) -
     for path in paths[1:]:
         (folder / path).mkdir()
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:

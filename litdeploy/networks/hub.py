@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from litdeploy.config.spec import AnyInput, InputSpec, TensorInput, TokenInput
 from litdeploy.errors import CheckpointError, NetworkError, first_line, import_library
-from litdeploy.files import is_file, is_folder, parse_json, read_small
+from litdeploy.files import is_file, is_folder, parse_json, read_small, write_text
 from litdeploy.networks.embedder import EMBEDDING, MODULES, Embedding, SentenceEmbedder, encoder_folder, read_embedding
 from litdeploy.networks.families.family import Arguments
 from litdeploy.storage.bundle import CONFIG
@@ -88,7 +88,11 @@ def published(source: str | Path, network: Asked | None = None) -> tuple[Path, A
             cache has no such model.
     """
     folder = Path(source)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and folder.suffix not in SUFFIXES:
+    if (
+        not (is_file(folder) or is_folder(folder))
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
+        and folder.suffix not in SUFFIXES
+    ):
         cached = _cached(str(source))
         if cached is None:
             raise CheckpointError(
@@ -414,7 +418,7 @@ def write_configuration(module: nn.Module, name: str, folder: Path) -> None:
     """
     transformer_of(module).config.save_pretrained(folder)
     if isinstance(module, SentenceEmbedder):
-        (folder / EMBEDDING).write_text(json.dumps(module.embedding.model_dump(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / EMBEDDING, json.dumps(module.embedding.model_dump(), indent=2) + "\n")
     place = hub_folder(name)
     if place is None:
         return

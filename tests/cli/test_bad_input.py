@@ -334,7 +334,7 @@ def test_bad_input_gets_a_message_and_leaves_nothing(run: Run, tmp_path: Path, t
         (("evaluate", "absent.pt", "--data", "digits"), "no such file"),
         (("train", "resnet9", "--data", "digits"), "6n+2"),
         (("train", "nonsense", "--data", "digits"), "no network 'nonsense'"),
-        (("train", "stargan", "--data", "digits"), "litdeploy trains none from new weights"),
+        (("train", "stargan", "--data", "digits"), "litdeploy trains new weights of classifiers alone"),
         (("deploy", "absent.pt", "--data", "digits", "--student-depth", "8"), "no such file"),
     ],
 )

@@ -95,7 +95,7 @@ class Watching(Progress):
 def test_whoever_watches_is_told(teacher_path: Path, tmp_path: Path) -> None:
     watching = Watching()
     compress(teacher_path, out=tmp_path / "deploy", progress=watching, tensorboard=True, **QUICK)
-    assert [row["phase"] for row in watching.rows] == ["lit", "finetune"]
+    assert [row["phase"] for row in watching.rows] == ["cut", "lit", "finetune"]
     assert watching.images == 2 * 128 * (load_images(tmp_path) // 128)
     assert any("hardly better than guessing" in note for note in watching.notes)
     assert list((tmp_path / "deploy" / "tensorboard").iterdir())

@@ -78,6 +78,8 @@ class Judgement(NamedTuple):
 class Discriminator(nn.Module):
     """PatchGAN with a second head. Names of the parameters are the published ones."""
 
+    task = "classification"  # of the domains; `realness` is the other output
+
     def __init__(self, layers: int, domains: int, width: int, kernel: int, in_channels: int) -> None:
         super().__init__()
         widths = [in_channels, *(width * 2**index for index in range(layers))]

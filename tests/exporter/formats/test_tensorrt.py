@@ -140,6 +140,8 @@ def test_an_engine_for_three_architectures_is_built_in_each_precision(
         "output_shape": ("batch", 10),
         "input_type": "float32",
         "output_type": "float32",
+        "outputs": {"logits": ("batch", 10)},
+        "output_types": {"logits": "float32"},
         "onnx_sha256": sha256_of(files[precision]),
         "command": "litdeploy export deploy --trt",
         "memory_limit": 2**28,

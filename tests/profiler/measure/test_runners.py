@@ -57,12 +57,12 @@ def test_a_slowed_student_is_slower() -> None:
 
 def test_a_batch_size_that_fails_is_left_out() -> None:
     lines: list[str] = []
-    results = measure_runners(lambda runner: pair(network(0, (2,)), network(0)), TARGET, CPU, lines.append)
-    assert [each.batch_size for each in results.measurements] == [1, 4]
+    results = measure_runners(lambda runner: pair(network(0, (4,)), network(0)), TARGET, CPU, lines.append)
+    assert [each.batch_size for each in results.measurements] == [1, 2]
     [failure] = results.failures
-    assert (failure.runner, failure.batch_size) == ("eager", 2)
-    assert failure.message == "RuntimeError: no room for 2"
-    assert any("eager, batch 2: left out" in line for line in lines)
+    assert (failure.runner, failure.batch_size) == ("eager", 4)
+    assert failure.message == "RuntimeError: no room for 4"
+    assert any("eager, batch 4: left out" in line for line in lines)
     results.check()
 
 
