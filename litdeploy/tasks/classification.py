@@ -6,8 +6,7 @@ Shape suffixes: N samples, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import torch
@@ -20,11 +19,15 @@ from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
 from litdeploy.storage.records import Accuracy, BatchParity, LabeledParity, Measures
 from litdeploy.tasks.task import (
+    Batches,
     Curve,
     Inference,
     Measure,
     ScoreRow,
     Task,
+    begun,
+    check_shapes,
+    divergence,
     finite,
     largest_differences,
     needed,
@@ -88,27 +91,17 @@ class Classification(Task[Scored]):
                 "--label-column where that dataset has several label columns."
             )
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
-        """L_KD = α · CE(S, y) + (1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the batch (Hinton et al.,
-        "Distilling the Knowledge in a Neural Network", 2015)."""
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
+        """τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the batch (Hinton et al., "Distilling the Knowledge in a
+        Neural Network", 2015)."""
         assert isinstance(student, Tensor)
         assert isinstance(teacher, Tensor)
-        hard = F.cross_entropy(student, labels) if alpha else 0.0  # data without labels have -1 here
-        soft = F.kl_div(
-            F.log_softmax(student / temperature, dim=-1),
-            F.log_softmax(teacher.detach() / temperature, dim=-1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return alpha * hard + (1 - alpha) * temperature**2 * soft
+        return temperature**2 * divergence(student, teacher, temperature).mean()
+
+    def hard_loss(self, student: Batch, labels: Tensor) -> Tensor:
+        """Cross-entropy, mean over the batch."""
+        assert isinstance(student, Tensor)
+        return F.cross_entropy(student, labels)
 
     def key(self, score: Scored) -> float:
         return super().key(score) if isinstance(score, Measures) else score.top1
@@ -119,45 +112,17 @@ class Classification(Task[Scored]):
         chance = 1 / classes
         return chance if score.top1 < chance + _HARDLY_BETTER * (1 - chance) else None
 
-    def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
-    ) -> Scored:
+    def evaluate(self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None) -> Scored:
         """Top-1 accuracy and mean cross-entropy; without labels `agreement` and `divergence`. See `Task.evaluate`."""
-        each = iter(batches)
-        first = next(each, None)
-        if first is None:
-            raise DataError(
-                "there is nothing to evaluate on: the split is empty. Give --data a dataset with this split."
-            )
-        if without_labels(first[1]):
-            return self._likeness(run, chain([first], each), needed(reference))
-        return self._accuracy(run, chain([first], each))
-
-    def _likeness(self, run: Inference, batches: Iterable[tuple[Batch, Tensor]], reference: Inference) -> Measures:
-        """Share of samples with the teacher's class, and mean KL(T ‖ S) in nats."""
-        sums: Tensor | None = None
-        samples = 0
+        labels, batches = begun(batches)
+        if not without_labels(labels):
+            return self._accuracy(run, batches)
         with torch.no_grad():
-            for batch, _ in batches:
-                found, expected = run(batch), reference(batch)
-                assert isinstance(found, Tensor)
-                assert isinstance(expected, Tensor)
-                student_NK, teacher_NK = (F.log_softmax(each.double(), dim=1) for each in (found, expected))
-                divergence = F.kl_div(student_NK, teacher_NK, reduction="sum", log_target=True)
-                same = (found.argmax(1) == expected.argmax(1)).sum().double()
-                both = torch.stack([same, divergence])
-                sums = both if sums is None else sums + both
-                samples += len(found)
-        assert sums is not None
-        agreement, divergence_mean = (sums / samples).tolist()
-        values = {"agreement": agreement, "divergence": divergence_mean}
-        return Measures(task="classification", values=finite(values), images=samples)
+            agreement, apart, samples = agreement_of(run, batches, needed(reference))
+        values = {"agreement": agreement, "divergence": apart}
+        return Measures(task=self.name, values=finite(values), images=samples)
 
-    def _accuracy(self, run: Inference, batches: Iterable[tuple[Batch, Tensor]]) -> Accuracy:
+    def _accuracy(self, run: Inference, batches: Batches) -> Accuracy:
         loss: Tensor | None = None
         hits: Tensor | None = None
         images = 0
@@ -284,6 +249,26 @@ class Classification(Task[Scored]):
 
 def _unlabeled(*sides: Mapping[str, Scored]) -> bool:
     return any(isinstance(score, Measures) for side in sides for score in side.values())
+
+
+def agreement_of(run: Inference, batches: Batches, reference: Inference) -> tuple[float, float, int]:
+    """Of logits (N, C, …): share of the places at which both have the same class, mean KL(T ‖ S) over the places, in
+    nats, and the number of samples."""
+    sums: Tensor | None = None
+    samples = places = 0
+    for batch, _ in batches:
+        found, expected = run(batch), reference(batch)
+        check_shapes(found, expected)
+        assert isinstance(found, Tensor)
+        assert isinstance(expected, Tensor)
+        same = (found.argmax(1) == expected.argmax(1)).sum().double()
+        both = torch.stack([same, divergence(found.double(), expected.double()).sum()])
+        sums = both if sums is None else sums + both
+        samples += len(found)
+        places += found[:, 0].numel()
+    assert sums is not None
+    agreement, mean = (sums / places).tolist()
+    return agreement, mean, samples
 
 
 def decimals(samples: int) -> int:

@@ -5,8 +5,7 @@ Shape suffixes: N samples, C classes, H height and W width of the logits; of lab
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,18 @@ from litdeploy.config.spec import AnyInput, NetworkSpec
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
 from litdeploy.storage.records import BatchParity, Measures
-from litdeploy.tasks.classification import Classification
-from litdeploy.tasks.task import Inference, Measure, Task, check_shapes, finite, needed, without_labels
+from litdeploy.tasks.classification import Classification, agreement_of
+from litdeploy.tasks.task import (
+    Batches,
+    Inference,
+    Measure,
+    Task,
+    begun,
+    divergence,
+    finite,
+    needed,
+    without_labels,
+)
 
 _PIXELS_AS_SAMPLES = Classification()
 
@@ -59,64 +68,27 @@ class Dense(Task[Measures]):
                 "network is compared with its teacher: --labels none"
             )
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
-        """(1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)) + α · CE(S, labels), both the mean over pixels."""
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
+        """τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over pixels."""
         assert isinstance(student, Tensor)
         assert isinstance(teacher, Tensor)
-        divergence_NHW = F.kl_div(
-            F.log_softmax(student / temperature, dim=1),
-            F.log_softmax(teacher.detach() / temperature, dim=1),
-            reduction="none",
-            log_target=True,
-        ).sum(1)
-        soft = temperature**2 * divergence_NHW.mean()
-        if not alpha:
-            return soft
-        return alpha * F.cross_entropy(*_labeled(student, labels)) + (1 - alpha) * soft
+        return temperature**2 * divergence(student, teacher, temperature).mean()
+
+    def hard_loss(self, student: Batch, labels: Tensor) -> Tensor:
+        """Cross-entropy, mean over the labeled pixels."""
+        assert isinstance(student, Tensor)
+        return F.cross_entropy(*_labeled(student, labels))
 
     def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
+        self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None
     ) -> Measures:
         """`pixel_agreement` and `pixel_divergence`, or `mean_iou` and `pixel_accuracy`. See `Task.evaluate`."""
-        each = iter(batches)
-        first = next(each, None)
-        if first is None:
-            raise DataError(
-                "there is nothing to evaluate on: the split is empty. Give --data a dataset with this split."
-            )
-        found = chain([first], each)
+        labels, batches = begun(batches)
         with torch.no_grad():
-            return self._agreement(run, found, needed(reference)) if without_labels(first[1]) else _by_maps(run, found)
-
-    def _agreement(self, run: Inference, batches: Iterable[tuple[Batch, Tensor]], reference: Inference) -> Measures:
-        sums: Tensor | None = None
-        samples = pixels = 0
-        for batch, _ in batches:
-            found, expected = run(batch), reference(batch)
-            check_shapes(found, expected)
-            assert isinstance(found, Tensor)
-            assert isinstance(expected, Tensor)
-            student_NCHW, teacher_NCHW = (F.log_softmax(each.double(), dim=1) for each in (found, expected))
-            divergence = F.kl_div(student_NCHW, teacher_NCHW, reduction="sum", log_target=True)
-            both = torch.stack([(found.argmax(1) == expected.argmax(1)).sum().double(), divergence])
-            sums = both if sums is None else sums + both
-            samples += len(found)
-            pixels += found[:, 0].numel()
-        assert sums is not None
-        agreement, divergence_mean = (sums / pixels).tolist()
-        values = {"pixel_agreement": agreement, "pixel_divergence": divergence_mean}
+            if not without_labels(labels):
+                return _by_maps(run, batches)
+            agreement, apart, samples = agreement_of(run, batches, needed(reference))
+        values = {"pixel_agreement": agreement, "pixel_divergence": apart}
         return Measures(task=self.name, values=finite(values), images=samples)
 
     def compare(
@@ -144,7 +116,7 @@ def _labeled(logits_NCHW: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits_NCHW, labels.where(known, labels.new_tensor(-100))
 
 
-def _by_maps(run: Inference, batches: Iterable[tuple[Batch, Tensor]]) -> Measures:
+def _by_maps(run: Inference, batches: Batches) -> Measures:
     """Pixel accuracy and mean IoU over the classes that occur in labels or answers."""
     counts: Tensor | None = None
     samples = 0

@@ -5,7 +5,7 @@ Shape suffixes: N samples, L tokens, D dimensions, M samples that are compared i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
 from litdeploy.storage.records import BatchParity, Measures
 from litdeploy.tasks.task import (
+    Batches,
     Inference,
     Measure,
     Task,
@@ -77,25 +78,13 @@ class EmbeddingTask(Task[Measures]):
         there_NL1 = counted(answer, inputs)[:, :, None]
         return (answer * there_NL1).sum(1) / there_NL1.sum(1).clamp(min=1)
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
-        """1 − cosine, mean over the batch. Labels and temperature have no part in it."""
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
+        """1 − cosine, mean over the batch; labels and temperature have no part in it."""
         student_ND, teacher_ND = (self.vectors(each, inputs) for each in (student, teacher))
         return (1 - F.cosine_similarity(student_ND, teacher_ND.detach(), dim=1)).mean()
 
     def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
+        self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None
     ) -> Measures:
         """`cosine` over all samples; `neighbors` and `spearman` over the first few thousand. See `Task.evaluate`."""
         original = needed(reference)

@@ -30,10 +30,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litdeploy.batch import Batch
@@ -46,6 +48,8 @@ S = TypeVar("S", bound=Record)
 
 # What a network takes → its answer (`networks.output.answer_of`).
 Inference = Callable[[Batch], Batch]
+# (what a network takes, labels (N) or of attributes (N, K), int64).
+Batches = Iterable[tuple[Batch, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,6 @@ class Task(ABC, Generic[S]):
 
     # Training.
 
-    @abstractmethod
     def loss(
         self,
         student: Batch,
@@ -233,7 +236,7 @@ class Task(ABC, Generic[S]):
         temperature: float,
         inputs: Batch | None = None,
     ) -> Tensor:
-        """L_KD: the loss of a student's output (weight 1 − alpha: to its teacher's, alpha: to the labels), a scalar.
+        """L_KD = α · hard_loss + (1 − α) · soft_loss, a scalar; soft_loss alone if labels have no part in it.
 
         Args:
             student, teacher: answers, float32; the teacher's carries no gradient.
@@ -241,6 +244,17 @@ class Task(ABC, Generic[S]):
             temperature: τ, which both sides' logits are divided by.
             inputs: what both took, for their masks.
         """
+        soft = self.soft_loss(student, teacher, temperature, inputs)
+        hard = self.hard_loss(student, labels) if alpha else None
+        return soft if hard is None else alpha * hard + (1 - alpha) * soft
+
+    @abstractmethod
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
+        """The loss of a student's answer to its teacher's; arguments as of `loss`."""
+
+    def hard_loss(self, student: Batch, labels: Tensor) -> Tensor | None:
+        """The loss of a student's answer to the labels; None if labels have no part in the loss."""
+        return None
 
     def check_objective(self, learns_by: str, what: str, network: str) -> None:
         """Check that an objective can learn from these outputs.
@@ -290,21 +304,15 @@ class Task(ABC, Generic[S]):
     # Measuring.
 
     @abstractmethod
-    def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
-    ) -> S:
+    def evaluate(self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None) -> S:
         """Measure how good a network is.
 
         Sums stay on the device and are read once, at the end.
 
         Args:
             run: the network.
-            batches: (what it takes, labels (N) or of attributes (N, K), int64), on the device of `run`. Labels of −1:
-                there are none, and outputs are compared with the reference's.
+            batches: on the device of `run`. Labels of −1: there are none, and outputs are compared with the
+                reference's.
             reference: the teacher; see `needs_teacher`.
 
         Raises:
@@ -409,6 +417,25 @@ def preferred_split(*sides: Mapping[str, object]) -> str | None:
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """The values that a file can hold; the first, the main one, is finite."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def begun(batches: Batches) -> tuple[Tensor, Batches]:
+    """The labels of the first batch, and all batches.
+
+    Raises:
+        DataError: there is none.
+    """
+    each = iter(batches)
+    first = next(each, None)
+    if first is None:
+        raise DataError("there is nothing to evaluate on: the split is empty. Give --data a dataset with this split.")
+    return first[1], chain([first], each)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(T/τ) ‖ softmax(S/τ)), in nats, of logits (N, C, …) at each place: (N, …). T carries no gradient."""
+    own, other = (F.log_softmax(each / temperature, dim=1) for each in (student, teacher.detach()))
+    return F.kl_div(own, other, reduction="none", log_target=True).sum(1)
 
 
 def without_labels(labels: Tensor) -> bool:

@@ -9,7 +9,7 @@ Shape suffixes: N texts, L tokens, V classes or vocabulary, M tokens of several 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,19 @@ from litdeploy.config.spec import AnyInput, NetworkSpec, TokenInput
 from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError
 from litdeploy.storage.records import BatchParity, Measures
-from litdeploy.tasks.task import Inference, Measure, Task, check_shapes, counted, finite, needed, without_labels
+from litdeploy.tasks.task import (
+    Batches,
+    Inference,
+    Measure,
+    Task,
+    begun,
+    check_shapes,
+    counted,
+    divergence,
+    finite,
+    needed,
+    without_labels,
+)
 
 # Values of logits that are in double precision or softmaxed at a time: 64 MB in float32.
 _AT_ONCE = 2**24
@@ -68,16 +80,8 @@ class TokensTask(Task[Measures]):
         if len(classes) != wanted:
             super().check_classes(source, classes, attributes, spec, wanted)
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
-        """(1 − α) · τ² · KL(softmax(T/τ) ‖ softmax(S/τ)) + α · CE, both as means over the tokens that count."""
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
+        """τ² · KL(softmax(T/τ) ‖ softmax(S/τ)), mean over the tokens that count."""
         assert isinstance(student, Tensor)
         assert isinstance(teacher, Tensor)
         there_NL = counted(student, inputs)
@@ -86,25 +90,23 @@ class TokensTask(Task[Measures]):
             checkpoint(_divergence, own, other, there, temperature, use_reentrant=False, preserve_rng_state=False)
             for own, other, there in _in_parts(student, teacher.detach(), there_NL)
         ]
-        soft = temperature**2 * torch.stack(parts).sum() / count
-        if not alpha:
-            return soft
+        return temperature**2 * torch.stack(parts).sum() / count
+
+    def hard_loss(self, student: Batch, labels: Tensor) -> Tensor:
+        """Cross-entropy, mean over the labeled tokens."""
+        assert isinstance(student, Tensor)
         _check_labels(labels, student)
-        hard = F.cross_entropy(student.flatten(0, 1), _ignoring(labels).flatten(), ignore_index=_UNLABELED)
-        return alpha * hard + (1 - alpha) * soft
+        return F.cross_entropy(student.flatten(0, 1), _ignoring(labels).flatten(), ignore_index=_UNLABELED)
 
     def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
+        self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None
     ) -> Measures:
         """`accuracy` with labels of tokens; without them `agreement` and `divergence`, and of a causal language model
         the `perplexity` of both. See `Task.evaluate`."""
         sums: dict[str, Tensor | float] = {}
         samples = 0
         generates: bool | None = None
+        _, batches = begun(batches)
         with torch.no_grad():
             for batch, labels in batches:
                 found = run(batch)
@@ -123,10 +125,6 @@ class TokensTask(Task[Measures]):
                         own, others = (_surprise(logits, batch) for logits in (found, expected))
                         _add(sums, {"own": own[0], "others": others[0], "following": own[1]})
                 samples += size_of(batch)
-        if not samples:
-            raise DataError(
-                "there is nothing to evaluate on: the split is empty. Give --data a dataset with this split."
-            )
         return Measures(task="tokens", values=finite(_means(sums)), images=samples)
 
     def compare(
@@ -163,17 +161,16 @@ def _in_parts(logits_NLV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...
 
 def _divergence(student_MV: Tensor, teacher_MV: Tensor, there_M: Tensor, temperature: float) -> Tensor:
     """KL(softmax(T/τ) ‖ softmax(S/τ)), summed over the tokens that count."""
-    student_MV, teacher_MV = (F.log_softmax(each.float() / temperature, dim=1) for each in (student_MV, teacher_MV))
-    each_M = F.kl_div(student_MV, teacher_MV, reduction="none", log_target=True).sum(1)
+    each_M = divergence(student_MV.float(), teacher_MV.float(), temperature)
     return torch.where(there_M.bool(), each_M, 0.0).sum()
 
 
 def _alike(found: Tensor, expected: Tensor, there_NL: Tensor) -> dict[str, Tensor]:
-    same, divergence = [], []
+    same, apart = [], []
     for own, other, there_M in _in_parts(found, expected, there_NL):
         same.append(((own.argmax(1) == other.argmax(1)) & there_M.bool()).sum().double())
-        divergence.append(_divergence(own, other, there_M, 1.0).double())
-    return {"same": torch.stack(same).sum(), "divergence": torch.stack(divergence).sum(), "tokens": there_NL.sum()}
+        apart.append(_divergence(own, other, there_M, 1.0).double())
+    return {"same": torch.stack(same).sum(), "divergence": torch.stack(apart).sum(), "tokens": there_NL.sum()}
 
 
 def _right(found: Tensor, labels_NL: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ Shape suffixes: N images, K domains, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from litdeploy.config.target import Tolerance
 from litdeploy.errors import DataError, RunnerError, StudentError
 from litdeploy.files import write_whole
 from litdeploy.storage.records import MOST_DB, BatchParity, Likeness
-from litdeploy.tasks.task import Curve, Inference, ScoreRow, Task, largest_differences, preferred_split
+from litdeploy.tasks.task import Batches, Curve, Inference, ScoreRow, Task, largest_differences, preferred_split
 
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
@@ -84,15 +84,7 @@ class Translation(Task[Likeness]):
     def check_objective(self, learns_by: str, what: str, network: str) -> None:
         super().check_objective("logits" if learns_by == "output" else learns_by, what, network)
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
         """None: a generator learns by its sections and by a discriminator. See `check_objective`."""
         raise StudentError(f"images have no logits to distil. {self.advice}")
 
@@ -143,11 +135,7 @@ class Translation(Task[Likeness]):
         return True
 
     def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
+        self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None
     ) -> Likeness:
         """PSNR and SSIM of the network's images to the reference's. See `Task.evaluate`."""
         assert reference is not None

@@ -7,7 +7,7 @@ compared for equality and carry no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from torch import Tensor
 from litdeploy.batch import Batch, size_of
 from litdeploy.config.spec import AnyInput
 from litdeploy.config.target import Tolerance
-from litdeploy.errors import DataError, NetworkError
+from litdeploy.errors import NetworkError
 from litdeploy.storage.records import BatchParity, Measures
-from litdeploy.tasks.task import Inference, Measure, Task, check_shapes, largest_differences, needed
+from litdeploy.tasks.task import Batches, Inference, Measure, Task, begun, check_shapes, largest_differences, needed
 
 # A tensor that hardly differs from sample to sample is scaled by its magnitude, of which this is the share.
 _LEAST_VARIANCE = 1e-4
@@ -53,17 +53,9 @@ class Tree(Task[Measures]):
     def output_shape(self, spec: AnyInput, classes: int | str) -> tuple[int | str, ...]:
         return ()
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
-        """Mean over the tensors of mse(S, T) / var(T): each counts alike, whatever its unit. α has no part in it: what
-        labels would mean is not known.
+    def soft_loss(self, student: Batch, teacher: Batch, temperature: float, inputs: Batch | None) -> Tensor:
+        """Mean over the tensors of mse(S, T) / var(T): each counts alike, whatever its unit. What labels would mean is
+        not known.
 
         Raises:
             NetworkError: no tensor is of floating point.
@@ -84,14 +76,11 @@ class Tree(Task[Measures]):
         return torch.stack(losses).mean()
 
     def evaluate(
-        self,
-        run: Inference,
-        batches: Iterable[tuple[Batch, Tensor]],
-        spec: AnyInput,
-        reference: Inference | None = None,
+        self, run: Inference, batches: Batches, spec: AnyInput, reference: Inference | None = None
     ) -> Measures:
         """`relative_error`, of several tensors also that of each, and of integers `equal`. See `Task.evaluate`."""
         original = needed(reference)
+        _, batches = begun(batches)
         sums: dict[str, Tensor] = {}
         integers: set[str] = set()
         samples = 0
@@ -105,10 +94,6 @@ class Tree(Task[Measures]):
                     part = _squares(wanted, _named(found)[name])
                     sums[name] = sums[name] + part if name in sums else part
                 samples += size_of(expected)
-        if not samples:
-            raise DataError(
-                "there is nothing to evaluate on: the split is empty. Give --data a dataset with this split."
-            )
         ratios = {name: _ratio(*part.tolist()) for name, part in sums.items()}
         errors = {name: math.sqrt(ratio) for name, ratio in ratios.items() if name not in integers}
         equal = {f"equal/{name}": 1 - ratios[name] for name in ratios if name in integers}

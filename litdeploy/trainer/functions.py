@@ -42,25 +42,13 @@ class Functions:
         """Whether there is a metric."""
         return "metric" in self.functions
 
-    # As `Task.fused` and `Task.loss`.
-    fused = False
-
     @property
     def names(self) -> dict[str, str]:
         """Role → name, for the manifest: a function itself cannot be stored."""
         return {role: name_of(function) for role, function in self.functions.items()}
 
-    def loss(
-        self,
-        student: Batch,
-        teacher: Batch,
-        labels: Tensor,
-        alpha: float,
-        temperature: float,
-        inputs: Batch | None = None,
-    ) -> Tensor:
-        """The user's loss in the place of L_KD; alpha and temperature are the task's. See `Task.loss`."""
-        assert inputs is not None
+    def loss(self, student: Batch, teacher: Batch, labels: Tensor, inputs: Batch) -> Tensor:
+        """The user's loss of a student's answer, in the place of L_KD."""
         found: Tensor = self.functions["loss"](student, teacher, self.structure.rebuilt(inputs, labels))
         return found.float()
 

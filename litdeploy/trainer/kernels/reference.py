@@ -32,7 +32,7 @@ def section_losses(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Te
 def distillation_loss(
     logits_NK: Tensor, teacher_logits_NK: Tensor, labels_N: Tensor, alpha: float, temperature: float
 ) -> Tensor:
-    """L_KD of logits: see `Classification.loss`."""
+    """L_KD of logits: see `Task.loss`."""
     return TASKS["classification"].loss(logits_NK, teacher_logits_NK, labels_N, alpha, temperature)
 
 

@@ -51,15 +51,18 @@ def distillation_loss(recipe: Recipe, task: Task[Any] | Functions) -> Callable[[
     """
     alpha, temperature = recipe.alpha, recipe.temperature
 
-    def fused(outputs: Outputs) -> Tensor:
-        assert isinstance(outputs.teacher_output, Tensor)
-        return kernels.distillation_loss(outputs.logits, outputs.teacher_output, outputs.labels, alpha, temperature)
+    def of(outputs: Outputs) -> Tensor:
+        teacher, labels = outputs.teacher_output, outputs.labels
+        assert teacher is not None
+        if isinstance(task, Functions):
+            assert outputs.inputs is not None
+            return task.loss(outputs.output, teacher, labels, outputs.inputs)
+        if task.fused:
+            assert isinstance(teacher, Tensor)
+            return kernels.distillation_loss(outputs.logits, teacher, labels, alpha, temperature)
+        return task.loss(outputs.output, teacher, labels, alpha, temperature, outputs.inputs)
 
-    def of_task(outputs: Outputs) -> Tensor:
-        assert outputs.teacher_output is not None
-        return task.loss(outputs.output, outputs.teacher_output, outputs.labels, alpha, temperature, outputs.inputs)
-
-    return fused if task.fused else of_task
+    return of
 
 
 class Distillation(Objective):
