@@ -252,8 +252,8 @@ def _unlabeled(*sides: Mapping[str, Scored]) -> bool:
 
 
 def agreement_of(run: Inference, batches: Batches, reference: Inference) -> tuple[float, float, int]:
-    """Share of the places of logits (N, C, …) with the same class on both sides, mean KL(T ‖ S) over the places in nats,
-    and the number of samples."""
+    """Share of the places of logits (N, C, …) with the same class on both sides, their mean KL(T ‖ S) in nats, and the
+    number of samples."""
     sums: Tensor | None = None
     samples = places = 0
     for batch, _ in batches:

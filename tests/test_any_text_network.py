@@ -1,4 +1,4 @@
-"""A tiny network of a task the whole way: compress without labels, export and verify, evaluate, profile."""
+"""The whole way of networks of texts, without labels, as `test_any_network.py` of images: each a tiny BERT or GPT-2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ QUICK: dict[str, Any] = {
     "compile": "off",
     "batch_size": 16,
     "epochs": 2,
-    "student_blocks": {"encoder.layer": 2},
     "target": TARGET,
 }
 
@@ -90,22 +89,13 @@ def test_an_embedder(tmp_path: Path, bert_folder: Path, texts: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_token_classifier(tmp_path: Path, bert_folder: Path, texts: Path) -> None:
-    teacher = saved(tmp_path / "teacher", bert_folder, transformers.BertForTokenClassification, num_labels=3)
-    bundle, report = deploy(
-        teacher, out=tmp_path / "deploy", data=str(texts), **{**QUICK, "student_blocks": {"bert.encoder.layer": 2}}
-    )
-    score = check(bundle, report, "tokens", texts, teacher)
-    assert score.values.keys() == {"agreement", "divergence"}
-
-
-@pytest.mark.slow
-def test_a_text_classifier_without_labels(tmp_path: Path, bert_folder: Path, texts: Path) -> None:
-    teacher = saved(tmp_path / "teacher", bert_folder, transformers.BertForSequenceClassification, num_labels=3)
-    bundle, report = deploy(
-        teacher, out=tmp_path / "deploy", data=str(texts), **{**QUICK, "student_blocks": {"bert.encoder.layer": 2}}
-    )
-    score = check(bundle, report, "classification", texts, teacher)
+@pytest.mark.parametrize(("kind", "task"), [("Token", "tokens"), ("Sequence", "classification")])
+def test_a_classifier(kind: str, task: str, tmp_path: Path, bert_folder: Path, texts: Path) -> None:
+    build = getattr(transformers, f"BertFor{kind}Classification")
+    teacher = saved(tmp_path / "teacher", bert_folder, build, num_labels=3)
+    blocks = {"student_blocks": {"bert.encoder.layer": 2}}
+    bundle, report = deploy(teacher, out=tmp_path / "deploy", data=str(texts), **{**QUICK, **blocks})
+    score = check(bundle, report, task, texts, teacher)
     assert score.values.keys() == {"agreement", "divergence"}
 
 
