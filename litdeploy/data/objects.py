@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from litdeploy.batch import Batch, forward, mapped, picked, size_of, tensors_of
+from litdeploy.batch import Batch, forward, joined, mapped, moved, picked, size_of, tensors_of
 from litdeploy.config.recipe import Augmentation, DataSettings, Recipe
 from litdeploy.config.spec import AnyInput, Free, InputSpec, InputTensor, Noun, TensorInput
 from litdeploy.data.split import OnDemand, Picked, Resident, Split, free_memory
@@ -210,6 +210,7 @@ class ObjectStore:
 
     Attributes:
         structure: of a batch.
+        streams: whether the training split is streamed: its samples may differ from pass to pass.
         batch_size: of a streamed training split, which decides it; else None.
         others: see `Store`.
     """
@@ -230,14 +231,14 @@ class ObjectStore:
         elif objects.validation is not None:
             self._sources |= {"validation": objects.validation, "test": objects.validation}
         self.splits: tuple[str, ...] = tuple(self._sources)
-        self._streams = isinstance(objects.train, Stream) and not evaluation
+        self.streams = isinstance(objects.train, Stream) and not evaluation
         self.name = name_of(objects.train.given)
         if objects.validation is not None:
             self.name += f"; validation and test: {name_of(objects.validation.given)}"
         self._first, self._keeps_labels = objects.first, False
         inputs, labels = self.structure.read(objects.first)
         _check_fits(objects.first, inputs, network)
-        self.batch_size = size_of(inputs) if self._streams else None
+        self.batch_size = size_of(inputs) if self.streams else None
         if self.batch_size == 1:
             raise DataError("data: batches of one sample. Give a loader of at least two: DataLoader(…, batch_size=64).")
         self._example = mapped(lambda tensor: tensor[:1].clone(), inputs)
@@ -255,11 +256,6 @@ class ObjectStore:
         self._keeps_labels = True
         return self._checked(self._first)
 
-    @property
-    def streams(self) -> bool:
-        """Whether the training split is streamed: its samples may differ from pass to pass."""
-        return self._streams
-
     def adapted(self, recipe: Recipe, processes: int = 1) -> Recipe:
         """The recipe with what the data decide: the batch size of a loader, and no augmentation of ours.
 
@@ -270,25 +266,25 @@ class ObjectStore:
             DataError: the recipe wants features kept of samples that may differ from pass to pass, or several processes
                 would stream.
         """
-        if self._streams and processes > 1:
+        if self.streams and processes > 1:
             raise DataError(
                 f"data: {processes} processes would each read the same batches of the loader. Give data=… the Dataset "
                 "itself, whose batches they share, or start one process."
             )
-        if self._streams and recipe.feature_cache not in ("auto", "off"):
+        if self.streams and recipe.feature_cache not in ("auto", "off"):
             raise DataError(
                 f"--feature-cache {recipe.feature_cache}: a loader's samples may differ from pass to pass, so that no "
                 "features of them can be kept. Leave it out, or give data=… the Dataset itself."
             )
         changes: dict[str, Any] = {"augmentation": Augmentation(padding=0, flip=False).model_dump()}
-        if self._streams:
+        if self.streams:
             changes |= {"batch_size": self.batch_size, "feature_cache": "off"}
         return recipe.with_(**changes)
 
     def notes(self) -> list[str]:
         """What the user should know of how these data are used."""
         found = []
-        if self._streams:
+        if self.streams:
             found.append(
                 f"data: batches of {self.batch_size} from the loader, {len(self._sources['train'])} an epoch; order "
                 "and augmentation are its own, so that a resumed run sees other batches, and no features are kept"
@@ -313,7 +309,7 @@ class ObjectStore:
     def labels(self, split: str) -> NDArray[Any]:
         """See `Store.labels`; labels that are no classes are unchanged; −1 without labels."""
         source = self._sources[split]
-        if isinstance(source, Stream) and split == "train" and self._streams:
+        if isinstance(source, Stream) and split == "train" and self.streams:
             assert self.batch_size is not None
             return np.full(len(source) * self.batch_size, -1)
         return self._everything(source)[1].numpy()
@@ -323,10 +319,10 @@ class ObjectStore:
         source = self._sources[split]
         inputs, _ = self._everything(source)
         if inputs is not None:
-            return mapped(lambda tensor: tensor.to(device), picked(inputs, torch.from_numpy(rows)))
+            return moved(picked(inputs, torch.from_numpy(rows)), device)
         assert isinstance(source, SampleSource)
         found, _ = self.structure.read(source.batch(rows.tolist()))
-        return mapped(lambda tensor: tensor.to(device), found)
+        return moved(found, device)
 
     def undecodable(self, split: str, rows: NDArray[np.int64]) -> dict[int, str]:
         """See `Store.undecodable`: a sample that cannot be read is an error of the user's code."""
@@ -335,7 +331,7 @@ class ObjectStore:
     def streamed(self, split: str, rows: NDArray[np.int64], device: torch.device, workers: int) -> Split:
         """See `Store.streamed`; in memory if it fits."""
         source = self._sources[split]
-        if isinstance(source, Stream) and split == "train" and self._streams:
+        if isinstance(source, Stream) and split == "train" and self.streams:
             assert self.batch_size is not None
             return StreamedBatches(source, self.batch_size, self._checked, device)
         labels = torch.from_numpy(self.labels(split)[rows]).to(device)
@@ -367,7 +363,7 @@ class ObjectStore:
                 labels.append(label)
                 if fits:
                     inputs.append(read)
-            self._read[id(source)] = (_joined(inputs) if fits else None, torch.cat(labels))
+            self._read[id(source)] = (joined(inputs) if fits else None, torch.cat(labels))
         return self._read[id(source)]
 
     def _rows(self, source: Stream) -> int:
@@ -409,12 +405,6 @@ class ObjectStore:
             if len(names) == count and all(isinstance(name, str) for name in names):
                 return tuple(names)
         return tuple(map(str, range(count)))
-
-
-def _joined(parts: Sequence[Batch]) -> Batch:
-    if isinstance(parts[0], dict):
-        return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in parts[0]}
-    return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
 def _check_fits(batch: Any, inputs: Batch, network: Network) -> None:
