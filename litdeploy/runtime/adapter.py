@@ -85,8 +85,8 @@ def read_adapter(metadata: Mapping[str, str], source: str = "the exported file")
 
 
 def answer(tensors: Mapping[str, Tensor], task: Task[Any]) -> Batch:
-    """The answer of a task in a file's outputs, float32: all of a tree's tensors, else the first."""
-    if task.name == "tree":
+    """The answer of a task in a file's outputs, float32."""
+    if task.several:
         return cast(dict(tensors), torch.float32)
     return next(iter(tensors.values())).float()
 
@@ -102,7 +102,7 @@ def read_task(metadata: Mapping[str, str], spec: AnyInput | None, source: str) -
         return task_of(spec)
     if stated not in TASKS:
         raise RunnerError(
-            f"{source}: its metadata state the task '{stated}', which there is not ({', '.join(TASKS)}). The file is "
+            f"{source}: its metadata state the task '{stated}', and the tasks are {', '.join(TASKS)}. The file is "
             "damaged or not from litdeploy. Export it again: litdeploy export"
         )
     return TASKS[stated]

@@ -203,10 +203,10 @@ class OnnxRuntimeRunner:
         kinds = {name: dtype for dtype, (name, _) in _ELEMENTS.items()}
         taken = [_input_tensor(each, self._adapter) for each in inputs]
         known = tuple(each for each in taken if each is not None)
-        wanted = outputs if self._task.name == "tree" else outputs[:1]
+        wanted = outputs if self._task.several else outputs[:1]
         found = [_Output(each.name, kinds[each.type], tuple(each.shape[1:])) for each in wanted if each.type in kinds]
         fits = len(found) == len(wanted) and self._task.class_count(found[0].sizes, spec) is not None
-        fits = fits and (self._task.name == "tree" or found[0].dtype.is_floating_point)
+        fits = fits and (self._task.several or found[0].dtype.is_floating_point)
         if not known or len(known) < len(inputs) or not fits:
             there = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
             raise RunnerError(

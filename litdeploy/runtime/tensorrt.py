@@ -245,7 +245,7 @@ def _checked(built: Engine) -> tuple[InputAdapter, Task[Any]]:
     several = [] if spec is None or len(spec.tensors) == 1 else [each.name for each in spec.tensors]
     named = list(details.inputs) == several if several else len(details.inputs) <= 1
     task = read_task(details.metadata, spec, str(built.path))
-    fits = task.class_count(ends[1][1:], spec) is not None and (task.name == "tree" or details.output_type in _TYPES)
+    fits = task.class_count(ends[1][1:], spec) is not None and (task.several or details.output_type in _TYPES)
     if not typed or not fixed or not named or not fits or len(images) != 4:
         raise RunnerError(
             f"{built.path}: not an engine as `litdeploy export` builds it: one floating-point input "

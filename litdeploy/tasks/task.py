@@ -15,7 +15,7 @@ task declares in `measures`: a new task needs no code for them.
 | data | `check_classes`, `inputs`, `any_size` |
 | trainer | `loss`, `fused`, `check_objective`, `repeats`, `training_inputs`, `evaluate`, `key`, `chance`, |
 | | `write_samples` |
-| exporter, runtime | `output_name`, `output_shape`, `output_labels`, `class_count` |
+| exporter, runtime | `output_name`, `several`, `output_shape`, `output_labels`, `class_count` |
 | parity, verify, fidelity | `compare`, `compare_scores`, `agreeing`, `evaluate` |
 | reports | `split`, `figure`, `rows`, `headline`, `verdict`, `points`, `interval`, `curves`, and words |
 | messages | `output`, `makes`, `labeled`, `measure`, `advice` |
@@ -129,6 +129,7 @@ class Task(ABC, Generic[S]):
         score: the record of its metric.
         output: what the output is: `logits`, `images`.
         output_name: of the output in an exported file.
+        several: whether the answer is every output of a file, by name; else it is the first.
         makes: what the network does, after its name in messages: "makes images".
         labeled: whether the metric compares with labels, so that the network's accuracy is defined.
         needs_labels: whether its networks take the labels as an input, so that they need data with labels.
@@ -150,6 +151,7 @@ class Task(ABC, Generic[S]):
     score: type[S]
     output: ClassVar[str]
     output_name: ClassVar[str]
+    several: ClassVar[bool] = False
     makes: ClassVar[str]
     labeled: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False

@@ -32,6 +32,7 @@ class Tree(Task[Measures]):
     score = Measures
     output = "tensors"
     output_name = "output"
+    several = True
     makes = "returns named tensors"
     needs_reference = True
     advice = "Choose another method: --method lit"
