@@ -95,12 +95,12 @@ def compare_sections(
             for name in names:
                 places[name][1].add(own[name].output, whole[name].output)
             for difference in places[STEM]:  # the stem's input is the same in both
-                difference.add(own[names[0]].input, whole[names[0]].input)
+                difference.add(own[names[0]].input, whole[sections[0][0].name].input)
             for name, section in own_sections.items():
                 arguments = section.own(whole[name].arguments)
                 alone = run_section(section.blocks_in(student), whole[name].input, arguments)
                 places[name][0].add(alone, whole[name].output)
-            with _giving(last, whole[names[-1]].output):
+            with _giving(last, whole[sections[0][-1].name].output):
                 head_output = answer_of(forward(student, batch), task.name)
             for index, found in enumerate((head_output, own_output)):
                 places[task.output][index].add(found, output)

@@ -34,7 +34,7 @@ def measure_sections(
     """Time each section of both, with hooks before its first block and after its last.
 
     Args:
-        sections: the teacher's, and the student's in the same order.
+        sections: the teacher's, and the student's in the same order; one of which it has no block takes no time.
         batch_sizes: images per call.
 
     Returns:
@@ -46,12 +46,12 @@ def measure_sections(
             found: list[SectionTime] = []
             for batch_size in batch_sizes:
                 batch = moved(teacher.example(batch_size), device)
-                found += _section_times(batch, [(modules[0], first), (modules[1], second)], sections[0])
+                found += _section_times(batch, [(modules[0], first), (modules[1], second)], sections)
     return tuple(found)
 
 
 def _section_times(
-    batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: Sequence[Section]
+    batch: Batch, sides: list[tuple[nn.Module, list[Any]]], sections: tuple[Sequence[Section], Sequence[Section]]
 ) -> Iterator[SectionTime]:
     """Time both sides in turn, TSST, on one batch."""
     for side in sides:
@@ -67,15 +67,17 @@ def _section_times(
     device = device_of(batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    teacher, student = (np.median([_durations(marks) for marks in each], axis=0) for each in calls)
-    for place, name in enumerate((*(section.name for section in sections), REMAINDER)):
+    teacher, student = (
+        np.median([_durations(marks, own) for marks in each], axis=0) for each, own in zip(calls, sections, strict=True)
+    )
+    for place, name in enumerate((*(section.name for section in sections[0]), REMAINDER)):
         yield SectionTime(
             name=name, batch_size=size_of(batch), teacher_ms=float(teacher[place]), student_ms=float(student[place])
         )
 
 
 def _call(module: nn.Module, marks: list[Any], batch: Batch) -> list[Any]:
-    """Marks in order: start, then start and end of each section, then end."""
+    """Marks in order: start, then start and end of each section with blocks, then end."""
     marks.clear()
     marks.append(_mark(device_of(batch)))
     forward(module, batch)
@@ -83,18 +85,21 @@ def _call(module: nn.Module, marks: list[Any], batch: Batch) -> list[Any]:
     return list(marks)
 
 
-def _durations(marks: list[Any]) -> list[float]:
+def _durations(marks: list[Any], sections: Sequence[Section]) -> list[float]:
     """Milliseconds of each section, then of the rest."""
-    inside = [_ms_between(start, end) for start, end in zip(marks[1:-1:2], marks[2:-1:2], strict=True)]
+    spans = zip(marks[1:-1:2], marks[2:-1:2], strict=True)
+    inside = [_ms_between(*next(spans)) if section.blocks else 0.0 for section in sections]
     return [*inside, _ms_between(marks[0], marks[-1]) - sum(inside)]
 
 
 @contextmanager
 def _marking(module: nn.Module, sections: Sequence[Section], device: torch.device) -> Iterator[list[Any]]:
-    """In the `with` block, each forward pass adds two marks for each section to the list."""
+    """In the `with` block, each forward pass adds two marks for each section with blocks to the list."""
     marks: list[Any] = []
     with without_caches(module), ExitStack() as hooks:
         for section in sections:
+            if not section.blocks:
+                continue
             blocks = section.blocks_in(module)
             hooks.callback(blocks[0].register_forward_pre_hook(lambda *_: marks.append(_mark(device))).remove)
             hooks.callback(blocks[-1].register_forward_hook(lambda *_: marks.append(_mark(device))).remove)

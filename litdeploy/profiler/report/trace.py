@@ -88,9 +88,11 @@ def check_trace_path(path: Path) -> None:
 
 @contextmanager
 def _marked(module: nn.Module, sections: Sequence[Section], role: str) -> Iterator[None]:
-    """Record each section of the module as a range of its own while the context is open."""
+    """Record each section of the module that has blocks as a range of its own while the context is open."""
     with ExitStack() as handles:
         for section in sections:
+            if not section.blocks:
+                continue
             blocks = section.blocks_in(module)
             range_ = record_function(f"{role} {section.name}")
 

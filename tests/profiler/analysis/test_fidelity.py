@@ -78,6 +78,17 @@ def test_an_error_is_shown_where_it_enters_and_compounds_after() -> None:
     assert found.same_class_on_own == found.same_class_on_teacher == 0
 
 
+def test_a_section_of_which_the_student_has_no_block_is_left_out() -> None:
+    """The head still gets the output of the teacher's last section, and the stem is compared at its own output."""
+    teacher = Scales(1, [2], [3])
+    for student, plan, expected in (
+        (Scales(1, [2], []), {"first": (0,), "second": ()}, {"stem": (0, 0), "first": (0, 0), "logits": (0, 67)}),
+        (Scales(1, [], [3]), {"first": (), "second": (0,)}, {"stem": (0, 0), "second": (0, 50), "logits": (0, 50)}),
+    ):
+        pairs = sections.of(teacher, SECTIONS), sections.of_student(student, teacher, plan)
+        assert percent(compare_sections(teacher, student, pairs, batches(), TASK).deviations) == expected
+
+
 def test_the_teacher_itself_has_no_error_and_is_left_as_it_was() -> None:
     teacher = Scales(2, [3, 1], [1, 0.5])
     found = compared(teacher, Scales(2, [3], [0.5]))

@@ -59,3 +59,16 @@ def test_each_section_gets_its_own_time() -> None:
     assert found[0].teacher_ms == pytest.approx(3 * found[0].student_ms, rel=0.5)
     # Nothing is left hanging on the networks.
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in teacher.module.modules())
+
+
+def test_a_section_of_which_the_student_has_no_block_takes_no_time() -> None:
+    teacher = load(Sleeping(), normalise="none", input_shape=(1, 4, 4))
+    plan: DepthPlan = {"long": (), "short": (0, 1)}
+    module = make_student(teacher.module, plan).eval()
+    pairs = sections.of(teacher.module, plan), sections.of_student(module, teacher.module, plan)
+    long, short, rest = measure_sections(
+        teacher, Network(module, teacher.spec, "student"), pairs, [1], torch.device("cpu")
+    )
+    assert (long.student_ms, long.teacher_ms >= 9) == (0, True)
+    assert short.student_ms >= 2
+    assert rest.student_ms >= 4

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_calls_sections_and_operators_are_in_the_trace(made: Made, tmp_path: Pat
     inside = [each for each in convolutions if 0 <= each["ts"] - student["ts"] <= student["dur"]]
     assert len(inside) == 2  # the one block that the student kept
     assert len(convolutions) > 6 * len(inside)
+
+
+def test_a_section_of_which_the_student_has_no_block_has_no_range(made: Made, tmp_path: Path) -> None:
+    networks = {"teacher": load(made.teacher), "student": load(made.bundle.student_path)}
+    found = marked(networks)
+    found["student"] = [replace(found["student"][0], paths=()), *found["student"][1:]]
+    write_trace(tmp_path / "trace.json", networks, found, torch.device("cpu"), batch_size=1)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {each["name"] for each in events if each.get("cat") == "user_annotation"}
+    assert "student layer1" not in names
+    assert {"teacher layer1", "student layer2"} <= names
 
 
 @pytest.mark.parametrize("name", ["trace", "trace.pt", "taken/trace.json"])
