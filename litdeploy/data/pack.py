@@ -67,7 +67,7 @@ def pack(
         raise DataError(f"{store.name}: holds texts, and images are packed. Give --data {store.name} itself.")
     if store.columns.attributes:
         raise DataError(f"{store.name}: a packed file holds one label an image, and no attributes. Leave them out.")
-    most = dict.fromkeys(store.splits, limit)
+    most: dict[str, int | None] = dict.fromkeys(store.splits, limit)
     if train_images is not None:
         if "train" not in store.splits:
             raise DataError(f"{store.name}: has no training images. Leave --train-images out, or use --limit.")
@@ -75,21 +75,7 @@ def pack(
     rows = {split: _kept(store, split, count, seed) for split, count in most.items()}
     if settings.skip_bad:
         rows = _without_bad(store, rows, settings.skip_bad)
-    whole = {split: len(store.labels(split)) for split in rows}
-    header = Header.model_validate(
-        {
-            "source": store.name,
-            "fingerprint": store.fingerprint(),
-            "image_column": store.columns.content,
-            "label_column": store.columns.label,
-            "classes": store.classes,
-            "shape": store.shape,
-            "images": {split: len(kept) for split, kept in rows.items()},
-            "source_images": whole,
-            "seed": None if all(count is None or count >= whole[split] for split, count in most.items()) else seed,
-            "test_share": store.test_share,
-        }
-    )
+    header = _header(store, rows, most, seed)
     _check_memory(header)
     tensors = {}
     for split, kept in rows.items():
@@ -158,6 +144,25 @@ def _without_bad(store: Store, rows: dict[str, NDArray[np.int64]], most: int) ->
             + "\n  ".join(faults[:3])
         )
     return good
+
+
+def _header(store: Store, rows: dict[str, NDArray[np.int64]], most: dict[str, int | None], seed: int) -> Header:
+    """The header of a file with these rows; it has the seed if images were drawn."""
+    whole = {split: len(store.labels(split)) for split in rows}
+    return Header.model_validate(
+        {
+            "source": store.name,
+            "fingerprint": store.fingerprint(),
+            "image_column": store.columns.content,
+            "label_column": store.columns.label,
+            "classes": store.classes,
+            "shape": store.shape,
+            "images": {split: len(kept) for split, kept in rows.items()},
+            "source_images": whole,
+            "seed": None if all(count is None or count >= whole[split] for split, count in most.items()) else seed,
+            "test_share": store.test_share,
+        }
+    )
 
 
 def _check_memory(header: Header) -> None:

@@ -104,7 +104,6 @@ def verify(
     everything = {} if folder is None else _asked(folder, artefacts)
     asked = {kind: artefact for kind, artefact in everything.items() if artefact.runs_here}
     files = {} if folder is None else {kind: folder.artefact_path(artefact) for kind, artefact in asked.items()}
-    opened: Data | None
     if isinstance(folder, Bundle):
         _check_absent(f"{folder.path}: is a bundle; its files are compared with its student", against=against)
         candidate = load(folder.student_path, network=network)
@@ -112,15 +111,13 @@ def verify(
     elif folder is not None:
         _check_absent(f"{folder.path}: holds files of a network that was not compressed", teacher=teacher)
         candidate = against if isinstance(against, Network) else load_exported(folder, against, network)
-        settings = settings_of(data, folder.read().data)
-        opened = None if settings is None else open_for(candidate, settings, device)
+        opened = open_for(candidate, settings_of(data, folder.read().data), device)
     else:
         path = Path(str(source))
         _check_absent(f"{path}: is one exported file", teacher=teacher, artefact=artefacts)
         asked, files = {path.name: _artefact_of(path, device)}, {path.name: path}
         candidate = _against(path, against, device, network, normalise=normalise, input_shape=input_shape, task=task)
-        settings = settings_of(data)
-        opened = None if settings is None else open_for(candidate, settings, device)
+        opened = open_for(candidate, settings_of(data), device)
     bench = _Bench(candidate, opened, chosen, device, "network" if folder is None else folder.role)
 
     differences: list[Difference] = []

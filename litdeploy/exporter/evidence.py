@@ -88,12 +88,12 @@ def settings_of(data: Any, learned: DataSettings | None = None) -> DataSettings 
 
 def open_for(
     network: Network,
-    settings: DataSettings | Objects,
+    settings: DataSettings | Objects | None,
     device: torch.device,
     seed: int = 0,
     learned: DataSettings | None = None,
-) -> Data:
-    """Open a dataset and check that it fits a network.
+) -> Data | None:
+    """Open a dataset and check that it fits a network; None if there is none.
 
     Texts are tokenized by the tokenizer next to the network's file if no other is named.
 
@@ -104,6 +104,8 @@ def open_for(
     Raises:
         DataError: it is unavailable, or does not fit this network.
     """
+    if settings is None:
+        return None
     if isinstance(settings, Objects):
         return open_objects(settings.store(network, evaluation=True), DataSettings(), device, seed)
     own = carried_by(network.source, TOKENIZER)
@@ -121,5 +123,4 @@ def open_test_data(manifest: Manifest, data: Any, student: Network, device: torc
     learned = manifest.recipe.data
     if data is None and learned.source is None:
         return None
-    settings = settings_of(data, learned) or learned
-    return open_for(student, settings, device, manifest.recipe.seed, learned)
+    return open_for(student, settings_of(data, learned), device, manifest.recipe.seed, learned)

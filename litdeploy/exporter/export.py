@@ -114,15 +114,9 @@ def export(
     chosen = resolve_target(target)
     _check_precisions(names, precisions, io_precision, chosen, target)
     device = _device_for(names, chosen)
-    resolved = {name: _options_of(name, options, chosen) for name in names}
-    for name in names:
-        if reference := FORMATS[name].check:
-            check: CheckFunction = imported(reference)
-            if line := check(chosen, device, resolved[name]):
-                say(line)
+    resolved = {name: _options_of(name, options, chosen, device, say) for name in names}
     with folder.lock():
         tidy(folder.export_path)
-        opened: Data | None
         if isinstance(folder, Bundle):
             loaded = load(folder.student_path, network=network)
             check_one_pass(loaded)
@@ -191,7 +185,7 @@ def _claim(
     Args:
         record: None: the network came from no file, and its weights are written into the folder.
     """
-    opened = None if settings is None else open_for(network, settings, device)
+    opened = open_for(network, settings, device)
     if isinstance(settings, Objects):
         settings = None
     if settings is not None and settings.source is not None and Path(settings.source).exists():
@@ -281,8 +275,10 @@ def _given(option: Option, value: Any) -> bool:
     return bool(value) if isinstance(option.default, tuple) else bool(value != option.default)
 
 
-def _options_of(name: str, given: Mapping[str, Any], target: Target) -> dict[str, Any]:
-    """A format's options, completed by the target and the defaults."""
+def _options_of(
+    name: str, given: Mapping[str, Any], target: Target, device: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """A format's options, completed by the target and the defaults, and checked by the format."""
     found: dict[str, Any] = {}
     for option in FORMATS[name].options:
         value = given.get(option.name, option.default)
@@ -290,6 +286,10 @@ def _options_of(name: str, given: Mapping[str, Any], target: Target) -> dict[str
             at_target = getattr(target, option.from_target) if option.from_target else None
             value = tuple(value) or (() if at_target is None else (at_target,))
         found[option.name] = value
+    if reference := FORMATS[name].check:
+        check: CheckFunction = imported(reference)
+        if line := check(target, device, found):
+            say(line)
     return found
 
 
